@@ -1,5 +1,50 @@
-"""What every attention head and every layer of an encoder does on a whole genome database."""
+"""What every attention head and every layer of an encoder does on a whole genome database.
+
+    import bertgeom
+
+    bertgeom.run("genomes.fasta", model="model/", out="run.zarr")
+    dataset = bertgeom.open("run.zarr")
+
+    geometry = bertgeom.measure(model, input_ids=ids, attention_mask=mask)
+
+    with bertgeom.record() as recorder:  # a model loaded with attn_implementation="bertgeom"
+        model(**batch)
+    geometry = recorder.dataset()
+
+Importing the package loads neither torch nor transformers. The attention implementation
+"bertgeom" is registered as soon as both are there, in either order of the imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from wrapt import when_imported
 
 from bertgeom._version import __version__
 
-__all__ = ["__version__"]
+_HOME = {
+    "load_encoder": "encoder",
+    "measure": "encoder",
+    "record": "attention",
+    "open": "store",
+    "run": "pipelines.stages",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+
+@when_imported("transformers.modeling_utils")
+def _register_attention(_: Any) -> None:
+    importlib.import_module("bertgeom.attention")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -324,9 +324,7 @@ CONE_VARIABLES: tuple[Variable, ...] = (
         kind="cone",
         source=_PAPER,
     ),
-    Variable(
-        "cone_resultant", _STATION, "float32", "1", "cone_index / n_tokens", kind="cone"
-    ),
+    Variable("cone_resultant", _STATION, "float32", "1", "cone_index / n_tokens", kind="cone"),
     Variable(
         "cone_mean_cosine",
         _STATION,
