@@ -10,16 +10,24 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+# At once, not on demand: loading a folder binds its name here, and that name is the function's.
+from .attention_stats.api import AttentionStats, attention_stats
+
 _HOME = {
-    "AttentionStats": "attention_stats.api",
-    "attention_stats": "attention_stats.api",
     "cone_sums": "cone_angles.api",
     "pairwise_angle_histogram": "cone_angles.api",
     "stream_moments": "stream_moments.api",
     "ImplementationUnavailableError": "_dispatch",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "AttentionStats",
+    "ImplementationUnavailableError",
+    "attention_stats",
+    "cone_sums",
+    "pairwise_angle_histogram",
+    "stream_moments",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,1 @@
+"""Attention with the statistics of its weights; see README.md for the derivation."""

@@ -1,0 +1,65 @@
+"""What a call asks for, and the constants that every implementation shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Codes of `gate` in order; the code of "no gate holds half of the mass" follows them.
+GATES = (
+    "closed",
+    "open",
+    "backward",
+    "forward",
+    "directional",
+    "instance",
+    "cluster",
+    "diffuse",
+)
+GATE_MIXED = len(GATES)
+MAX_GROUPS = 16
+
+#: Stretches of the block map; token t of n belongs to stretch t * N_BLOCKS // n.
+N_BLOCKS = 16
+#: Partitions of the stretches whose block structure `cluster` looks at.
+SEGMENTS = (2, 4, 8, 16)
+#: Equal-width bins of the value entropy.
+N_VALUE_BINS = 20
+
+#: Thresholds are lowered by this share, and bin edges by this share of a bin, so that a weight
+#: that equals a threshold in exact arithmetic passes it in every precision.
+SLACK = 1e-5
+#: The mass that k90 asks for, lowered likewise: nine of ten equal weights hold it.
+K90_MASS = 0.9 * (1 - SLACK)
+#: A column is a hub from min(HUB_MASS, n / 2) received weights on.
+HUB_MASS = 8.0
+#: max - min at or below this share of max counts as one bin.
+FLAT = 1e-5
+#: 1 - sum r c at or below this has no block structure to show.
+ONE_BLOCK = 1e-6
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one call asks for.
+
+    Attributes:
+        scale: factor of Q K^T inside the softmax.
+        window: key j is visible to query i iff |i - j| <= window; None: every key is.
+        full: whether the tier is "full".
+        theta: weights from theta on are confident.
+        near: |i - j| <= near is near.
+        n_offset_side: one-sided bins of the offset profile.
+        n_groups: token groups, 0 to 16.
+        rows: whether `query_entropy` is returned.
+        columns: whether `attention_received` is returned.
+    """
+
+    scale: float
+    window: int | None
+    full: bool
+    theta: float
+    near: int
+    n_offset_side: int
+    n_groups: int
+    rows: bool
+    columns: bool

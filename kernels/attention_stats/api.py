@@ -1,0 +1,248 @@
+"""`attention_stats`: checks, shapes, and the choice of an implementation."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._dispatch import resolve
+from ._options import MAX_GROUPS, Options
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MODULES = {"triton": "gpu", "numba": "cpu", "reference": "reference"}
+_TRACKS = ("query_entropy", "attention_received")
+
+
+@dataclass(frozen=True)
+class AttentionStats:
+    """What one attention call leaves behind.
+
+    Attributes:
+        output: (B, H, N, d) in the query's dtype, softmax(scale Q K^T) V; zero in padded slots.
+            Laid out so that `output.transpose(1, 2)` is contiguous.
+        values: statistics by name, as declared in `docs/statistics.md` section 1: (B, H) float32
+            unless another shape is given in `attention_stats`.
+    """
+
+    output: Tensor
+    values: dict[str, Tensor]
+
+
+def attention_stats(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    special: Tensor | None = None,
+    groups: Tensor | None = None,
+    n_groups: int = 0,
+    scale: float | None = None,
+    window: int | None = None,
+    tier: str = "full",
+    theta: float = 0.3,
+    near: int = 4,
+    n_offset_side: int = 18,
+    rows: bool = False,
+    columns: bool = False,
+    impl: str = "auto",
+) -> AttentionStats:
+    """Attention and the statistics of its weights, without the matrix of weights.
+
+    Args:
+        query: (B, H, N, d) float32, float16 or bfloat16, any strides, as the model computed it.
+        key, value: (B, Hk, N, d) like the query; Hk divides H, head h reads h // (H / Hk).
+        lengths: (B,) integer; the first lengths[b] slots of window b are valid. On CUDA the
+            numbers are not looked at (that would wait for the device) but clamped to [0, N].
+        mask: (B, N) bool, or 0 and 1: the valid slots, wherever they are; the other way of saying
+            it. Positions count valid tokens only. Finding out where they are waits for the device.
+        special: (B, N) bool, special tokens; None: no token is special.
+        groups: (B, N) int32, bit g set where a token belongs to group g.
+        n_groups: number of groups, 0 to 16.
+        scale: factor of Q K^T inside the softmax, d ** -0.5 by default.
+        window: key j is visible to query i iff |i - j| <= window; None: every key is.
+        tier: "core" or "full".
+        theta: weights of at least theta, in (0, 1], are confident.
+        near: |i - j| <= near tokens is near, for the gates; 0 to 64.
+        n_offset_side: one-sided bins of the offset profile; farther offsets fall into the last.
+        rows, columns: whether to return the vectors of every query and of every key.
+        impl: "auto", "triton", "numba" or "reference".
+
+    Returns:
+        output and values. Tier core: attention_entropy, attention_entropy_std, attention_top1,
+        attention_purity, attention_distance, attention_offset, attention_self, attention_forward,
+        attention_backward, attention_special, attention_confident_mass,
+        attention_confident_count, attention_received_entropy, attention_received_max,
+        logit_asymmetry, logit_effective_rank; gate_mass (B, H, 8), gate uint8;
+        attention_group_mass (B, H, n_groups) if n_groups. Tier full adds attention_k90_median and
+        attention_k90_min int32, attention_value_entropy, attention_asymmetry,
+        attention_offset_profile (B, H, 2 n_offset_side + 1), block_map (B, H, 16, 16).
+        With `rows` query_entropy, with `columns` attention_received (the sum over queries), both
+        (B, H, N) and NaN in padded slots. A window without tokens gives NaN, 0 for counts.
+
+    Raises:
+        TypeError: for a tensor of another dtype.
+        ValueError: for shapes or settings that do not fit, or where a gradient is asked for.
+        ImplementationUnavailableError: where `impl` cannot run.
+    """
+    _check_tensors(query, key, value)
+    name = resolve(impl, query, key, value, lengths, mask, special, groups)
+    batch, _, n_slots, head_dim = query.shape
+    options = _options(
+        scale=head_dim**-0.5 if scale is None else float(scale),
+        window=window,
+        tier=tier,
+        theta=theta,
+        near=near,
+        n_offset_side=n_offset_side,
+        n_groups=n_groups,
+        rows=rows,
+        columns=columns,
+    )
+    special = _slots("special", special, batch, n_slots, torch.bool)
+    groups = _slots("groups", groups, batch, n_slots, torch.int32)
+    if n_groups and groups is None:
+        raise ValueError(f"n_groups={n_groups}: expected groups (B, N) int32, found None")
+    if lengths is not None and mask is not None:
+        raise ValueError("expected lengths or mask, found both; leave one out")
+    run = importlib.import_module(f"{__package__}.{_MODULES[name]}").run
+    with torch.no_grad():
+        slots = None
+        mask = _slots("mask", mask, batch, n_slots, torch.bool)
+        if mask is not None:
+            lengths, slots = _valid_first(mask)
+        lengths = _lengths(lengths, batch, n_slots, query.device)
+        if slots is not None:
+            query, key, value = (_take(x, slots) for x in (query, key, value))
+            special = None if special is None else special.gather(1, slots)
+            groups = None if groups is None else groups.gather(1, slots)
+        output, values = run(query, key, value, lengths, special, groups, options)
+        if slots is not None:
+            output, values = _put_back(output, values, slots)
+    return AttentionStats(output, {k: _single(v) for k, v in values.items()})
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.dtype not in _DTYPES:
+            raise TypeError(f"{name}: expected float32, float16 or bfloat16, found {x.dtype}")
+        if x.dtype != query.dtype:
+            raise TypeError(f"{name}: expected the query's dtype {query.dtype}, found {x.dtype}")
+        if x.dim() != 4:
+            raise ValueError(f"{name}: expected (B, H, N, d), found shape {tuple(x.shape)}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: expected a tensor without gradient; there is no backward pass here, "
+                "run under torch.inference_mode() or torch.no_grad()"
+            )
+    batch, n_heads, n_slots, head_dim = query.shape
+    if 0 in query.shape:
+        raise ValueError(f"query: expected no empty dimension, found shape {tuple(query.shape)}")
+    n_key_heads = key.shape[1]
+    if key.shape != (batch, n_key_heads, n_slots, head_dim) or key.shape != value.shape:
+        raise ValueError(
+            f"expected key and value ({batch}, Hk, {n_slots}, {head_dim}) like the query, "
+            f"found {tuple(key.shape)} and {tuple(value.shape)}"
+        )
+    if n_key_heads == 0 or n_heads % n_key_heads:
+        raise ValueError(
+            f"key: expected a number of heads that divides {n_heads}, found {n_key_heads}"
+        )
+
+
+def _options(
+    *,
+    scale: float,
+    window: int | None,
+    tier: str,
+    theta: float,
+    near: int,
+    n_offset_side: int,
+    n_groups: int,
+    rows: bool,
+    columns: bool,
+) -> Options:
+    for what, ok, expected, found in (
+        ("scale", math.isfinite(scale) and scale > 0, "a positive number", scale),
+        ("window", window is None or window >= 0, "None or at least 0", window),
+        ("tier", tier in ("core", "full"), "'core' or 'full'", tier),
+        ("theta", 0 < theta <= 1, "a share in (0, 1]", theta),
+        ("near", 0 <= near <= 64, "0 to 64 tokens", near),
+        ("n_offset_side", 1 <= n_offset_side <= 32, "1 to 32 bins", n_offset_side),
+        ("n_groups", 0 <= n_groups <= MAX_GROUPS, f"0 to {MAX_GROUPS} groups", n_groups),
+    ):
+        if not ok:
+            raise ValueError(f"{what}: expected {expected}, found {found!r}")
+    return Options(
+        scale=scale,
+        window=window,
+        full=tier == "full",
+        theta=float(theta),
+        near=near,
+        n_offset_side=n_offset_side,
+        n_groups=n_groups,
+        rows=rows,
+        columns=columns,
+    )
+
+
+def _slots(
+    name: str, x: Tensor | None, batch: int, n_slots: int, dtype: torch.dtype
+) -> Tensor | None:
+    if x is None:
+        return None
+    if x.shape != (batch, n_slots):
+        raise ValueError(f"{name}: expected shape ({batch}, {n_slots}), found {tuple(x.shape)}")
+    if x.is_floating_point() or x.is_complex():
+        raise TypeError(f"{name}: expected {dtype} or another integer type, found {x.dtype}")
+    return x.to(dtype)
+
+
+def _lengths(lengths: Tensor | None, batch: int, n_slots: int, device: torch.device) -> Tensor:
+    """(B,) int32 on the device, within [0, N]."""
+    if lengths is None:
+        return torch.full((batch,), n_slots, dtype=torch.int32, device=device)
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise ValueError(
+            f"lengths: expected {batch} integers, found shape {tuple(lengths.shape)} "
+            f"of {lengths.dtype}"
+        )
+    if lengths.device.type == "cpu" and bool(((lengths < 0) | (lengths > n_slots)).any()):
+        raise ValueError(f"lengths: expected 0 to {n_slots} tokens, found {lengths.tolist()}")
+    return lengths.clamp(0, n_slots).to(torch.int32)
+
+
+def _valid_first(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Lengths, and the order (B, N) of slots that puts the valid ones first; None: they are."""
+    lengths = mask.sum(1, dtype=torch.int32)
+    prefix = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    if torch.equal(mask, prefix):
+        return lengths, None
+    return lengths, torch.argsort(~mask, dim=1, stable=True)
+
+
+def _take(x: Tensor, slots: Tensor) -> Tensor:
+    """The slots of x (B, H, N, d) in another order."""
+    return x.gather(2, slots[:, None, :, None].expand_as(x))
+
+
+def _put_back(
+    output: Tensor, values: dict[str, Tensor], slots: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    index = slots[:, None, :, None].expand_as(output)
+    scattered = torch.empty_like(output).scatter_(2, index, output)
+    for name in _TRACKS:
+        if name in values:
+            track = values[name]
+            index = slots[:, None].expand_as(track)
+            values[name] = torch.empty_like(track).scatter_(2, index, track)
+    return scattered, values
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.to(torch.float32) if x.is_floating_point() else x
