@@ -5,20 +5,18 @@ Numba; the first call does. Every operation is a folder with the same files: `ap
 (validation, dispatch), `reference.py` (float64 oracle), `cpu.py` (Numba), `gpu.py` (Triton).
 """
 
-from __future__ import annotations
+import contextlib
 
-import importlib
-from typing import Any
-
-# At once, not on demand: loading a folder binds its name here, and that name is the function's.
-from .attention_stats.api import AttentionStats, attention_stats
-
-_HOME = {
-    "cone_sums": "cone_angles.api",
-    "pairwise_angle_histogram": "cone_angles.api",
-    "stream_moments": "stream_moments.api",
-    "ImplementationUnavailableError": "_dispatch",
-}
+with contextlib.suppress(ImportError):
+    from bertgeom.kernels._dispatch import ImplementationUnavailableError
+with contextlib.suppress(ImportError):
+    from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
+with contextlib.suppress(ImportError):
+    from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
+with contextlib.suppress(ImportError):
+    from bertgeom.kernels.stream_moments.api import stream_moments
+with contextlib.suppress(ImportError):
+    from bertgeom.kernels.stations import station_statistics
 
 __all__ = [
     "AttentionStats",
@@ -26,11 +24,6 @@ __all__ = [
     "attention_stats",
     "cone_sums",
     "pairwise_angle_histogram",
+    "station_statistics",
     "stream_moments",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
