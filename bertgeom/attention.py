@@ -24,9 +24,8 @@ from torch.nn.modules import module as torch_module
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import flash_attention_mask
 
-from bertgeom import variables
+from bertgeom import kernels, variables
 from bertgeom.errors import ModelError, UsageError
-from bertgeom.kernels import attention_stats, cone_sums, station_statistics
 
 NAME = "bertgeom"
 
@@ -185,7 +184,7 @@ class Recorder:
             self._station(forward.embedding, angles=True, hidden_state=True)
             forward.embedding = None
         tracks = "tracks" in settings.keep
-        stats = attention_stats(
+        stats = kernels.attention_stats(
             query,
             key,
             value,
@@ -206,7 +205,8 @@ class Recorder:
         values = dict(stats.values)
         heads = (query, _expand(key, query), _expand(value, query), stats.output)
         cones = [
-            cone_sums(x, **forward.valid, axis_angles=False, impl=settings.impl) for x in heads
+            kernels.cone_sums(x, **forward.valid, axis_angles=False, impl=settings.impl)
+            for x in heads
         ]
         for name in ("cone_index", "cone_mean_cosine"):
             values[f"head_{name}"] = torch.stack([c[name] for c in cones], dim=-1)
@@ -218,7 +218,7 @@ class Recorder:
         if "cls" in self.settings.keep and hidden_state:
             forward.first_tokens.append(_first_token(x, forward.mask))
         forward.stations.append(
-            station_statistics(x, **forward.valid, angles=angles, impl=self.settings.impl)
+            kernels.station_statistics(x, **forward.valid, angles=angles, impl=self.settings.impl)
         )
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:

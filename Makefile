@@ -1,0 +1,47 @@
+# Everything happens in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+DEMO   ?= demo
+
+.PHONY: help demo test lint wheel bench bench-quick clean
+
+help:
+	@echo "make demo   install, run the main job on the shipped genomes, print what was found"
+	@echo "make test   install, lint, check types, run all tests"
+	@echo "make bench  run the benchmarks; uses a GPU when there is one"
+	@echo "make wheel  build the wheel into dist/"
+	@echo "make clean  remove what these targets made"
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bertgeom needs Python 3.11 or newer, found %d.%d; set PYTHON=" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[report]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[test,lint,report,casestudy,bench]"
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/bertgeom demo --out $(DEMO)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/types_of_wheel.py
+
+test: lint
+	$(BIN)/pytest
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench.run
+
+wheel: $(VENV)/.test
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps -w dist .
+
+clean:
+	rm -rf $(VENV) build dist bertgeom.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,123 @@
+"""Small models for tests and examples, made from their configuration with a fixed seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: Architectures whose attention `bertgeom` observes, as small as they come.
+TINY_MODELS = ("bert", "roberta", "electra", "albert", "distilbert", "esm", "modernbert")
+
+
+def tiny_model(
+    kind: str = "bert",
+    *,
+    n_layers: int = 2,
+    n_heads: int = 2,
+    hidden: int = 32,
+    vocabulary: int = 60,
+    max_tokens: int = 128,
+    seed: int = 0,
+    spread: float = 0.3,
+) -> Any:
+    """A random encoder in eval mode, with eager attention.
+
+    Args:
+        kind: one of `TINY_MODELS`.
+        spread: standard deviation of the weights; large enough that attention is not uniform.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    import transformers as t
+
+    if kind not in TINY_MODELS:
+        raise ValueError(f"expected one of {', '.join(TINY_MODELS)}, found {kind!r}")
+    common: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "intermediate_size": 2 * hidden,
+        "max_position_embeddings": max_tokens + 2,
+        "initializer_range": spread,
+        "pad_token_id": 0,
+    }
+    config: Any
+    model: Any
+    if kind == "bert":
+        config, model = t.BertConfig(**common), t.BertModel
+    elif kind == "roberta":
+        config, model = t.RobertaConfig(**common), t.RobertaModel
+    elif kind == "electra":
+        config, model = t.ElectraConfig(**common, embedding_size=hidden), t.ElectraModel
+    elif kind == "albert":
+        config, model = t.AlbertConfig(**common, embedding_size=hidden), t.AlbertModel
+    elif kind == "distilbert":
+        config = t.DistilBertConfig(
+            vocab_size=vocabulary,
+            dim=hidden,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            hidden_dim=2 * hidden,
+            max_position_embeddings=max_tokens + 2,
+            initializer_range=spread,
+            pad_token_id=0,
+        )
+        model = t.DistilBertModel
+    elif kind == "esm":
+        config = t.EsmConfig(**common, position_embedding_type="rotary", mask_token_id=4)
+        model = t.EsmModel
+    else:
+        special = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+        layers = {"local_attention": 16, "global_attn_every_n_layers": 2}
+        config = t.ModernBertConfig(**common, **special, **layers)
+        model = t.ModernBertModel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config._attn_implementation = "eager"
+        return model(config).eval()
+
+
+def save_tiny_classifier(
+    folder: Path,
+    *,
+    k: int = 3,
+    n_classes: int = 3,
+    max_tokens: int = 64,
+    n_layers: int = 2,
+    n_heads: int = 2,
+    hidden: int = 32,
+    seed: int = 0,
+) -> Path:
+    """Write a random DNABERT-like sequence classifier with its vocabulary into `folder`.
+
+    The vocabulary holds the special tokens and all k-mers over A, T, C, G.
+    """
+    from itertools import product
+
+    from transformers import BertConfig, BertForSequenceClassification
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += ["".join(letters) for letters in product("ATCG", repeat=k)]
+    shape: dict[str, Any] = {"num_labels": n_classes}
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=hidden,
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=max_tokens,
+        initializer_range=0.3,
+        pad_token_id=0,
+        **shape,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(config).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return folder
