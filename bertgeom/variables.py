@@ -466,6 +466,200 @@ OUTPUT_VARIABLES: tuple[Variable, ...] = (
     ),
 )
 
+
+def _weight(
+    name: str,
+    unit: str,
+    description: str,
+    *extra: str,
+    dtype: str = "float64",
+    source: str = _OWN,
+) -> Variable:
+    return Variable(
+        name, ("layer", "head", *extra), dtype, unit, description, kind="weight", source=source
+    )
+
+
+#: Once per model: statistics of W = W_q^T W_k and of the three projections of a head.
+WEIGHT_VARIABLES: tuple[Variable, ...] = (
+    _weight(
+        "weight_symmetry",
+        "1",
+        "(|symmetric part|^2 - |skew part|^2) / |W|^2: 1 symmetric, -1 skew",
+        source=_SAPONATI,
+    ),
+    _weight(
+        "weight_directionality",
+        "1",
+        "(c - r) / (c + r), c and r the sums of the column and row norms of W beyond their mean "
+        "plus 2 population standard deviations; 0 without such norms",
+        source=_SAPONATI,
+    ),
+    _weight(
+        "weight_directionality_excess",
+        "1",
+        "as weight_directionality, with what exceeds the threshold instead of the norms",
+        source=_SAPONATI,
+    ),
+    _weight(
+        "weight_subspace_cosines",
+        "1",
+        "cosines of the principal angles between query and key subspace, descending",
+        "component",
+        source=_PAPER,
+    ),
+    _weight(
+        "weight_eigen_positive", "1", "eigenvalues of W with a positive real part", dtype="int32"
+    ),
+    _weight(
+        "weight_eigen_negative", "1", "eigenvalues of W with a negative real part", dtype="int32"
+    ),
+    _weight("weight_eigen_complex", "1", "eigenvalues of W that are not real", dtype="int32"),
+    _weight(
+        "weight_symmetric_positive_share",
+        "1",
+        "positive eigenvalues of the symmetric part of W over the sum of their absolute values",
+    ),
+    _weight("weight_singular_values", "1", "singular values of W, descending", "component"),
+    _weight("weight_rank", "1", "numerical rank of W (numpy's rule, float64)", dtype="int32"),
+    _weight(
+        "weight_effective_rank", "1", "participation ratio of the squared singular values of W"
+    ),
+    _weight(
+        "projection_singular_values",
+        "1",
+        "singular values of W_q, W_k, W_v, descending",
+        "projection",
+        "component",
+    ),
+    _weight(
+        "projection_rank",
+        "1",
+        "numerical rank of W_q, W_k, W_v (numpy's rule, float64)",
+        "projection",
+        dtype="int32",
+    ),
+    _weight(
+        "projection_effective_rank",
+        "1",
+        "participation ratio of the squared singular values of W_q, W_k, W_v",
+        "projection",
+    ),
+    _weight(
+        "projection_bias_norm",
+        "1",
+        "norm of the bias of the projection; 0 where the model has none",
+        "projection",
+    ),
+)
+
+
+def _spectrum(
+    name: str,
+    unit: str,
+    description: str,
+    *extra: str,
+    dtype: str = "float32",
+    source: str = _OWN,
+    head: bool = True,
+) -> Variable:
+    dims = ("sample", "layer", "head", *extra) if head else ("sample", "layer", *extra)
+    return Variable(name, dims, dtype, unit, description, "full", "spectrum", "spectra", source)
+
+
+#: Spectra of a head; `logit` is Q K^T without scale, of which d values can be nonzero.
+SPECTRA = ("attention", "value", "head", "logit")
+
+#: For sampled windows only (`--spectra`). Values that a shorter window lacks are NaN.
+SPECTRUM_VARIABLES: tuple[Variable, ...] = (
+    _spectrum(
+        "attention_singular_values", "1", "singular values of A, descending", "token_component"
+    ),
+    _spectrum("value_singular_values", "1", "singular values of V, descending", "head_component"),
+    _spectrum(
+        "head_singular_values", "1", "singular values of Z = A V, descending", "head_component"
+    ),
+    _spectrum(
+        "logit_singular_values", "1", "singular values of Q K^T, descending", "head_component"
+    ),
+    _spectrum(
+        "spectrum_rank", "1", "numerical rank (numpy's rule, float32)", "spectrum", dtype="int32"
+    ),
+    _spectrum("spectrum_small", "1", "singular values below 1e-3", "spectrum", dtype="int32"),
+    _spectrum(
+        "spectrum_condition",
+        "1",
+        "largest over smallest singular value",
+        "spectrum",
+        dtype="float64",
+    ),
+    _spectrum("spectral_entropy", "nat", "-sum p ln p with p = s^2 / sum s^2", "spectrum"),
+    _spectrum(
+        "logit_eigenvalues_real",
+        "1",
+        "real parts of the eigenvalues of Q K^T, by falling absolute value",
+        "head_component",
+    ),
+    _spectrum(
+        "logit_eigenvalues_imaginary",
+        "1",
+        "imaginary parts of the eigenvalues of Q K^T, in the order of the real parts",
+        "head_component",
+    ),
+    _spectrum(
+        "logit_symmetric_eigenvalues",
+        "1",
+        "eigenvalues of the symmetric part of Q K^T, ascending",
+        "symmetric_component",
+    ),
+    _spectrum(
+        "paper_von_neumann_entropy",
+        "nat",
+        "-sum p ln p with p the absolute eigenvalues of Q K^T over their 2-norm",
+        source=_PAPER,
+    ),
+    _spectrum(
+        "paper_shannon_entropy",
+        "nat",
+        "entropy of all weights of the head in 20 equal bins between their extremes",
+        source=_PAPER,
+    ),
+    _spectrum(
+        "output_singular_values",
+        "1",
+        "singular values of the layer output, descending",
+        "output_component",
+        head=False,
+    ),
+    _spectrum(
+        "output_spectrum_rank",
+        "1",
+        "numerical rank of the layer output (numpy's rule, float32)",
+        dtype="int32",
+        head=False,
+    ),
+    _spectrum(
+        "output_spectrum_small",
+        "1",
+        "singular values of the layer output below 1e-3",
+        dtype="int32",
+        head=False,
+    ),
+    _spectrum(
+        "output_spectrum_condition",
+        "1",
+        "largest over smallest singular value of the layer output",
+        dtype="float64",
+        head=False,
+    ),
+    _spectrum(
+        "output_spectral_entropy",
+        "nat",
+        "-sum p ln p with p = s^2 / sum s^2 of the layer output",
+        head=False,
+    ),
+)
+
 VARIABLES: dict[str, Variable] = {
     variable.name: variable
     for variable in (
