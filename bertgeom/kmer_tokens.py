@@ -164,7 +164,7 @@ class KmerTokenizer:
         return start, stop
 
 
-def PaperKmer(  # noqa: N802
+def PaperKmer(
     vocabulary: Mapping[str, int] | Sequence[str],
     *,
     k: int = 12,
@@ -193,7 +193,7 @@ def PaperKmer(  # noqa: N802
     )
 
 
-def DnabertKmer(  # noqa: N802
+def DnabertKmer(
     k: int = 6, *, vocabulary: Mapping[str, int] | None = None, max_tokens: int = 512
 ) -> KmerTokenizer:
     """DNABERT's tokeniser: every k-mer of A, C, G, T at stride 1; others are [UNK].

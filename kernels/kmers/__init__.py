@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from bertgeom.kernels.kmers.api import (
-    KmerTable,
+    SplitTokens,
     count_ambiguous,
     encode_kmers,
+    encode_singles,
+    encode_split,
     kmer_keys,
     n_kmers,
-    pack_kmers,
     reverse_complement,
-    unpack_kmers,
 )
+from bertgeom.kernels.kmers.table import KmerTable, pack_kmers, single_table, unpack_kmers
 
 __all__ = [
     "KmerTable",
+    "SplitTokens",
     "count_ambiguous",
     "encode_kmers",
+    "encode_singles",
+    "encode_split",
     "kmer_keys",
     "n_kmers",
     "pack_kmers",
     "reverse_complement",
+    "single_table",
     "unpack_kmers",
 ]

@@ -1,4 +1,4 @@
-"""Bases to token ids: validation, shapes, and the tables that the loops read.
+"""Bases to token ids: validation, shapes, dispatch.
 
 Bases are uint8 ASCII of any case; U is T. A batch is one array of bases with the starts and
 stops of its rows, so that windows of a chromosome are encoded without being copied.
@@ -6,97 +6,10 @@ stops of its rows, so that windows of a chromosome are encoded without being cop
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-
-from bertgeom.kernels.kmers.alphabet import BITS, CODES, LETTERS, MAX_K, OTHER
-
-
-@dataclass(frozen=True, eq=False)
-class KmerTable:
-    """The k-mers of a vocabulary, ready to be looked up.
-
-    Attributes:
-        k: bases of a k-mer, 1..16.
-        keys: uint64 (V,), four bits a base, first base highest.
-        ids: int32 (V,), the token id of every key.
-        unknown: id of a k-mer that is not in the vocabulary.
-    """
-
-    k: int
-    keys: np.ndarray
-    ids: np.ndarray
-    unknown: int
-
-    @staticmethod
-    def build(vocabulary: Mapping[str, int], k: int, unknown: int) -> KmerTable:
-        """From k-mer to id; letters of any case out of the IUPAC alphabet.
-
-        Raises:
-            ValueError: for another length, a letter that is no base, a k-mer that occurs
-                twice (in two cases, or with U and T), or a k-mer with the id `unknown`.
-        """
-        _check_k(k)
-        ids = np.fromiter(vocabulary.values(), dtype=np.int32, count=len(vocabulary))
-        keys = pack_kmers(vocabulary, k)
-        if np.unique(keys).size != keys.size:
-            order, counts = np.unique(keys, return_counts=True)
-            twice = unpack_kmers(order[counts > 1][:1], k)[0]
-            raise ValueError(f"expected every k-mer once, found {twice} twice")
-        if (ids == unknown).any():
-            raise ValueError(f"expected no k-mer with the unknown id {unknown}, found one")
-        return KmerTable(k, keys, ids, unknown)
-
-    @cached_property
-    def vocabulary(self) -> dict[str, int]:
-        """Upper-case k-mer -> id."""
-        return dict(zip(unpack_kmers(self.keys, self.k), self.ids.tolist(), strict=True))
-
-    @cached_property
-    def slots(self) -> tuple[np.ndarray, np.ndarray, np.uint64]:
-        """Hash table at most a quarter full: keys, values, and the shift of the hash."""
-        from bertgeom.kernels.kmers import cpu
-
-        bits = max(4, int(4 * max(self.keys.size, 1) - 1).bit_length())
-        slots = np.full(1 << bits, cpu.EMPTY, dtype=np.uint64)
-        values = np.full(1 << bits, self.unknown, dtype=np.int32)
-        cpu.fill_slots(self.keys, self.ids, slots, values, np.uint64(64 - bits))
-        return slots, values, np.uint64(64 - bits)
-
-
-def pack_kmers(kmers: Iterable[str], k: int) -> np.ndarray:
-    """uint64 key of every k-mer.
-
-    Raises:
-        ValueError: for a k-mer of another length or with a letter that is no base.
-    """
-    _check_k(k)
-    kmers = list(kmers)
-    wrong = next((kmer for kmer in kmers if len(kmer) != k), None)
-    if wrong is not None:
-        raise ValueError(f"expected k-mers of {k} bases, found {wrong!r}")
-    letters = np.frombuffer("".join(kmers).encode("ascii", "replace"), dtype=np.uint8)
-    codes = CODES[letters].reshape(-1, k)
-    bad = (codes == OTHER).any(axis=1)
-    if bad.any():
-        raise ValueError(f"expected IUPAC bases, found {kmers[int(bad.argmax())]!r}")
-    keys = np.zeros(len(kmers), dtype=np.uint64)
-    for column in codes.T:
-        keys = (keys << np.uint64(BITS)) | column
-    return keys
-
-
-def unpack_kmers(keys: np.ndarray, k: int) -> list[str]:
-    """The upper-case k-mers of keys; a byte that is no base reads as `?`."""
-    _check_k(k)
-    letters = np.frombuffer((LETTERS + "?").encode(), dtype=np.uint8)
-    shifts = np.arange(BITS * (k - 1), -1, -BITS, dtype=np.uint64)
-    codes = (np.asarray(keys, dtype=np.uint64)[:, None] >> shifts) & np.uint64(OTHER)
-    text = letters[codes].tobytes().decode("ascii")
-    return [text[i : i + k] for i in range(0, len(text), k)]
+from bertgeom.kernels.kmers.table import KmerTable, check_k
 
 
 def n_kmers(n_bases: np.ndarray | int, k: int, stride: int, *, pad: bool) -> np.ndarray:
@@ -152,16 +65,13 @@ def encode_kmers(
     from bertgeom.kernels.kmers import cpu
 
     unknown = np.zeros(starts.size, dtype=np.int64)
-    slots, values, shift = table.slots
-    cpu.hashed_kmers(
+    cpu.encode_kmers(
         bases,
         starts,
         stops,
         table.k,
         stride,
-        slots,
-        values,
-        shift,
+        *table.lookup,
         np.int32(table.unknown),
         counts,
         first,
@@ -186,9 +96,160 @@ def _encode_kmers_reference(bases, starts, stops, table, stride, counts, ids, fi
     return unknown
 
 
+@dataclass(frozen=True)
+class SplitTokens:
+    """What `encode_split` wrote, per row: int64 lengths and unknown tokens, bool truncated."""
+
+    lengths: np.ndarray
+    n_unknown: np.ndarray
+    truncated: np.ndarray
+
+
+def encode_split(
+    bases: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    table: KmerTable,
+    singles: np.ndarray,
+    *,
+    room: int,
+    ids: np.ndarray,
+    begins: np.ndarray,
+    ends: np.ndarray,
+    first: int = 0,
+    impl: str = "auto",
+) -> SplitTokens:
+    """Longest-match tokens: k-mers end to end, single bases where none fits.
+
+    Args:
+        bases: uint8 (n,) ASCII.
+        starts, stops: int64 (B,), the rows of the batch in `bases`.
+        table: every k-mer of A, C, G, T and no other.
+        singles: from `single_table`; must hold A, C, G, T.
+        room: most tokens of a row.
+        ids: int32 (B, N), written from column `first` on.
+        begins, ends: int32 (B, N), first base and one past the last of every token.
+        impl: "auto", "numba" or "reference".
+
+    Raises:
+        ValueError, TypeError: for arrays of another shape or dtype, or an incomplete table.
+    """
+    bases, starts, stops = _check_rows(bases, starts, stops)
+    if table.keys.size != 4**table.k or (singles[np.frombuffer(b"ACGT", np.uint8)] < 0).any():
+        raise ValueError(
+            f"expected all {4**table.k} k-mers and the single bases A, C, G, T, found "
+            f"{table.keys.size} k-mers"
+        )
+    for array in (ids, begins, ends):
+        if array.dtype != np.int32 or array.ndim != 2 or array.shape[0] != starts.size:
+            raise ValueError(
+                f"expected int32 ({starts.size}, N), found {array.dtype} {array.shape}"
+            )
+        if array.shape[1] < first + room:
+            raise ValueError(f"expected {first + room} columns, found {array.shape[1]}")
+    result = SplitTokens(
+        np.zeros(starts.size, dtype=np.int64),
+        np.zeros(starts.size, dtype=np.int64),
+        np.zeros(starts.size, dtype=bool),
+    )
+    if _resolve(impl) == "reference":
+        rows = zip(starts, stops, strict=True)
+        for b, (start, stop) in enumerate(rows):
+            _split_reference(
+                b, bases[start:stop], table, singles, room, first, ids, begins, ends, result
+            )
+        return result
+    from bertgeom.kernels.kmers import cpu
+
+    dense, entries, shift, *_ = table.lookup
+    cpu.encode_split(
+        bases,
+        starts,
+        stops,
+        table.k,
+        dense,
+        entries,
+        shift,
+        singles,
+        np.int32(table.unknown),
+        room,
+        first,
+        ids,
+        begins,
+        ends,
+        result.lengths,
+        result.n_unknown,
+        result.truncated,
+    )
+    return result
+
+
+def _split_reference(b, bases, table, singles, room, first, ids, begins, ends, result):
+    from bertgeom.kernels.kmers import reference
+
+    letters = {chr(i): int(singles[i]) for i in range(128) if singles[i] >= 0}
+    text = bases.tobytes().decode("latin-1")
+    tokens = reference.split_kmer_tokens(text, table.vocabulary | letters, table.k, table.unknown)
+    kept = tokens[:room]
+    for t, (token, begin, end) in enumerate(kept, start=first):
+        ids[b, t], begins[b, t], ends[b, t] = token, begin, end
+    result.lengths[b] = len(kept)
+    result.n_unknown[b] = sum(token == table.unknown for token, _, _ in kept)
+    result.truncated[b] = len(tokens) > room
+
+
+def encode_singles(
+    bases: np.ndarray,
+    starts: np.ndarray,
+    singles: np.ndarray,
+    unknown: int,
+    *,
+    counts: np.ndarray,
+    ids: np.ndarray,
+    first: int = 0,
+    impl: str = "auto",
+) -> np.ndarray:
+    """One token a base for the first `counts` bases of every row.
+
+    Args:
+        bases: uint8 (n,) ASCII.
+        starts: int64 (B,); counts: int64 (B,).
+        singles: from `single_table`.
+        unknown: id of a letter without a token.
+        ids: int32 (B, N), written from column `first` on.
+
+    Returns:
+        int64 (B,): how many of the written ids are the unknown id.
+
+    Raises:
+        ValueError, TypeError: for arrays of another shape or dtype.
+    """
+    counts = np.ascontiguousarray(counts, dtype=np.int64)
+    bases, starts, _ = _check_rows(bases, starts, starts + counts)
+    if ids.dtype != np.int32 or ids.ndim != 2 or ids.shape[0] != starts.size:
+        raise ValueError(f"expected ids int32 ({starts.size}, N), found {ids.dtype} {ids.shape}")
+    if counts.size and first + counts.max() > ids.shape[1]:
+        raise ValueError(f"expected room for every base, found ids of shape {ids.shape}")
+    n_unknown = np.zeros(starts.size, dtype=np.int64)
+    if _resolve(impl) == "reference":
+        from bertgeom.kernels.kmers import reference
+
+        letters = {chr(i): int(singles[i]) for i in range(128) if singles[i] >= 0}
+        for b, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            text = bases[start : start + count].tobytes().decode("latin-1")
+            tokens = [token for token, _, _ in reference.single_tokens(text, letters, unknown)]
+            ids[b, first : first + count] = tokens
+            n_unknown[b] = tokens.count(unknown)
+        return n_unknown
+    from bertgeom.kernels.kmers import cpu
+
+    cpu.encode_singles(bases, starts, singles, np.int32(unknown), counts, first, ids, n_unknown)
+    return n_unknown
+
+
 def kmer_keys(bases: np.ndarray, k: int, stride: int, *, pad: bool) -> np.ndarray:
     """uint64: keys of the k-mers of one sequence at 0, stride, ..., for building vocabularies."""
-    _check_k(k)
+    check_k(k)
     from bertgeom.kernels.kmers import cpu
 
     bases = check_bases(bases)
@@ -264,11 +325,6 @@ def _check_rows(bases, starts, stops):
             f"expected rows inside 0..{bases.size}, found row {b}: {starts[b]}..{stops[b]}"
         )
     return bases, starts, stops
-
-
-def _check_k(k: int) -> None:
-    if not 1 <= k <= MAX_K:
-        raise ValueError(f"expected k in 1..{MAX_K}, found {k}")
 
 
 def _resolve(impl: str) -> str:

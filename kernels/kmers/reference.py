@@ -8,9 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 COMPLEMENT = {
-    **{"A": "T", "C": "G", "G": "C", "T": "A", "U": "A", "N": "N"},
-    **{"R": "Y", "Y": "R", "S": "S", "W": "W", "K": "M", "M": "K"},
-    **{"B": "V", "V": "B", "D": "H", "H": "D"},
+    "A": "T",
+    "C": "G",
+    "G": "C",
+    "T": "A",
+    "U": "A",
+    "N": "N",
+    "R": "Y",
+    "Y": "R",
+    "S": "S",
+    "W": "W",
+    "K": "M",
+    "M": "K",
+    "B": "V",
+    "V": "B",
+    "D": "H",
+    "H": "D",
 }
 
 #: (token id, first base, one past the last base)
