@@ -1,0 +1,112 @@
+"""Checkpoints without pickle: safetensors for weights and optimiser state, JSON for the rest.
+
+A checkpoint is written beside the old one and renamed into its place. The best weights so
+far live in it too, so that one rename keeps everything consistent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bertgeom.errors import MismatchError
+
+from .settings import TrainSettings
+
+_STATE, _WEIGHTS = "state.json", "model.safetensors"
+_BEST, _MOMENTS = "best.safetensors", "optimizer.safetensors"
+
+
+@dataclass
+class History:
+    """Where a run stands: steps done, validations, and the best of them."""
+
+    step: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    finished: bool = False
+    validations: list[dict[str, float]] = field(default_factory=list)
+
+
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: TrainSettings,
+    history: History,
+) -> None:
+    """Replace the checkpoint by the present state."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    weights = _weights(model)
+    save_file(weights, fresh / _WEIGHTS)
+    save_file(_moments(model, optimizer), fresh / _MOMENTS)
+    if history.best_step == history.step or not folder.exists():
+        save_file(weights, fresh / _BEST)
+    else:
+        shutil.copyfile(folder / _BEST, fresh / _BEST)
+    state = {"settings": settings.as_dict(), "history": asdict(history)}
+    (fresh / _STATE).write_text(json.dumps(state, indent=1), "utf-8")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainSettings
+) -> History:
+    """Put model and optimiser into the state of the checkpoint.
+
+    Raises:
+        MismatchError: the checkpoint is of other settings; names them.
+    """
+    state = json.loads((folder / _STATE).read_text("utf-8"))
+    wanted, found = settings.as_dict(), state["settings"]
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise MismatchError(
+                f"{folder}: expected {name} = {wanted.get(name)!r}, found a checkpoint with "
+                f"{found.get(name)!r}; choose another folder or the same settings"
+            )
+    model.load_state_dict(load_file(folder / _WEIGHTS), strict=True)
+    _restore_moments(model, optimizer, load_file(folder / _MOMENTS))
+    return History(**state["history"])
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Put the model into its best state so far."""
+    model.load_state_dict(load_file(folder / _BEST), strict=True)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    found = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"{key}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    return found
+
+
+def _restore_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]
+) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in moments.items():
+        kind, name = key.split("/", 1)
+        parameter = parameters[name]
+        # AdamW keeps its step count on the CPU, its moments where the parameter is.
+        where = "cpu" if kind == "step" else parameter.device
+        optimizer.state[parameter][kind] = value.to(where)

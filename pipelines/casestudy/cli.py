@@ -1,0 +1,205 @@
+"""`bertgeom casestudy simulate | train | evaluate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bertgeom.errors import UsageError
+
+from .lineages import CLASSES
+
+if TYPE_CHECKING:
+    from .stream import LabelledSequences
+    from .train import Progress as TrainProgress
+
+app = typer.Typer(
+    help="SARS-CoV-2 variants: simulated genomes, a trained classifier, its evaluation.",
+    no_args_is_help=True,
+)
+_console = Console(stderr=True)
+
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="FASTA to write; compressed by its suffix.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Label table; OUT with .tsv if absent.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 900,
+    seed: Seed = 1,
+    region: Annotated[str, typer.Option(help="spike or genome")] = "spike",
+    profile: Annotated[str, typer.Option(help="clean, typical or poor")] = "typical",
+    balanced: Annotated[bool, typer.Option(help="As many of every class.")] = True,
+) -> None:
+    """Simulate labelled SARS-CoV-2 spikes or genomes."""
+    from . import simulate as simulation
+
+    settings = simulation.Simulation(region=region, profiles=((profile, 1.0),))
+    table = labels if labels is not None else Path(f"{_stem(out)}.tsv")
+    samples = simulation.simulate(count, seed, settings, balanced=balanced)
+    with _progress("simulate", count) as advance:
+        n = simulation.write(samples, out, table, progress=advance)
+    typer.echo(f"{n} {region} sequences in {out}, labels in {table}")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder; an interrupted run in it is continued.")],
+    seed: Seed = 7,
+    preset: Annotated[str, typer.Option(help="small (CPU, minutes) or paper (GPU)")] = "small",
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Model folder or hub name to start from.")
+    ] = None,
+    fasta: Annotated[Path | None, typer.Option(help="Train on these genomes instead.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Their label table.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train the variant classifier; its model folder is OUT/model."""
+    from .settings import PRESETS
+    from .train import train as run
+
+    if preset not in PRESETS:
+        raise UsageError(f"expected a preset of {', '.join(PRESETS)}, found {preset!r}")
+    if (fasta is None) != (labels is None):
+        raise UsageError("expected --fasta and --labels together, found only one of them")
+    given = None if fasta is None or labels is None else _given(fasta, labels)
+    settings = PRESETS[preset].changed(
+        seed=seed, steps=steps, init=init, samples=None if given is None else len(given)
+    )
+    with _progress("train", settings.steps) as advance:
+
+        def report(event: TrainProgress) -> None:
+            advance(event.step)
+            if event.validation is not None:
+                _log(
+                    f"step {event.step}: loss {event.loss:.4f}, validation loss "
+                    f"{event.validation['loss']:.4f}, accuracy {event.validation['accuracy']:.4f}"
+                )
+
+        figures = run(out, settings, given=given, device=device, report=report)
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        typer.echo(f"model in {out / 'model'}")
+
+
+@app.command()
+def evaluate(
+    fasta: Annotated[Path, typer.Argument(help="Genomes or spikes.")],
+    labels: Annotated[Path, typer.Argument(help="Table with the columns record_id and class.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder; the shipped one if absent.")
+    ] = None,
+    relabel: Annotated[
+        list[str] | None, typer.Option(help="CLASS=CLASS, e.g. gh=background; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify labelled genomes and say how well that went."""
+    from bertgeom.fasta import read_records
+
+    from bertgeom import data
+
+    from .classify import load_classifier
+    from .evaluate import evaluate as figures_of
+    from .evaluate import outcomes, read_labels
+
+    classifier = load_classifier(data.demo_model() if model is None else model)
+    truth = read_labels(labels, classifier.classes, dict(_pair(text) for text in relabel or []))
+    results = outcomes(classifier, read_records(fasta), truth)
+    figures = figures_of(results, classifier.classes)
+    text = json.dumps(figures, indent=1)
+    if out is not None:
+        out.write_text(text + "\n", "utf-8")
+    typer.echo(text if as_json else _summary(figures))
+
+
+def _given(fasta: Path, labels: Path) -> LabelledSequences:
+    from bertgeom.fasta import read_records
+
+    from .evaluate import read_labels
+    from .spike import Spike, extract_all
+    from .stream import LabelledSequences
+
+    truth = read_labels(labels, CLASSES)
+    bases, indices = [], []
+    for found in extract_all(record for record in read_records(fasta) if record.id in truth):
+        if isinstance(found, Spike):
+            bases.append(found.bases)
+            indices.append(CLASSES.index(truth[found.id]))
+        else:
+            _log(f"{found.id}: skipped, {found.reason}")
+    if not bases:
+        raise UsageError(f"expected labelled genomes with a spike in {fasta}, found none")
+    return LabelledSequences(bases, indices)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, found, new = text.partition("=")
+    if not found:
+        raise UsageError(f"expected --relabel CLASS=CLASS, found {text!r}")
+    return old, new
+
+
+def _summary(figures: dict) -> str:
+    lines = [f"{figures['n']} labelled genomes, {figures['n_skipped']} without a usable spike"]
+    for name, meaning in (
+        ("forced", "most probable class"),
+        ("decided", "'other' counts as wrong"),
+        ("covered", f"the {figures['covered']['share']:.1%} that got a class"),
+    ):
+        row = figures[name]
+        lines.append(
+            f"{name:8} accuracy {row['accuracy']:.4f}  macro F1 {row['macro_f1']:.4f}  "
+            f"MCC {row['mcc']:.4f}  ({meaning})"
+        )
+    lines.append(f"calibration error {figures['calibration']['ece']:.4f}")
+    lines.append(f"{'class':12}{'n':>6}{'precision':>11}{'recall':>8}{'F1':>8}")
+    for name, row in figures["decided"]["per_class"].items():
+        lines.append(
+            f"{name:12}{row['n']:>6}{row['precision']:>11.4f}{row['recall']:>8.4f}{row['f1']:>8.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _stem(path: Path) -> str:
+    text = str(path)
+    for ending in (".gz", ".bgz", ".bz2", ".xz", ".zst", ".fasta", ".fa", ".fna"):
+        text = text.removesuffix(ending)
+    return text
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere (there, log lines tell)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console, disable=not _console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _log(line: str) -> None:
+    if _console.is_terminal:
+        _console.print(line, highlight=False, markup=False)
+    else:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,139 @@
+"""How well a model classifies labelled genomes, simulated or real.
+
+Three counts of the same predictions are given. `forced`: the most probable class, whatever
+its probability. `decided`: with the answer `other`, which counts as wrong. `covered`: only
+where a class was answered. Genomes without a usable spike are listed and count as wrong in
+the first two.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertgeom.errors import InputError
+
+from .calibrate import OTHER
+from .classify import Prediction, VariantClassifier
+from .metrics import calibration, class_table, confusion_matrix, macro_f1, matthews
+from .spike import Sequence as Record
+from .spike import Skipped, Spike, extract_all
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Truth and answer of one genome; `prediction` is None where there was no usable spike."""
+
+    id: str
+    truth: str
+    prediction: Prediction | None
+    reason: str
+
+
+def read_labels(
+    path: Path, classes: Sequence[str], relabel: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """record id -> class, from a TSV with the columns `record_id` and `class`.
+
+    `relabel` gives labels another meaning. Without one, labels that start with `other_` are
+    genomes outside the variants: `background`.
+
+    Raises:
+        InputError: a missing column or a label that is no class.
+    """
+    with path.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter="\t")
+        if not {"record_id", "class"} <= set(reader.fieldnames or ()):
+            raise InputError(
+                "the columns record_id and class", str(reader.fieldnames), source=str(path), line=1
+            )
+        labels = {}
+        for number, row in enumerate(reader, 2):
+            label = (relabel or {}).get(row["class"], row["class"])
+            label = "background" if label.startswith("other_") else label
+            if label not in classes:
+                raise InputError(
+                    f"a class of {', '.join(classes)}", repr(label), source=str(path), line=number
+                )
+            labels[row["record_id"]] = label
+    return labels
+
+
+def outcomes(
+    classifier: VariantClassifier, records: Iterable[Record], labels: Mapping[str, str]
+) -> list[Outcome]:
+    """Extract and classify every labelled record; records without a label are left out."""
+    found = extract_all(record for record in records if record.id in labels)
+    usable: list[Spike] = []
+    skipped: list[Outcome] = []
+    for item in found:
+        if isinstance(item, Skipped):
+            skipped.append(Outcome(item.id, labels[item.id], None, item.reason))
+        else:
+            usable.append(item)
+    answered = [Outcome(p.id, labels[p.id], p, p.reason) for p in classifier.classify(usable)]
+    return answered + skipped
+
+
+def evaluate(results: Sequence[Outcome], classes: Sequence[str]) -> dict[str, Any]:
+    """All figures, JSON-able.
+
+    Raises:
+        InputError: no labelled genome at all.
+    """
+    if not results:
+        raise InputError("labelled genomes", "none whose id is in the label table")
+    truth = [one.truth for one in results]
+    forced = [OTHER if one.prediction is None else one.prediction.best for one in results]
+    decided = [OTHER if one.prediction is None else one.prediction.answer for one in results]
+    covered = [i for i, answer in enumerate(decided) if answer != OTHER]
+    answered = [(one, one.prediction) for one in results if one.prediction is not None]
+    return {
+        "n": len(results),
+        "n_skipped": len(results) - len(answered),
+        "skipped": [{"id": o.id, "reason": o.reason} for o in results if o.prediction is None],
+        "forced": _figures(truth, forced, classes),
+        "decided": _figures(truth, decided, classes),
+        "covered": {
+            "share": len(covered) / len(results),
+            **_figures([truth[i] for i in covered], [decided[i] for i in covered], classes),
+        },
+        "calibration": _calibration(answered),
+        "wrong": [_wrong(one, p) for one, p in answered if p.answer != one.truth],
+    }
+
+
+def _figures(truth: Sequence[str], answers: Sequence[str], classes: Sequence[str]) -> dict:
+    columns = [*classes, OTHER]
+    table = class_table(truth, answers, classes)
+    confusion = confusion_matrix(truth, answers, columns, columns)
+    hits = sum(a == b for a, b in zip(truth, answers, strict=True))
+    return {
+        "accuracy": hits / len(truth) if truth else float("nan"),
+        "macro_f1": macro_f1(table),
+        "mcc": matthews(confusion),
+        "per_class": table,
+        "confusion": {"columns": columns, "rows": list(classes), "counts": confusion[:-1].tolist()},
+    }
+
+
+def _calibration(answered: Sequence[tuple[Outcome, Prediction]]) -> dict[str, Any]:
+    confidence = np.array([p.confidence for _, p in answered])
+    correct = np.array([p.best == one.truth for one, p in answered], bool)
+    return calibration(confidence, correct)
+
+
+def _wrong(one: Outcome, p: Prediction) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "truth": one.truth,
+        "answer": p.answer,
+        "best": p.best,
+        "confidence": round(p.confidence, 4),
+        "reason": one.reason,
+    }
