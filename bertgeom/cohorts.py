@@ -1,0 +1,549 @@
+"""Cohorts of windows: exact mergeable sums of every statistic, and contrasts between two.
+
+A cohort is a set of windows with the same label (a variant, a species, a chromosome). For
+every statistic and cohort, count, mean and M2 = sum (x - mean)^2 are kept in float64 and
+merged by Chan's update, so that any partitioning of a database gives the same sums but for
+rounding. Missing values (NaN) are left out statistic by statistic. All contrasts are
+computed from these sums; no window is looked at again.
+
+Definitions: `docs/statistics.md` section 6 and `docs/catalogue.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bertgeom import variables
+from bertgeom.errors import InputError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    import xarray
+
+#: Derived from `gate`: share of windows by gate, `mixed` included.
+GATE_SHARE = "gate_share"
+GATE_LABELS = (*variables.GATES, "mixed")
+_DERIVED_DIMS = {GATE_SHARE: ("window", "layer", "head", "gate_label")}
+_PARTS = ("count", "mean", "m2")
+_INDEX_HEADERS = ("index", "record_index")
+_ID_HEADERS = ("id", "record", "record_id", "name")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and M2 of one statistic by cohort.
+
+    Attributes:
+        count: (C, ...) int64, values that are not missing.
+        mean: (C, ...) float64, 0 where the count is 0.
+        m2: (C, ...) float64, sum of squared deviations from the mean.
+    """
+
+    count: np.ndarray
+    mean: np.ndarray
+    m2: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray, codes: np.ndarray, n_cohorts: int) -> Moments:
+        """Moments of values (B, ...) whose cohorts are codes (B,); -1 is no cohort."""
+        shape = (n_cohorts, *values.shape[1:])
+        out = cls(np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape))
+        for code in np.unique(codes[codes >= 0]):
+            x = values[codes == code].astype(np.float64)
+            there = np.isfinite(x)
+            x[~there] = 0
+            out.count[code] = there.sum(axis=0)
+            out.mean[code] = x.sum(axis=0) / np.maximum(out.count[code], 1)
+            x -= out.mean[code]
+            x[~there] = 0
+            out.m2[code] = np.square(x, out=x).sum(axis=0)
+        return out
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of the union of two disjoint sets of windows (Chan et al. 1983)."""
+        count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
+        delta = other.mean - self.mean
+        mean = self.mean + delta * share
+        m2 = self.m2 + other.m2 + delta**2 * self.count * share
+        return Moments(count, mean, m2)
+
+    def variance(self, correction: int = 1) -> np.ndarray:
+        """M2 / (count - correction); NaN where that is not positive."""
+        degrees = self.count - correction
+        return np.where(degrees > 0, self.m2 / np.maximum(degrees, 1), np.nan)
+
+
+Sums = dict[str, Moments]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of records, as read from a file.
+
+    Attributes:
+        names: label names, sorted; the code of a label is its position.
+        by_key: record id, or record index as a string -> code.
+        keys_are_indices: what the file's header says; None if it has no header.
+        source: the file.
+    """
+
+    names: tuple[str, ...]
+    by_key: Mapping[str, int]
+    keys_are_indices: bool | None
+    source: str
+
+
+def read_labels(path: str | Path) -> Labels:
+    """Read a table `record<TAB>label`.
+
+    A first line `id`, `record`, `record_id` or `name` (or `index`, `record_index`) and any
+    second field is a header, and says that the keys are record ids (or record indices, from
+    0). Empty lines and lines that start with # are skipped.
+
+    Raises:
+        InputError: for a line without two fields, a key with two labels, or an empty table.
+    """
+    source = str(path)
+    by_key: dict[str, str] = {}
+    keys_are_indices: bool | None = None
+    first = True
+    with open(path, encoding="utf-8-sig") as lines:
+        for number, text in enumerate(lines, start=1):
+            line = text.rstrip("\r\n")
+            if not line.strip() or line.startswith("#"):
+                continue
+            fields = [field.strip() for field in line.split("\t")]
+            if len(fields) < 2 or not fields[0] or not fields[1]:
+                raise InputError(
+                    "two tab-separated fields, record and label",
+                    repr(line[:60]),
+                    source=source,
+                    line=number,
+                )
+            if first and fields[0].lower() in _INDEX_HEADERS + _ID_HEADERS:
+                keys_are_indices = fields[0].lower() in _INDEX_HEADERS
+            elif by_key.setdefault(fields[0], fields[1]) != fields[1]:
+                raise InputError(
+                    "one label a record",
+                    f"{by_key[fields[0]]!r} and {fields[1]!r}",
+                    source=source,
+                    record=fields[0],
+                    line=number,
+                )
+            first = False
+    if not by_key:
+        raise InputError("at least one labelled record", "none", source=source)
+    names = tuple(sorted(set(by_key.values())))
+    code = {name: i for i, name in enumerate(names)}
+    return Labels(names, {k: code[v] for k, v in by_key.items()}, keys_are_indices, source)
+
+
+def assign_labels(labels: Labels, record_ids: Sequence[str]) -> np.ndarray:
+    """Code of every record, (R,) int32, -1 for records without a label.
+
+    Without a header the keys are record ids, unless all of them are integers and none is a
+    record id: then they are record indices. Records that share an id share its label.
+
+    Raises:
+        InputError: if no record has a label, or an index is beyond the last record.
+    """
+    by_index = labels.keys_are_indices
+    if by_index is None:
+        known = set(record_ids)
+        integers = all(key.isascii() and key.isdigit() for key in labels.by_key)
+        by_index = integers and not any(key in known for key in labels.by_key)
+    if by_index:
+        return _assign_by_index(labels, len(record_ids))
+    codes = np.array([labels.by_key.get(name, -1) for name in record_ids], dtype=np.int32)
+    if not (codes >= 0).any():
+        raise InputError(
+            "labels of records of this database",
+            f"{len(labels.by_key)} keys, none of them among {len(record_ids)} record ids",
+            source=labels.source,
+            remedy="use ids as in the FASTA headers up to the first blank, or a header line "
+            "'index<TAB>label' and record indices",
+        )
+    return codes
+
+
+def _assign_by_index(labels: Labels, n_records: int) -> np.ndarray:
+    codes = np.full(n_records, -1, dtype=np.int32)
+    for key, code in labels.by_key.items():
+        if not (key.isascii() and key.isdigit() and int(key) < n_records):
+            raise InputError(
+                f"record indices from 0 to {n_records - 1}", repr(key), source=labels.source
+            )
+        codes[int(key)] = code
+    return codes
+
+
+def statistics_of(names: Iterable[str]) -> list[str]:
+    """Those of `names` that cohorts summarise, `gate_share` for `gate`, in declared order.
+
+    Left out: identities of windows, vectors of the first token, and per-token tracks.
+    """
+    present = set(names)
+    out = []
+    for name, variable in variables.VARIABLES.items():
+        if name not in present or variable.kind == "window" or "token" in variable.dims:
+            continue
+        if name != "cls":
+            out.append(GATE_SHARE if name == "gate" else name)
+    return out
+
+
+def cohort_sums(
+    arrays: Mapping[str, np.ndarray],
+    codes: np.ndarray,
+    n_cohorts: int,
+    statistics: Iterable[str] | None = None,
+) -> Sums:
+    """Sums of a batch of windows by statistic.
+
+    Args:
+        arrays: (B, ...) by name, as in `bertgeom.variables`. Windows whose `flags`, if given,
+            say empty or quarantined are left out.
+        codes: (B,) cohort of every window, -1 for none.
+        n_cohorts: number of cohorts.
+        statistics: which ones; default `statistics_of(arrays)`.
+    """
+    codes = _without_missing(codes, arrays.get("flags"))
+    wanted = statistics_of(arrays) if statistics is None else statistics
+    return {name: Moments.of(_values(arrays, name), codes, n_cohorts) for name in wanted}
+
+
+def merge_sums(parts: Iterable[Sums]) -> Sums:
+    """The sums of disjoint sets of windows, merged in the order given.
+
+    Raises:
+        UsageError: for no parts, or parts with unequal statistics.
+    """
+    total: Sums | None = None
+    for part in parts:
+        if total is None:
+            total = dict(part)
+        elif total.keys() != part.keys():
+            raise UsageError(
+                "expected sums of the same statistics, found a difference in "
+                f"{sorted(total.keys() ^ part.keys())}"
+            )
+        else:
+            total = {name: total[name].merge(part[name]) for name in total}
+    if total is None:
+        raise UsageError("expected at least one part to merge, found none")
+    return total
+
+
+def store_sums(
+    dataset: xarray.Dataset,
+    codes: np.ndarray | None = None,
+    n_cohorts: int | None = None,
+    *,
+    statistics: Iterable[str] | None = None,
+    unit: str = "window",
+    step: int | None = None,
+) -> Sums:
+    """Sums of a finished store, read `step` windows at a time.
+
+    Args:
+        dataset: a store opened by xarray.
+        codes: (windows,) int; default the store's `label`.
+        n_cohorts: default 1 + the largest code.
+        statistics: names out of `statistics_of(dataset)`; default all.
+        unit: "window", or "record": the windows of a record are averaged first and every
+            record counts once, as contrasts want it where windows of a record are alike.
+        step: windows in memory at a time; default the store's chunk, at most 512.
+
+    Raises:
+        UsageError: for an unknown unit or statistic, or codes of another length.
+        StoreError: with unit "record", if the windows of a record do not follow each other.
+    """
+    if unit not in ("window", "record"):
+        raise UsageError(f"expected unit 'window' or 'record', found {unit!r}")
+    n_windows = dataset.sizes["window"]
+    if codes is None:
+        codes = np.asarray(dataset["label"])
+    if len(codes) != n_windows:
+        raise UsageError(f"expected {n_windows} cohort codes, found {len(codes)}")
+    largest = int(codes.max(initial=-1))
+    n_cohorts = largest + 1 if n_cohorts is None else n_cohorts
+    if largest >= n_cohorts:
+        raise UsageError(f"expected codes from -1 to {n_cohorts - 1}, found {largest}")
+    known = statistics_of([str(name) for name in dataset.data_vars])
+    wanted = known if statistics is None else list(statistics)
+    if unknown := set(wanted) - set(known):
+        raise UsageError(f"expected statistics of the store, found {sorted(unknown)}")
+    batches = _batches(dataset, codes, wanted, step or _chunk_length(dataset, wanted))
+    if unit == "record":
+        batches = _record_means(batches, np.asarray(dataset["record_index"]))
+    empty = _empty(dataset, wanted, n_cohorts)
+    parts = (
+        {name: Moments.of(x, codes, n_cohorts) for name, x in arrays.items()}
+        for arrays, codes in batches
+    )
+    return merge_sums(chain([empty], parts))
+
+
+def sums_dataset(
+    sums: Sums, cohorts: Sequence[str], coords: Mapping[str, object] | None = None
+) -> xarray.Dataset:
+    """Sums as a Dataset: `<statistic>_count`, `_mean` and `_m2` with dimension cohort first."""
+    import xarray
+
+    arrays = {}
+    for name, moments in sums.items():
+        declared = variables.VARIABLES.get(name)
+        dims = ("cohort", *_dims(name)[1:])
+        unit = declared.unit if declared else "1"
+        text = declared.description if declared else "share of windows by gate label"
+        for part, unit_of_part, what in (
+            ("count", "1", "number of values of"),
+            ("mean", unit, "mean of"),
+            ("m2", f"({unit})^2", "sum of squared deviations from the mean of"),
+        ):
+            attributes = {"units": unit_of_part, "description": f"{what}: {text}"}
+            arrays[f"{name}_{part}"] = (dims, getattr(moments, part), attributes)
+    used = {dim for dims, _, _ in arrays.values() for dim in dims}
+    given = {dim: values for dim, values in (coords or {}).items() if dim in used}
+    if "gate_label" in used:
+        given["gate_label"] = list(GATE_LABELS)
+    return xarray.Dataset(arrays, coords={"cohort": list(cohorts), **given})
+
+
+def sums_of_dataset(dataset: xarray.Dataset) -> Sums:
+    """The inverse of `sums_dataset`."""
+    names = [str(n)[: -len("_m2")] for n in dataset.data_vars if str(n).endswith("_m2")]
+    return {
+        name: Moments(*(np.asarray(dataset[f"{name}_{part}"]) for part in _PARTS)) for name in names
+    }
+
+
+def contrast(
+    sums: xarray.Dataset,
+    first: str,
+    second: str,
+    *,
+    statistics: Sequence[str] | None = None,
+    family: str = "statistic",
+) -> xarray.Dataset:
+    """Compare two cohorts, statistic by statistic, from their sums alone.
+
+    Welch's t-test assumes independent values whose means are about normal; it does not assume
+    equal variances. Overlapping windows, and windows of one record, are not independent: use
+    sums with `unit="record"` for such data. q values control the false discovery rate
+    (Benjamini and Hochberg 1995).
+
+    Args:
+        sums: from `sums_dataset`.
+        first, second: names of two cohorts.
+        statistics: which ones; default all.
+        family: "statistic": the tests of one statistic over layers, heads and its other
+            dimensions are one family; "all": all tests together.
+
+    Returns:
+        Per statistic `_difference` (first - second), `_cohens_d` (difference over the pooled
+        standard deviation), `_t`, `_df`, `_p` (two-sided) and `_q`; NaN where a cohort has
+        fewer than 2 values or nothing varies.
+
+    Raises:
+        UsageError: for an unknown cohort, statistic or family.
+    """
+    import xarray
+
+    if family not in ("statistic", "all"):
+        raise UsageError(f"expected family 'statistic' or 'all', found {family!r}")
+    known = [str(name) for name in sums["cohort"].values]
+    if missing := {first, second} - set(known):
+        raise UsageError(f"expected cohorts out of {', '.join(known)}, found {sorted(missing)}")
+    available = sums_of_dataset(sums)
+    if unknown := set(statistics or ()) - set(available):
+        raise UsageError(f"expected statistics of the sums, found {sorted(unknown)}")
+    pair = known.index(first), known.index(second)
+    results = {
+        name: welch(moments, *pair)
+        for name, moments in available.items()
+        if statistics is None or name in statistics
+    }
+    _add_q_values(results, family)
+    arrays = {}
+    for name, values in results.items():
+        dims = sums[f"{name}_mean"].dims[1:]
+        for part, array in values.items():
+            units = sums[f"{name}_mean"].attrs["units"] if part == "difference" else "1"
+            text = f"{part} between {first} and {second} of {name}"
+            arrays[f"{name}_{part}"] = (dims, array, {"units": units, "description": text})
+    coords = {dim: sums[dim] for dim in sums.coords if dim != "cohort"}
+    attributes = {"first": first, "second": second, "family": family}
+    return xarray.Dataset(arrays, coords=coords, attrs=attributes)
+
+
+def welch(moments: Moments, first: int, second: int) -> dict[str, np.ndarray]:
+    """Difference, Cohen's d, Welch's t, its degrees of freedom, and two-sided p."""
+    from scipy.special import stdtr
+
+    n1, n2 = moments.count[first], moments.count[second]
+    variance = moments.variance()
+    v1, v2 = variance[first], variance[second]
+    difference = moments.mean[first] - moments.mean[second]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pooled = (moments.m2[first] + moments.m2[second]) / (n1 + n2 - 2)
+        pooled = np.where((n1 > 1) & (n2 > 1), pooled, np.nan)
+        e1, e2 = v1 / n1, v2 / n2
+        t = difference / np.sqrt(e1 + e2)
+        df = (e1 + e2) ** 2 / (e1**2 / (n1 - 1) + e2**2 / (n2 - 1))
+        d = difference / np.sqrt(pooled)
+    p = 2 * stdtr(df, -np.abs(t))
+    return {"difference": difference, "cohens_d": d, "t": t, "df": df, "p": p}
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """q values of a family of tests; NaN is no test and stays NaN."""
+    q = np.full(p.shape, np.nan)
+    tested = np.isfinite(p)
+    values = p[tested]
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
+    least = np.minimum.accumulate(scaled[::-1])[::-1]
+    back = np.empty_like(values)
+    back[order] = np.minimum(least, 1)
+    q[tested] = back
+    return q
+
+
+def contrast_table(result: xarray.Dataset) -> Iterator[dict[str, object]]:
+    """Rows of a contrast, one a test, by rising q and falling |d| within a statistic."""
+    for name in [str(n)[: -len("_q")] for n in result.data_vars if str(n).endswith("_q")]:
+        columns = {
+            part: np.asarray(result[f"{name}_{part}"])
+            for part in ("difference", "cohens_d", "t", "df", "p", "q")
+        }
+        dims = result[f"{name}_q"].dims
+        size = np.abs(columns["cohens_d"]).ravel()
+        order = np.lexsort((-np.nan_to_num(size), columns["q"].ravel()))
+        for flat in order:
+            place = np.unravel_index(flat, columns["q"].shape)
+            row: dict[str, object] = {"statistic": name}
+            for dim, i in zip(dims, place, strict=True):
+                row[str(dim)] = result[dim].values[i].item() if dim in result.coords else int(i)
+            yield row | {part: float(values[place]) for part, values in columns.items()}
+
+
+def _dims(name: str) -> tuple[str, ...]:
+    return _DERIVED_DIMS.get(name) or variables.VARIABLES[name].dims
+
+
+def _without_missing(codes: np.ndarray, flags: np.ndarray | None) -> np.ndarray:
+    if flags is None:
+        return codes
+    missing = variables.flag_bit("empty") | variables.flag_bit("quarantined")
+    return np.where(flags & missing, -1, codes)
+
+
+def _values(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if name != GATE_SHARE:
+        return np.asarray(arrays[name])
+    return (np.asarray(arrays["gate"])[..., None] == np.arange(len(GATE_LABELS))).astype(float)
+
+
+def _batches(
+    dataset: xarray.Dataset, codes: np.ndarray, wanted: Sequence[str], step: int
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    flags = np.asarray(dataset["flags"]) if "flags" in dataset else None
+    codes = _without_missing(codes, flags)
+    sources = ["gate" if name == GATE_SHARE else name for name in wanted]
+    for start in range(0, len(codes), step):
+        here = slice(start, start + step)
+        arrays = {name: dataset[name].isel(window=here).values for name in sources}
+        yield {name: _values(arrays, name) for name in wanted}, codes[here]
+
+
+def _chunk_length(dataset: xarray.Dataset, wanted: Sequence[str]) -> int:
+    names = ["gate" if name == GATE_SHARE else name for name in wanted]
+    chunks = [dataset[name].encoding.get("chunks") for name in names]
+    return min(512, max((c[0] for c in chunks if c), default=256))
+
+
+def _record_means(
+    batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray]], record: np.ndarray
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Means over the windows of each record; the last record of a batch waits for the next."""
+    if (np.diff(record.astype(np.int64)) < 0).any():
+        raise StoreError(
+            "expected the windows of a record to follow each other, found record_index falling; "
+            "use unit 'window'"
+        )
+    start = 0
+    waiting: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    waiting_code, waiting_record = -1, -1
+    for arrays, codes in batches:
+        ids = record[start : start + len(codes)]
+        start += len(codes)
+        first = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+        # A record's cohort is that of its windows that are not missing.
+        run_codes = np.maximum.reduceat(codes, first)
+        joined = ids[0] == waiting_record
+        sums = {name: _run_sums(x, codes, first) for name, x in arrays.items()}
+        if joined:
+            for name, (total, count) in sums.items():
+                total[0] += waiting[name][0]
+                count[0] += waiting[name][1]
+            run_codes[0] = max(run_codes[0], waiting_code)
+        elif waiting:
+            yield (
+                _means({n: (t[None], c[None]) for n, (t, c) in waiting.items()}),
+                np.array([waiting_code]),
+            )
+        if len(first) > 1:
+            yield _means({n: (t[:-1], c[:-1]) for n, (t, c) in sums.items()}), run_codes[:-1]
+        waiting = {name: (total[-1], count[-1]) for name, (total, count) in sums.items()}
+        waiting_code, waiting_record = int(run_codes[-1]), int(ids[-1])
+    if waiting:
+        yield (
+            _means({n: (t[None], c[None]) for n, (t, c) in waiting.items()}),
+            np.array([waiting_code]),
+        )
+
+
+def _run_sums(x: np.ndarray, codes: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = x.astype(np.float64)
+    there = np.isfinite(values) & (codes >= 0).reshape(-1, *[1] * (x.ndim - 1))
+    values[~there] = 0
+    return np.add.reduceat(values, first, axis=0), np.add.reduceat(
+        there.astype(np.int64), first, axis=0
+    )
+
+
+def _means(sums: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {
+        name: np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        for name, (total, count) in sums.items()
+    }
+
+
+def _empty(dataset: xarray.Dataset, wanted: Sequence[str], n_cohorts: int) -> Sums:
+    out = {}
+    for name in wanted:
+        source = dataset["gate" if name == GATE_SHARE else name]
+        tail = (*source.shape[1:], *((len(GATE_LABELS),) if name == GATE_SHARE else ()))
+        shape = (n_cohorts, *tail)
+        out[name] = Moments(np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape))
+    return out
+
+
+def _add_q_values(results: dict[str, dict[str, np.ndarray]], family: str) -> None:
+    if family == "statistic":
+        for values in results.values():
+            values["q"] = benjamini_hochberg(values["p"])
+        return
+    joined = benjamini_hochberg(np.concatenate([v["p"].ravel() for v in results.values()]))
+    start = 0
+    for values in results.values():
+        size = values["p"].size
+        values["q"] = joined[start : start + size].reshape(values["p"].shape)
+        start += size
