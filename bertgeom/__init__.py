@@ -32,7 +32,7 @@ _HOME = {
     "run": "pipelines.stages",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOME)]
 
 
 @when_imported("transformers.modeling_utils")

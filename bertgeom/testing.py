@@ -1,4 +1,4 @@
-"""Small models for tests and examples, made from their configuration with a fixed seed."""
+"""Small models made from their configuration, and what eager attention says of them."""
 
 from __future__ import annotations
 
@@ -121,3 +121,49 @@ def save_tiny_classifier(
     model.save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return folder
+
+
+def eager_forward(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+    """Output of the model with eager attention, hidden states and attention maps included."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.inference_mode():
+            return model(
+                input_ids=ids,
+                attention_mask=mask,
+                output_attentions=True,
+                output_hidden_states=True,
+            )
+    finally:
+        model.set_attn_implementation(before)
+
+
+def eager_attention_statistics(
+    maps: tuple[torch.Tensor, ...], mask: torch.Tensor, special: torch.Tensor, n_side: int
+) -> dict[str, Any]:
+    """Statistics (window, layer, head, ...) of eager maps, a tuple of (B, H, N, N) by layer."""
+    from bertgeom.kernels.attention_stats._options import Options
+    from bertgeom.kernels.attention_stats.reference import weight_statistics
+
+    options = Options(
+        scale=1.0,
+        window=None,
+        full=True,
+        theta=0.3,
+        near=4,
+        n_offset_side=n_side,
+        n_groups=0,
+        rows=False,
+        columns=False,
+    )
+    windows = []
+    for b in range(len(mask)):
+        valid = mask[b].bool()
+        per_layer = []
+        for layer in maps:
+            a = layer[b][:, valid][:, :, valid].double()
+            a = a / a.sum(-1, keepdim=True)
+            per_layer.append(weight_statistics(a, special[b][valid], options))
+        windows.append({k: torch.stack([s[k] for s in per_layer]) for k in per_layer[0]})
+    return {k: torch.stack([w[k] for w in windows]).numpy() for k in windows[0]}

@@ -86,11 +86,9 @@ def test_implementations_never_import_each_other(root: Path) -> None:
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked wheel, built from the files git knows."""
     work = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-        + ["--no-deps", "-w", str(work), str(root)],
-        capture_output=True,
-        text=True,
+        [*pip, "--no-deps", "-w", str(work), str(root)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     (built,) = work.glob("*.whl")
