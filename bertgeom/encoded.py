@@ -80,6 +80,7 @@ class Tokenizer(Protocol):
         pad_id: id that fills a row of a batch.
         max_tokens: most tokens of a sequence, special ones included.
         exact_counts: whether `count_tokens` is exact; else it is an upper bound.
+        vocab_size: one more than the largest id that can occur.
     """
 
     @property
@@ -90,6 +91,8 @@ class Tokenizer(Protocol):
     def max_tokens(self) -> int: ...
     @property
     def exact_counts(self) -> bool: ...
+    @property
+    def vocab_size(self) -> int: ...
 
     def settings(self) -> dict[str, Any]:
         """JSON-able: everything that changes an id. Part of a run's fingerprint."""
@@ -137,3 +140,27 @@ def stack(rows: Sequence[Encoded], pad_id: int) -> EncodedBatch:
         np.array([row.n_ambiguous for row in rows], dtype=np.int64),
         np.array([row.truncated for row in rows], dtype=bool),
     )
+
+
+def join(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sequences end to end, with the start and stop of each."""
+    stops = np.cumsum([len(s) for s in sequences], dtype=np.int64)
+    bases = np.concatenate(sequences) if len(sequences) else np.zeros(0, dtype=np.uint8)
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), stops[:-1]])[: len(sequences)]
+    return bases, starts, stops
+
+
+def empty_ids(lengths: np.ndarray, pad_id: int) -> np.ndarray:
+    """int32 (B, longest), all padding."""
+    return np.full((lengths.size, int(lengths.max(initial=0))), pad_id, dtype=np.int32)
+
+
+def frame(ids: np.ndarray, lengths: np.ndarray, first: int | None, last: int | None) -> np.ndarray:
+    """Write a first and a last token into every row, and mark them: bool (B, N)."""
+    special = np.zeros(ids.shape, dtype=bool)
+    rows = np.arange(lengths.size)
+    if first is not None:
+        ids[:, :1], special[:, :1] = first, True
+    if last is not None:
+        ids[rows, lengths - 1], special[rows, lengths - 1] = last, True
+    return special

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 
-from bertgeom.encoded import Encoded, EncodedBatch
+from bertgeom.encoded import Encoded, EncodedBatch, empty_ids, frame, join
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.kmers import (
     KmerTable,
@@ -87,6 +87,11 @@ class KmerTokenizer:
     def pad_id(self) -> int:
         return self.special_ids["pad"]
 
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max([*self.special_ids.values(), *self.vocabulary.values()]) + 1
+
     def settings(self) -> dict[str, Any]:
         """Everything that changes an id, JSON-able."""
         return {
@@ -131,37 +136,24 @@ class KmerTokenizer:
         available = n_kmers(stops - starts, self.k, self.stride, pad=self.pad_with_n)
         counts = np.minimum(available, self.max_tokens - 2)
         lengths = counts + 2
-        shape = (len(sequences), int(lengths.max(initial=0)))
-        ids = np.full(shape, self.pad_id, dtype=np.int32)
+        ids = empty_ids(lengths, self.pad_id)
         n_unknown = encode_kmers(
             bases, starts, stops, self.table, stride=self.stride, counts=counts, ids=ids, first=1
         )
-        rows = np.arange(len(sequences))
-        ids[:, :1] = self.special_ids["cls"]
-        ids[rows, lengths - 1] = self.special_ids["sep"]
-        special = np.zeros(shape, dtype=bool)
-        special[:, :1] = True
-        special[rows, lengths - 1] = True
-        start, stop = self._offsets(shape[1], lengths, stops - starts)
+        special = frame(ids, lengths, self.special_ids["cls"], self.special_ids["sep"])
+        limit = (stops - starts).astype(np.int32)[:, None]
+        start = (np.arange(ids.shape[1], dtype=np.int32) - 1) * np.int32(self.stride)
+        none = special | (np.arange(ids.shape[1]) >= lengths[:, None])
         return EncodedBatch(
             ids,
             lengths,
             special,
-            start,
-            stop,
+            np.where(none, np.int32(-1), np.minimum(start, limit)),
+            np.where(none, np.int32(-1), np.minimum(start + np.int32(self.k), limit)),
             n_unknown,
             count_ambiguous(bases, starts, stops),
             available > counts,
         )
-
-    def _offsets(self, n: int, lengths: np.ndarray, n_bases: np.ndarray) -> tuple:
-        begin = (np.arange(n, dtype=np.int32) - 1) * np.int32(self.stride)
-        column = np.arange(n)
-        content = (column >= 1) & (column < lengths[:, None] - 1)
-        limit = n_bases.astype(np.int32)[:, None]
-        start = np.where(content, np.minimum(begin, limit), np.int32(-1))
-        stop = np.where(content, np.minimum(begin + np.int32(self.k), limit), np.int32(-1))
-        return start, stop
 
 
 def PaperKmer(
@@ -229,8 +221,9 @@ def build_vocabulary(
     A k-mer with a byte that is no base (a gap, a stop) never enters.
     """
     keys, counts = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-    for bases in sequences:
-        new, times = np.unique(kmer_keys(bases, k, stride, pad=True), return_counts=True)
+    for some in _batched(sequences, 256):
+        met = np.concatenate([kmer_keys(bases, k, stride, pad=True) for bases in some])
+        new, times = np.unique(met, return_counts=True)
         keys, place = np.unique(np.concatenate([keys, new]), return_inverse=True)
         merged = np.zeros(keys.size, dtype=np.int64)
         np.add.at(merged, place, np.concatenate([counts, times]))
@@ -239,9 +232,7 @@ def build_vocabulary(
     return sorted(kmer.lower() for kmer in kmers if "?" not in kmer)
 
 
-def join(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sequences end to end, with the start and stop of each."""
-    stops = np.cumsum([len(s) for s in sequences], dtype=np.int64)
-    bases = np.concatenate(sequences) if len(sequences) else np.zeros(0, dtype=np.uint8)
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), stops[:-1]])[: len(sequences)]
-    return bases, starts, stops
+def _batched(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    rest = iter(items)
+    while some := list(itertools.islice(rest, size)):
+        yield some
