@@ -1,0 +1,122 @@
+"""Attention rollout with residuals, of one query row, without any n x n map.
+
+Rollout (Abnar and Zuidema 2020) multiplies the head means A_l of all layers, each mixed with
+the identity for the residual connection: R = (A_L + I)/2 ... (A_1 + I)/2. One row of it, the
+[CLS] row, is a chain of vector-matrix products when it is taken from the last layer down:
+
+    v <- v (A_l + I) / 2 ,  v = e_CLS at first
+
+and v A_l = mean_h sum_i v_i A_lh[i, :] needs the rows of A only once, each weighted by v_i.
+The rows are rebuilt from Q and K, a block of one head at a time. The other order, forwards
+through the model, would multiply n x n maps (n^3 a layer) to keep a single row at the end.
+The price is Q and K of all layers of the windows at hand: 2 L n D numbers, 37 MB for a
+BERT-base window of 512 tokens in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bertgeom.errors import UsageError
+
+
+def attention_rollout(
+    layers: Sequence[tuple[Tensor, Tensor]],
+    *,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+    windows: Sequence[int | None] | None = None,
+    row: int = 0,
+    residual: float = 0.5,
+    block: int = 256,
+) -> Tensor:
+    """Rollout of one query token over all layers.
+
+    Args:
+        layers: (query (B, H, N, d), key (B, Hk, N, d)) of every layer in order of execution,
+            as the model computes them. Logits and softmax in float32, or float64 where the
+            inputs are; sums over rows, heads and layers in float64.
+        lengths: (B,) valid tokens come first; None: all are valid.
+        scale: of the logits, d^-0.5 if None.
+        windows: per layer, key j is visible to query i iff |i - j| <= window; None: all keys.
+        row: the query token, 0 for [CLS].
+        residual: weight of the identity.
+        block: query rows at a time; peak extra memory is B * block * N logits.
+
+    Returns:
+        (B, N) float64, each row a distribution over input tokens; 0 in padded slots, NaN
+        where the window has no token `row`.
+
+    Raises:
+        UsageError: for no layers, unequal shapes, or a residual outside [0, 1].
+    """
+    _check(layers, windows, residual)
+    batch, _, n, d = layers[0][0].shape
+    device = layers[0][0].device
+    scale = d**-0.5 if scale is None else scale
+    if lengths is None:
+        lengths = torch.full((batch,), n, device=device)
+    valid = torch.arange(n, device=device) < lengths.to(device)[:, None]
+    v = torch.zeros(batch, n, dtype=torch.float64, device=device)
+    v[:, row] = 1
+    spans = [None] * len(layers) if windows is None else list(windows)
+    for (query, key), window in zip(reversed(layers), reversed(spans), strict=True):
+        v = residual * v + (1 - residual) * _propagate(v, query, key, valid, scale, window, block)
+    return torch.where(valid[:, row, None], v, torch.nan)
+
+
+def _propagate(
+    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    valid: Tensor,
+    scale: float,
+    window: int | None,
+    block: int,
+) -> Tensor:
+    """v A with A the mean of the heads' attention, (B, N) float64."""
+    heads, n = query.shape[1:3]
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    position = torch.arange(n, device=v.device)
+    out = torch.zeros_like(v)
+    for head in range(heads):
+        k = key[:, head // (heads // key.shape[1])].to(wide)
+        for start in range(0, n, block):
+            here = slice(start, start + block)
+            if not v[:, here].any():
+                continue
+            logits = scale * (query[:, head, here].to(wide) @ k.mT)
+            logits.masked_fill_(~valid[:, None, :], -torch.inf)
+            if window is not None:
+                logits.masked_fill_((position[here, None] - position).abs() > window, -torch.inf)
+            # Rows of padded queries may see no key; their weight v_i is 0.
+            weights = torch.softmax(logits, dim=-1).nan_to_num_(0.0)
+            out += torch.einsum("bi,bij->bj", v[:, here], weights.double())
+    return out / heads
+
+
+def _check(
+    layers: Sequence[tuple[Tensor, Tensor]], windows: Sequence[int | None] | None, residual: float
+) -> None:
+    if not layers:
+        raise UsageError("expected queries and keys of at least one layer, found none")
+    shape = layers[0][0].shape
+    for i, (query, key) in enumerate(layers):
+        fits = (
+            query.ndim == key.ndim == 4
+            and query.shape == shape
+            and (key.shape[0], *key.shape[2:]) == (shape[0], *shape[2:])
+            and shape[1] % key.shape[1] == 0
+        )
+        if not fits:
+            raise UsageError(
+                f"expected query {tuple(shape)} and key of as many tokens in layer {i}, found "
+                f"{tuple(query.shape)} and {tuple(key.shape)}"
+            )
+    if windows is not None and len(windows) != len(layers):
+        raise UsageError(f"expected {len(layers)} windows, one a layer, found {len(windows)}")
+    if not 0 <= residual <= 1:
+        raise UsageError(f"expected a residual weight between 0 and 1, found {residual}")
