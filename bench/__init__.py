@@ -1,0 +1,1 @@
+"""Benchmarks: kernels and whole forwards, side by side, gated by the oracle."""

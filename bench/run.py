@@ -1,0 +1,185 @@
+"""Whole forwards side by side: `python -m bench.run`, results under `bench/results/<device>/`.
+
+Every round runs every variant once, in turn, on rotating inputs; a ratio is the median of the
+ratios within rounds, with its quartiles. Nothing is timed before the oracle has agreed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "numba", "triton", "numpy")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Device, versions and commit, for every stated figure."""
+    import torch
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parent,
+        check=False,
+    ).stdout.strip()
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "commit": commit or None,
+        "date": time.strftime("%Y-%m-%d"),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def device_name(device: str) -> str:
+    """A name that can be a folder, such as `nvidia-h200` or `cpu-intel-xeon-processor-2`."""
+    import torch
+
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = "cpu"
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = f"cpu {line.split(':', 1)[1]} {torch.get_num_threads()}"
+                break
+    words = "".join(c.lower() if c.isalnum() else " " for c in name.replace("(R)", "")).split()
+    return "-".join(words)
+
+
+def side_by_side(
+    todo: dict[str, Callable[[Any], Any]], inputs: list[Any], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of every variant in every round; one unmeasured round warms up."""
+    import torch
+
+    def wait() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    seconds: dict[str, list[float]] = {name: [] for name in todo}
+    for i in range(rounds + 1):
+        for name, run in todo.items():
+            wait()
+            start = time.perf_counter()
+            run(inputs[i % len(inputs)])
+            wait()
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
+    """Median seconds of every variant, and quartiles of its ratio to `base` within rounds."""
+    table = {}
+    for name, times in seconds.items():
+        ratios = [t / b for t, b in zip(times, seconds[base], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        table[name] = {
+            "seconds_median": statistics.median(times),
+            "seconds_min": min(times),
+            "ratio_q25": low,
+            "ratio_median": middle,
+            "ratio_q75": high,
+        }
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[426, 512])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default=None, help="default: a GPU when there is one")
+    parser.add_argument("--paper", action="store_true", help="time the published procedure too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
+    options = parser.parse_args(argv)
+
+    import torch
+
+    from bench import workloads
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.startswith("cuda") else torch.float32
+    results: dict[str, Any] = {"environment": environment(device), "workloads": []}
+    for n_tokens in options.tokens:
+        work = workloads.bert_base(
+            n_tokens, options.batch, layers=options.layers, device=device, dtype=dtype
+        )
+        errors = workloads.gate(work) if dtype == torch.float32 else None
+        todo = workloads.variants(work)
+        seconds = side_by_side(todo, work.batches, options.rounds, device)
+        entry = {
+            "name": work.name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "rounds": options.rounds,
+            "oracle_max_abs_error": errors,
+            "variants": summary(seconds, "bare"),
+        }
+        if options.paper:
+            entry["paper_seconds_one_sequence"] = time_paper(n_tokens)
+        results["workloads"].append(entry)
+    if options.json:
+        print(json.dumps(results, indent=1))
+    else:
+        print_table(results)
+    if not options.no_save:
+        folder = RESULTS / results["environment"]["device"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "forward.json").write_text(json.dumps(results, indent=1) + "\n")
+        print(f"written: {folder / 'forward.json'}", file=sys.stderr)
+    return 0
+
+
+def time_paper(n_tokens: int) -> float:
+    """Seconds of the published statistics of one BERT-base sequence, all layers and heads."""
+    import numpy as np
+
+    from bench import paper
+
+    rng = np.random.default_rng(0)
+    start = time.perf_counter()
+    for _ in range(12 * 12):
+        paper.head(*(rng.standard_normal((n_tokens, 64)).astype(np.float32) for _ in range(3)))
+    return time.perf_counter() - start
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """The table a person reads."""
+    about = results["environment"]
+    print(", ".join(f"{k} {v}" for k, v in about.items()))
+    for entry in results["workloads"]:
+        print(f"\n{entry['name']}, {entry['dtype']}, {entry['rounds']} rounds")
+        if entry["oracle_max_abs_error"]:
+            print("  oracle: largest error", entry["oracle_max_abs_error"])
+        print(f"  {'variant':14} {'median s':>9} {'x bare':>7}  quartiles")
+        for name, row in entry["variants"].items():
+            print(
+                f"  {name:14} {row['seconds_median']:9.4f} {row['ratio_median']:7.3f}"
+                f"  {row['ratio_q25']:.3f}..{row['ratio_q75']:.3f}"
+            )
+        ours, theirs = (entry["variants"][k] for k in ("everything", "materialised"))
+        print(f"  materialised / ours: {theirs['seconds_median'] / ours['seconds_median']:.2f}")
+        if "paper_seconds_one_sequence" in entry:
+            print(
+                f"  published procedure, one sequence: {entry['paper_seconds_one_sequence']:.1f} s"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
