@@ -1,4 +1,4 @@
-"""The whole forward in its variants, for pytest-benchmark: `python -m pytest bench --benchmark-enable`."""
+"""The whole forward in its variants: `python -m pytest bench --benchmark-enable`."""
 
 from __future__ import annotations
 
