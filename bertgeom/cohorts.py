@@ -446,9 +446,14 @@ def _without_missing(codes: np.ndarray, flags: np.ndarray | None) -> np.ndarray:
 
 
 def _values(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """Values of a statistic; the largest value of an integer type is a missing one."""
+    source = np.asarray(arrays["gate" if name == GATE_SHARE else name])
+    if source.dtype.kind in "iu":
+        source = np.where(source == np.iinfo(source.dtype).max, np.nan, source)
     if name != GATE_SHARE:
-        return np.asarray(arrays[name])
-    return (np.asarray(arrays["gate"])[..., None] == np.arange(len(GATE_LABELS))).astype(float)
+        return source
+    one_hot = (source[..., None] == np.arange(len(GATE_LABELS))).astype(np.float64)
+    return np.where(np.isnan(source)[..., None], np.nan, one_hot)
 
 
 def _batches(

@@ -112,6 +112,21 @@ def test_gate_shares_count_windows_by_gate() -> None:
     np.testing.assert_allclose(share.mean.sum(-1), 1)
 
 
+@pytest.mark.parametrize("as_read", [False, True])
+def test_missing_integers_are_no_values(as_read: bool) -> None:
+    k90 = np.array([[3], [5], [2**32 - 1]], dtype=np.uint32)
+    gate = np.array([[1], [8], [255]], dtype=np.uint8)
+    arrays = {"attention_k90_min": k90, "gate": gate}
+    if as_read:
+        missing = np.array([[1], [1], [np.nan]])
+        arrays = {"attention_k90_min": k90 * missing, "gate": gate * missing}
+    sums = cohort_sums(arrays, np.zeros(3, int), 1)
+    assert sums["attention_k90_min"].count.tolist() == [[2]]
+    assert sums["attention_k90_min"].mean.tolist() == [[4]]
+    assert sums["gate_share"].count.tolist() == [[[2] * 9]]
+    assert sums["gate_share"].mean[0, 0, [1, 8]].tolist() == [0.5, 0.5]
+
+
 @settings(max_examples=40, deadline=None)
 @given(cuts=st.lists(st.integers(0, N), max_size=8), seed=st.integers(0, 5))
 def test_any_partitioning_gives_the_same_sums(cuts: list[int], seed: int) -> None:
