@@ -1,0 +1,222 @@
+"""Sequence shards: the bases of all records end to end, and the record table.
+
+    bases    AACCGTT|ACG|...         one array, chunk by chunk
+    offset   0       7   10
+    length   7       3
+
+A shard set is a group of a run's store (`sequences`) or a store of its own, made by
+`bertgeom ingest`, which several runs can share. `xarray.open_zarr` reads both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from bertgeom import store
+from bertgeom.errors import StoreError
+from bertgeom.fasta import Record
+from bertgeom.storage import Storage
+
+#: Bases of a chunk; about a quarter of it on disk.
+CHUNK_BASES = 32 * 2**20
+#: Records of a chunk of the record table.
+CHUNK_RECORDS = 2**16
+
+#: name -> (dtype, unit, description); the order is that of `_row`.
+TABLE = {
+    "id": ("string", "1", "id of the record; ids may repeat, the index is the key"),
+    "description": ("string", "1", "what follows the id in the header"),
+    "length": ("uint64", "base", "bases of the record"),
+    "offset": ("uint64", "base", "where the record begins in `bases`"),
+    "source": ("uint32", "1", "index of the source in the attribute `sources`"),
+    "n_ambiguous": ("uint64", "base", "bases that are not A, C, G, T or U"),
+    "record_flags": ("uint8", "1", "bit 0: the record is empty"),
+}
+BASES = ("uint8", "1", "ASCII bases of all records end to end")
+#: All arrays of a shard set.
+MEMBERS = (*TABLE, "bases")
+EMPTY = 1
+
+_AMBIGUOUS = np.ones(256, dtype=bool)
+_AMBIGUOUS[np.frombuffer(b"ACGTUacgtu", np.uint8)] = False
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A finished shard set, read lazily.
+
+    Attributes:
+        storage: the folder or URL of its group.
+    """
+
+    storage: Storage
+
+    @cached_property
+    def _arrays(self) -> store.Arrays:
+        return store.Arrays(self.storage, read_only=True)
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """`sources`, `content_sha256`, `n_records`, `n_bases`..."""
+        return self._arrays.attributes()
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(records,) int64."""
+        return self._arrays.read("length").astype(np.int64)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """(records,) int64."""
+        return self._arrays.read("offset").astype(np.int64)
+
+    @property
+    def n_records(self) -> int:
+        return int(self.attributes["n_records"])
+
+    def ids(self, start: int = 0, stop: int | None = None) -> list[str]:
+        """Ids of records start..stop."""
+        return [str(x) for x in self._arrays.read("id", start, stop)]
+
+    def bases(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) uint8 of the joined bases."""
+        return self._arrays.read("bases", start, stop)
+
+
+def is_complete(storage: Storage) -> bool:
+    """Whether a shard set lies there and was finished."""
+    try:
+        return bool(store.Arrays(storage).attributes().get("complete"))
+    except StoreError:
+        return False
+
+
+def open_sequences(storage: Storage) -> Sequences:
+    """A shard set in a store of its own.
+
+    Raises:
+        StoreError: if there is none, or it was not finished.
+    """
+    attributes = store.check_format(storage, store.SEQUENCE_FORMAT)
+    if not attributes["complete"]:
+        raise StoreError(
+            f"{storage.url}: expected finished sequence shards, found an ingest that was "
+            "stopped; give the same bertgeom ingest command again"
+        )
+    return Sequences(storage)
+
+
+def write_sequences(
+    storage: Storage, records: Iterable[tuple[int, Record]], sources: Sequence[Mapping[str, Any]]
+) -> Sequences:
+    """Write records as a shard set; what an earlier attempt left is replaced.
+
+    Args:
+        storage: a group made by `store.create_root(..., SEQUENCE_FORMAT)`.
+        records: in order, each with the number of its source.
+        sources: name, size and SHA-256 of every file.
+
+    Raises:
+        InputError: from `records`.
+    """
+    arrays = store.Arrays(storage)
+    _create(arrays)
+    digest = hashlib.sha256()
+    n_records = n_bases = 0
+    for rows, bases in _blocks(records, digest):
+        for name in TABLE:
+            arrays.extend(name, rows[name])
+        if len(bases):
+            arrays.extend("bases", bases)
+        n_records += len(rows["id"])
+        n_bases += len(bases)
+    arrays.update_attributes(
+        {
+            "sources": [dict(source) for source in sources],
+            "n_records": n_records,
+            "n_bases": n_bases,
+            "content_sha256": digest.hexdigest(),
+            "files": {
+                key: list(facts)
+                for key, facts in sorted(arrays.written.items())
+                if not key.endswith(store.METADATA)
+            },
+            "coordinates": "id",
+            "complete": True,
+        }
+    )
+    store.consolidate(storage, MEMBERS)
+    return Sequences(storage)
+
+
+def _create(arrays: store.Arrays) -> None:
+    for name, (dtype, unit, description) in TABLE.items():
+        arrays.create(
+            name,
+            ("record",),
+            (0,),
+            (CHUNK_RECORDS,),
+            dtype,
+            "" if dtype == "string" else 0,
+            {"units": unit, "description": description},
+        )
+    dtype, unit, description = BASES
+    arrays.create(
+        "bases",
+        ("base",),
+        (0,),
+        (CHUNK_BASES,),
+        dtype,
+        0,
+        {"units": unit, "description": description},
+    )
+
+
+def _blocks(
+    records: Iterable[tuple[int, Record]], digest: Any
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Table rows and bases in pieces that fill whole chunks of bases, but for the last."""
+    rows: list[tuple[Any, ...]] = []
+    pending: list[np.ndarray] = []
+    n_pending = offset = 0
+    for source, record in records:
+        rows.append(_row(record, source, offset))
+        header = json.dumps([record.id, record.description, len(record.bases)])
+        digest.update(header.encode())
+        digest.update(np.ascontiguousarray(record.bases))
+        offset += len(record.bases)
+        n_pending += len(record.bases)
+        pending.append(record.bases)
+        if n_pending >= CHUNK_BASES or len(rows) >= CHUNK_RECORDS:
+            joined = np.concatenate(pending)
+            whole = n_pending // CHUNK_BASES * CHUNK_BASES
+            yield _columns(rows), joined[:whole]
+            rows, pending, n_pending = [], [joined[whole:]], n_pending - whole
+    yield _columns(rows), np.concatenate([*pending, np.zeros(0, np.uint8)])
+
+
+def _row(record: Record, source: int, offset: int) -> tuple[Any, ...]:
+    return (
+        record.id,
+        record.description,
+        len(record.bases),
+        offset,
+        source,
+        int(np.count_nonzero(_AMBIGUOUS[record.bases])),
+        0 if len(record.bases) else EMPTY,
+    )
+
+
+def _columns(rows: list[tuple[Any, ...]]) -> dict[str, np.ndarray]:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(TABLE)
+    return {
+        name: np.array(column, dtype=object if dtype == "string" else dtype)
+        for (name, (dtype, _, _)), column in zip(TABLE.items(), columns, strict=True)
+    }

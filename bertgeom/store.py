@@ -1,0 +1,331 @@
+"""The store on disk: the only module that touches zarr.
+
+A store is one flat Zarr v3 group that `xarray.open_zarr` reads alone. Which arrays there
+are, with which dimensions, types and units, comes from `bertgeom.variables`; what a reader
+may rely on is written in `FORMAT.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from bertgeom.errors import StoreError
+from bertgeom.storage import Storage
+
+if TYPE_CHECKING:
+    import xarray
+    from zarr.abc.store import Store
+    from zarr.core.buffer import Buffer
+
+    from bertgeom.layout import Layout
+
+FORMAT = "bertgeom"
+#: Format of sequence shards in a store of their own.
+SEQUENCE_FORMAT = "bertgeom-sequences"
+#: Major version: a reader refuses another one. Minor version: additions only.
+FORMAT_VERSION = "1.0"
+_LEVEL = 3
+METADATA = "zarr.json"
+
+
+class UnfinishedStoreWarning(UserWarning):
+    """A store was opened that its run has not finished; rows still to come are missing."""
+
+
+class _Ledger(WrapperStore):
+    """A zarr store that notes size and SHA-256 of everything that is written through it."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.files: dict[str, tuple[int, str]] = {}
+
+    async def set(self, key: str, value: Buffer) -> None:
+        data = value.to_bytes()
+        await super().set(key, value)
+        self.files[key] = (len(data), hashlib.sha256(data).hexdigest())
+
+    async def delete(self, key: str) -> None:
+        await super().delete(key)
+        self.files.pop(key, None)
+
+
+@dataclass
+class Arrays:
+    """The arrays of one group.
+
+    Attributes:
+        storage: where the group lies.
+        written: key -> (size in bytes, SHA-256) of every file written through this object,
+            chunks and metadata; the keys are relative to the group.
+    """
+
+    storage: Storage
+    read_only: bool = False
+    _store: _Ledger = field(init=False, repr=False)
+    _opened: dict[str, zarr.Array] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._store = _Ledger(_zarr_store(self.storage, self.read_only))
+
+    @property
+    def written(self) -> dict[str, tuple[int, str]]:
+        return self._store.files
+
+    def create_group(self, attributes: Mapping[str, Any]) -> None:
+        """Make the group, or replace its attributes."""
+        zarr.create_group(self._store, attributes=dict(attributes), overwrite=False)
+
+    def create(
+        self,
+        name: str,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        chunks: tuple[int, ...],
+        dtype: str,
+        fill: Any,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Make an array, in place of one of the same name."""
+        self._opened[name] = zarr.create_array(
+            self._store,
+            name=name,
+            shape=shape,
+            chunks=tuple(max(1, n) for n in chunks),
+            dtype=dtype,
+            dimension_names=dims,
+            fill_value=fill,
+            attributes=dict(attributes),
+            compressors=ZstdCodec(level=_LEVEL),
+            overwrite=True,
+        )
+
+    def array(self, name: str) -> zarr.Array:
+        """The zarr array `name`.
+
+        Raises:
+            StoreError: where there is none.
+        """
+        if name not in self._opened:
+            try:
+                array = zarr.open_array(
+                    self._store, path=name, mode="r" if self.read_only else "r+"
+                )
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"{self.storage.url}: expected an array {name!r}, found none"
+                ) from error
+            self._opened[name] = array
+        return self._opened[name]
+
+    def write(self, name: str, start: int, rows: np.ndarray) -> None:
+        """Put `rows` at `start` along the first dimension."""
+        if rows.dtype.kind in "UO":
+            rows = rows.astype(object)
+        self.array(name)[start : start + len(rows)] = rows
+
+    def extend(self, name: str, rows: np.ndarray) -> None:
+        """Make an array longer by `rows`."""
+        array = self.array(name)
+        start = array.shape[0]
+        array.resize((start + len(rows), *array.shape[1:]))
+        self.write(name, start, rows)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows start..stop of an array."""
+        return np.asarray(self.array(name)[start:stop])
+
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the group.
+
+        Raises:
+            StoreError: where there is no zarr group.
+        """
+        return _group_metadata(self.storage)["attributes"]
+
+    def update_attributes(self, changes: Mapping[str, Any]) -> None:
+        """Set attributes of the group in one atomic write."""
+        metadata = _group_metadata(self.storage)
+        metadata["attributes"] |= changes
+        self.storage.write(METADATA, _json(metadata))
+
+
+def create(storage: Storage, layout: Layout, attributes: Mapping[str, Any]) -> None:
+    """Make the arrays and coordinates of a store; nothing is measured yet.
+
+    The root group must exist already. Repeating the call changes nothing.
+    """
+    arrays = Arrays(storage)
+    for variable in layout.variables:
+        arrays.create(
+            variable.name,
+            variable.dims,
+            layout.shape(variable),
+            layout.chunks(variable),
+            variable.dtype,
+            layout.fill(variable),
+            layout.attributes(variable),
+        )
+    for coordinate in layout.coordinates:
+        values = np.asarray(coordinate.values)
+        dtype = "string" if values.dtype.kind in "UO" else str(values.dtype)
+        arrays.create(
+            coordinate.name,
+            (coordinate.dim,),
+            values.shape,
+            values.shape,
+            dtype,
+            "" if dtype == "string" else 0,
+            {"units": coordinate.unit, "description": coordinate.description},
+        )
+        arrays.write(coordinate.name, 0, values)
+    arrays.update_attributes(attributes | {"coordinates": " ".join(layout.auxiliary)})
+
+
+def create_root(storage: Storage, kind: str = FORMAT) -> None:
+    """Make the root group of a new store; one that exists is left alone."""
+    from bertgeom._version import __version__
+    from bertgeom.variables import DEFINITIONS_VERSION
+
+    if storage.exists(METADATA):
+        return
+    attributes: dict[str, Any] = {
+        "format": kind,
+        "format_version": FORMAT_VERSION,
+        "bertgeom_version": __version__,
+        "complete": False,
+    }
+    if kind == FORMAT:
+        attributes["definitions_version"] = DEFINITIONS_VERSION
+    Arrays(storage).create_group(attributes)
+
+
+def create_plain_group(storage: Storage, description: str) -> None:
+    """A group without arrays, so that zarr readers know the folder and leave it alone."""
+    if not storage.exists(METADATA):
+        Arrays(storage).create_group({"description": description})
+
+
+def consolidate(
+    storage: Storage, members: Iterable[str], attributes: Mapping[str, Any] | None = None
+) -> None:
+    """Gather the metadata of all `members` in the root, sorted by name: one read opens all.
+
+    Args:
+        attributes: set in the same write.
+    """
+    root = _group_metadata(storage)
+    root["attributes"] |= attributes or {}
+    gathered = {name: json.loads(storage.read(f"{name}/{METADATA}")) for name in sorted(members)}
+    for metadata in gathered.values():
+        if metadata["node_type"] == "group":
+            empty = {"kind": "inline", "must_understand": False, "metadata": {}}
+            metadata["consolidated_metadata"] = empty
+    root["consolidated_metadata"] = {
+        "kind": "inline",
+        "must_understand": False,
+        "metadata": gathered,
+    }
+    storage.write(METADATA, _json(root))
+
+
+def open(path: str | Path) -> xarray.Dataset:
+    """A store as a lazy `xarray.Dataset`, with units and descriptions.
+
+    Works while a run is still writing: rows still to come are NaN or fill values, the
+    attribute `complete` is false, and an `UnfinishedStoreWarning` is given.
+
+    Args:
+        path: folder or fsspec URL of a store made by `bertgeom run`.
+
+    Returns:
+        Dimensions and arrays as in `bertgeom.variables`. Missing integers are masked, so that
+        integer statistics come as floats; `gate_name` can be used to select.
+
+    Raises:
+        StoreError: no store there, not one of bertgeom, or of another major format version.
+    """
+    import xarray
+
+    storage = Storage(str(path))
+    attributes = check_format(storage, FORMAT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
+        dataset = xarray.open_zarr(
+            _zarr_store(storage, read_only=True), consolidated=bool(attributes["complete"])
+        )
+    if "gate" in dataset.coords:
+        # xarray takes it for a coordinate of the dimension of the same name.
+        dataset = dataset.reset_coords("gate").set_xindex("gate_name")
+    if not attributes["complete"]:
+        warnings.warn(
+            f"{path}: the run has not finished; rows still to come are missing",
+            UnfinishedStoreWarning,
+            stacklevel=2,
+        )
+    return dataset
+
+
+def check_format(storage: Storage, kind: str) -> dict[str, Any]:
+    """Attributes of a store, if it is one of `kind` and of a version this code reads.
+
+    Raises:
+        StoreError: otherwise.
+    """
+    attributes = _group_metadata(storage)["attributes"]
+    found = attributes.get("format")
+    if found != kind:
+        raise StoreError(
+            f"{storage.url}: expected a store of format {kind!r}, found {found or 'another'!r}"
+        )
+    version = str(attributes.get("format_version", "none"))
+    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+        raise StoreError(
+            f"{storage.url}: expected format version {FORMAT_VERSION}, found {version}; "
+            "open it with the bertgeom version that wrote it "
+            f"({attributes.get('bertgeom_version', 'unknown')})"
+        )
+    return attributes
+
+
+def is_store(storage: Storage, kind: str) -> bool:
+    """Whether a zarr group of `kind` lies there, of whatever version."""
+    try:
+        return _group_metadata(storage)["attributes"].get("format") == kind
+    except StoreError:
+        return False
+
+
+def _group_metadata(storage: Storage) -> dict[str, Any]:
+    try:
+        metadata = json.loads(storage.read(METADATA))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(
+            f"{storage.url}: expected a store, found no {METADATA} there; check the path"
+        ) from error
+    except ValueError as error:
+        raise StoreError(f"{storage.url}/{METADATA}: expected JSON, found: {error}") from error
+    if metadata.get("node_type") != "group":
+        raise StoreError(f"{storage.url}: expected a zarr group, found an array")
+    metadata.setdefault("attributes", {})
+    return metadata
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=2).encode()
+
+
+def _zarr_store(storage: Storage, read_only: bool = False) -> Store:
+    if storage.folder is not None:
+        return LocalStore(storage.folder, read_only=read_only)
+    return FsspecStore.from_url(storage.url, read_only=read_only)

@@ -1,0 +1,273 @@
+"""The results of one partition: read, tokenise ahead, measure, and keep going when it hurts."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from bertgeom import variables
+from bertgeom.kernels.kmers import reverse_complement
+from bertgeom.layout import missing_value, row_bytes
+from bertgeom.variables import flag_bit
+
+from .plan import Windows, batches, planned_tokens
+from .workplace import Workplace
+
+if TYPE_CHECKING:
+    from bertgeom.encoded import EncodedBatch
+    from bertgeom.encoder import TokenBatch
+
+T = TypeVar("T")
+#: Batches that are tokenised before the device asks for them.
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch, ready for the device.
+
+    Attributes:
+        partition: its number. rows: int64 (B,), rows of the partition.
+        windows: the partition's windows. encoded: the tokens of the batch.
+        last: whether it is the last batch of its partition.
+    """
+
+    partition: int
+    rows: np.ndarray
+    windows: Windows
+    encoded: EncodedBatch | None
+    last: bool
+
+
+def prepare(place: Workplace, partition: int) -> Iterator[Prepared]:
+    """Read and tokenise a partition, batch by batch; at least one, perhaps without rows."""
+    plan, tokenizer = place.plan, place.encoder.tokenizer
+    windows = plan.index.windows(*plan.partition(partition))
+    bases = _read_bases(place, windows)
+    groups = batches(planned_tokens(tokenizer, windows), plan.batch_tokens)
+    if not groups:
+        yield Prepared(partition, np.zeros(0, np.int64), windows, None, True)
+    for i, rows in enumerate(groups):
+        encoded = tokenizer.encode_batch([bases(int(row)) for row in rows])
+        yield Prepared(partition, rows, windows, encoded, i == len(groups) - 1)
+
+
+def _read_bases(place: Workplace, windows: Windows) -> Callable[[int], np.ndarray]:
+    """The bases of a window by its row; all are read at once, they lie side by side."""
+    offsets = place.sequences.offsets[windows.record]
+    start, stop = windows.start + offsets, windows.stop + offsets
+    low = int(start.min())
+    block = place.sequences.bases(low, int(stop.max()))
+
+    def bases(row: int) -> np.ndarray:
+        piece = block[start[row] - low : stop[row] - low]
+        return piece if windows.strand[row] > 0 else reverse_complement(piece)
+
+    return bases
+
+
+def measure_partitions(
+    place: Workplace, partitions: Iterable[int], on_rows: Callable[[int], None] = lambda n: None
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Results of partitions in order; a thread reads and tokenises ahead.
+
+    Args:
+        on_rows: called with the number of windows after every batch.
+
+    Yields:
+        Partition number, and arrays by name, in the types of the store; `record_id` is left
+        out, as it follows from `record_index`.
+    """
+    prepared = ahead((p for i in partitions for p in prepare(place, i)), _AHEAD)
+    results: dict[str, np.ndarray] = {}
+    try:
+        for batch in prepared:
+            if not results:
+                results = _blank(place, batch)
+            if batch.encoded is not None:
+                _fill(place, batch, results)
+                on_rows(len(batch.rows))
+            if batch.last:
+                yield batch.partition, results
+                results = {}
+    finally:
+        prepared.close()
+
+
+def _blank(place: Workplace, batch: Prepared) -> dict[str, np.ndarray]:
+    """Results with nothing measured yet; what the plan knows is filled in."""
+    windows, sizes = batch.windows, place.layout.sizes
+    results = {
+        v.name: np.full((len(windows), *place.layout.shape(v)[1:]), missing_value(v), v.dtype)
+        for v in place.layout.variables
+        if v.dtype != "string" and row_bytes(v, sizes)
+    }
+    results["record_index"][:] = windows.record
+    results["start"][:], results["stop"][:] = windows.start, windows.stop
+    results["strand"][:] = windows.strand
+    short = windows.stop - windows.start < place.settings.window
+    results["flags"][:] = np.where(short & (windows.start == 0), flag_bit("short"), 0)
+    results["flags"] |= np.uint16(flag_bit("empty"))
+    if place.labels is not None:
+        results["label"][:] = place.labels[windows.record]
+    return results
+
+
+def _fill(place: Workplace, batch: Prepared, results: dict[str, np.ndarray]) -> None:
+    """Measure a batch and put it in its rows."""
+    encoded, rows = batch.encoded, batch.rows
+    content = (~encoded.special & _valid(encoded)).sum(axis=1)
+    values = _measure(place, _token_batch(place, batch, content))
+    flags = values.pop("flags")
+    lost = flags & (flag_bit("empty") | flag_bit("quarantined")) != 0
+    unknown = encoded.n_unknown > place.settings.max_unknown * np.maximum(content, 1)
+    flags = flags | np.where(unknown, flag_bit("unknown"), 0).astype(flags.dtype)
+    results["flags"][rows] = (results["flags"][rows] & ~np.uint16(flag_bit("empty"))) | flags
+    results["n_tokens"][rows] = encoded.lengths
+    results["n_unknown"][rows] = encoded.n_unknown
+    results["n_ambiguous"][rows] = encoded.n_ambiguous
+    results["truncated"][rows] = encoded.truncated
+    for name, value in values.items():
+        _put(results[name], rows[~lost], value[~lost])
+    if "token_start" in results:
+        start, stop = _token_bases(encoded, batch.windows, rows)
+        _put(results["token_start"], rows, start)
+        _put(results["token_stop"], rows, stop)
+
+
+def _put(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
+    """Write rows; a shorter last dimension (tokens of this batch) leaves the rest missing."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if values.ndim > 1 and values.shape[-1] != target.shape[-1]:
+            target[rows, ..., : values.shape[-1]] = values
+        else:
+            target[rows] = values
+
+
+def _token_batch(place: Workplace, batch: Prepared, content: np.ndarray) -> TokenBatch:
+    """The batch as the encoder takes it; windows without content have length 0."""
+    from bertgeom.encoder import TokenBatch
+
+    encoded = batch.encoded
+    lengths = np.where(content > 0, encoded.lengths, 0)
+    return TokenBatch(encoded.ids, lengths, encoded.special)
+
+
+def _valid(encoded: EncodedBatch) -> np.ndarray:
+    return np.arange(encoded.ids.shape[1]) < encoded.lengths[:, None]
+
+
+def _token_bases(
+    encoded: EncodedBatch, windows: Windows, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """First base and one past the last of every token, counted along the record."""
+    start, stop = encoded.start, encoded.stop
+    length = (windows.stop - windows.start)[rows, None].astype(start.dtype)
+    reverse = (windows.strand[rows] < 0)[:, None] & (start >= 0)
+    return np.where(reverse, length - stop, start), np.where(reverse, length - start, stop)
+
+
+def _measure(place: Workplace, batch: TokenBatch) -> dict[str, np.ndarray]:
+    """Statistics of a batch; out of memory, of its halves; at last, of what can be had."""
+    try:
+        return place.encoder.measure(batch, place.measure_settings)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+    _free_memory()
+    if len(batch.ids) == 1:
+        return {"flags": np.array([flag_bit("quarantined")], np.uint16)}
+    half = len(batch.ids) // 2
+    parts = [_measure(place, _rows(batch, slice(None, half)))]
+    parts.append(_measure(place, _rows(batch, slice(half, None))))
+    return _join(parts, [half, len(batch.ids) - half])
+
+
+def _rows(batch: TokenBatch, rows: slice) -> TokenBatch:
+    from bertgeom.encoder import TokenBatch
+
+    groups = None if batch.groups is None else batch.groups[rows]
+    return TokenBatch(batch.ids[rows], batch.lengths[rows], batch.special[rows], groups)
+
+
+def _join(parts: list[dict[str, np.ndarray]], sizes: list[int]) -> dict[str, np.ndarray]:
+    """Parts one after the other; what a quarantined part lacks is left zero, it is not used."""
+    like = max(parts, key=len)
+    joined = {}
+    for name, array in like.items():
+        blocks = [
+            part[name] if name in part else np.zeros((size, *array.shape[1:]), array.dtype)
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+        joined[name] = np.concatenate(blocks)
+    return joined
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    told = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in text for words in told)
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def counts(results: dict[str, np.ndarray]) -> dict[str, int]:
+    """What a completion record tells: windows, tokens, and windows by flag."""
+    flags = results["flags"]
+    return {
+        "windows": len(flags),
+        "tokens": int(results["n_tokens"].sum()),
+        **{name: int((flags & flag_bit(name) != 0).sum()) for name in variables.FLAGS},
+    }
+
+
+def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items, taken by a thread that is up to `depth` items ahead."""
+    waiting: queue.Queue[Any] = queue.Queue(depth)
+    stopped = threading.Event()
+    end = object()
+
+    def put(item: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((end, None))
+        except BaseException as error:
+            put((end, error))
+
+    thread = threading.Thread(target=work, name="bertgeom-reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = waiting.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,301 @@
+"""Who works on the partitions: this process, or the workers of a Dask cluster.
+
+Both give the same bytes: a partition's batches are fixed by the plan, and a partition is
+computed by one process.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from bertgeom.errors import BertgeomError, StoreError, UsageError
+from bertgeom.storage import Storage
+
+from .compute import measure_partitions
+from .events import Event, Measured
+from .workplace import Workplace, set_threads, workplace_with_model
+from .writing import run_partition, write_group, write_partition
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Partitions that a worker has at hand: one at work, one to begin at once.
+_IN_FLIGHT = 2
+#: A task is given up when this many workers were lost with it.
+_LOST_WORKERS = 3
+
+#: Tells the row group that a finished partition has made whole.
+Follow = Callable[[Event], int | None]
+
+
+class Executor(Protocol):
+    """Works on partitions and row groups.
+
+    Attributes:
+        workers: processes that compute; threads: compute threads of each.
+        local_workers: how many of them run on this machine.
+    """
+
+    workers: int
+    threads: int
+    local_workers: int
+
+    def execute(
+        self,
+        partitions: Sequence[int],
+        groups: Sequence[int],
+        follow: Follow,
+        send: Callable[[Event], None],
+    ) -> Iterator[Event]:
+        """Measure partitions, write row groups as they become whole; yields what was done.
+
+        Args:
+            partitions: to measure. groups: whole already, to write.
+            follow: called with every event, gives the next row group to write.
+            send: takes events that are not results.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@dataclass
+class InProcess:
+    """Computes here: a thread reads ahead, another writes behind."""
+
+    place: Workplace
+    threads: int
+    workers: int = 1
+    local_workers: int = 1
+
+    def __enter__(self) -> Self:
+        set_threads(self.threads)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def execute(
+        self,
+        partitions: Sequence[int],
+        groups: Sequence[int],
+        follow: Follow,
+        send: Callable[[Event], None],
+    ) -> Iterator[Event]:
+        waiting: deque[Future[list[Event]]] = deque()
+        with ThreadPoolExecutor(1, "bertgeom-writer") as writer:
+
+            def settle(most: int) -> Iterator[Event]:
+                while waiting and (waiting[0].done() or len(waiting) > most):
+                    for event in waiting.popleft().result():
+                        group = follow(event)
+                        if group is not None:
+                            waiting.append(writer.submit(write_group, self.place, group))
+                        yield event
+
+            waiting.extend(writer.submit(write_group, self.place, group) for group in groups)
+            begin = time.monotonic()
+            measured = measure_partitions(self.place, partitions, lambda n: send(Measured(n)))
+            for number, results in measured:
+                waiting.append(writer.submit(write_partition, self.place, number, results, begin))
+                yield from settle(_IN_FLIGHT)
+                begin = time.monotonic()
+            yield from settle(0)
+
+
+@dataclass
+class Dask:
+    """Computes on a Dask cluster: a given scheduler, or workers started on this machine.
+
+    Attributes:
+        url, model: as the workers find them. workers: processes to start without a scheduler.
+    """
+
+    url: str
+    model: str
+    threads: int
+    workers: int
+    device: str
+    scheduler: str | None = None
+    local_workers: int = 0
+    _client: Client | None = None
+    _cluster: Any = None
+    _resources: dict[str, float] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        from distributed import Client
+
+        if self.scheduler is None:
+            self._cluster = _local_cluster(self.workers, self.threads, self.device)
+            self.local_workers = self.workers
+        try:
+            self._client = Client(self._cluster or self.scheduler, timeout=30)
+        except (OSError, TimeoutError) as error:
+            self.__exit__()
+            raise UsageError(
+                f"expected a Dask scheduler at {self.scheduler}, found none in 30 s; start one "
+                "with: dask scheduler"
+            ) from error
+        known = self._client.scheduler_info(n_workers=-1)["workers"]
+        if self.scheduler is not None:
+            self.workers = max(1, len(known))
+        if any("GPU" in (w.get("resources") or {}) for w in known.values()):
+            self._resources = {"GPU": 1}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._client is not None:
+            self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def execute(
+        self,
+        partitions: Sequence[int],
+        groups: Sequence[int],
+        follow: Follow,
+        send: Callable[[Event], None],
+    ) -> Iterator[Event]:
+        from distributed import as_completed
+
+        todo = iter(partitions)
+        running = as_completed([self._submit(_work_group, g, 1) for g in groups])
+        for partition, _ in zip(todo, range(_IN_FLIGHT * self.workers), strict=False):
+            running.add(self._submit(_work_partition, partition))
+        for future in running:
+            for event in _result(future):
+                group = follow(event)
+                if group is not None:
+                    running.add(self._submit(_work_group, group, 1))
+                yield event
+            if future.key.startswith(_work_partition.__name__):
+                for partition in todo:
+                    running.add(self._submit(_work_partition, partition))
+                    break
+            future.release()
+
+    def _submit(self, work: Callable[..., list[Event]], number: int, priority: int = 0) -> Any:
+        return self._client.submit(
+            work,
+            self.url,
+            self.model,
+            self.threads,
+            number,
+            key=f"{work.__name__}-{number}-{time.monotonic_ns()}",
+            pure=False,
+            priority=priority,
+            resources=self._resources or None,
+        )
+
+
+def _work_partition(url: str, model: str, threads: int, partition: int) -> list[Event]:
+    return run_partition(workplace_with_model(url, model, threads), partition)
+
+
+def _work_group(url: str, model: str, threads: int, group: int) -> list[Event]:
+    return write_group(workplace_with_model(url, model, threads), group)
+
+
+def _result(future: Any) -> list[Event]:
+    from distributed import KilledWorker
+
+    try:
+        return future.result()
+    except BertgeomError:
+        raise
+    except KilledWorker as error:
+        raise StoreError(
+            f"expected {future.key.rsplit('-', 1)[0]} to finish, found {_LOST_WORKERS} workers "
+            "lost with it, perhaps for want of memory; lower --batch-tokens or --workers and give "
+            "the same command again, finished work is kept"
+        ) from error
+
+
+def _local_cluster(workers: int, threads: int, device: str) -> Any:
+    """Worker processes on the loopback interface, without a dashboard.
+
+    On CUDA every worker sees one device and has the resource GPU=1.
+    """
+    import logging
+
+    import dask
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    for name in ("distributed", "bokeh"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    dask.config.set(
+        {
+            "distributed.scheduler.allowed-failures": _LOST_WORKERS - 1,
+            "distributed.worker.memory.target": False,
+            "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.pause": False,
+            "distributed.worker.memory.terminate": False,
+        }
+    )
+    specs = {}
+    for number in range(workers):
+        env = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
+        options: dict[str, Any] = {
+            "nthreads": 1,
+            "host": "127.0.0.1",
+            "dashboard": False,
+            "memory_limit": 0,
+            "env": env,
+        }
+        if device == "cuda":
+            env["CUDA_VISIBLE_DEVICES"] = _visible_device(number)
+            options["resources"] = {"GPU": 1}
+        specs[number] = {"cls": Nanny, "options": options}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False},
+    }
+    return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def _visible_device(number: int) -> str:
+    """The CUDA device of a worker: the devices that this process may see, in turn."""
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
+    return devices[number % len(devices)]
+
+
+def choose(place: Workplace, workers: int, threads: int | None, scheduler: str | None) -> Executor:
+    """The executor for these options.
+
+    Raises:
+        UsageError: for a number of workers or threads below one.
+    """
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise UsageError(f"expected --{name} of at least 1, found {value}")
+    cores = len(os.sched_getaffinity(0))
+    threads = threads or max(1, cores // workers)
+    if workers == 1 and scheduler is None:
+        return InProcess(place, threads)
+    url = _absolute(place.storage.url)
+    device = place.encoder.device.type if place.encoder is not None else "cpu"
+    return Dask(
+        url,
+        place.facts["model"],
+        threads,
+        workers,
+        device,
+        scheduler,
+        local_workers=0 if scheduler else workers,
+    )
+
+
+def _absolute(url: str) -> str:
+    folder = Storage(url).folder
+    return url if folder is None else str(folder.absolute())

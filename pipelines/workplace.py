@@ -1,0 +1,183 @@
+"""Everything one process needs to work on a run: store, plan, model. Opened once a process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertgeom.config import Settings, check_same
+from bertgeom.errors import StoreError
+from bertgeom.layout import Layout, Shape
+from bertgeom.sequences import Sequences, open_sequences
+from bertgeom.storage import Storage
+
+from .plan import Plan, window_index
+from .rundir import RunFolder
+
+if TYPE_CHECKING:
+    from bertgeom.attention import MeasureSettings
+    from bertgeom.encoder import Encoder
+
+SEQUENCES = "sequences"
+
+
+@dataclass(frozen=True, eq=False)
+class Workplace:
+    """A run as one process sees it.
+
+    Attributes:
+        storage: the store.
+        facts: the contents of `run/run.json`.
+        encoder: the model, None where nothing is computed (status, finalise).
+    """
+
+    storage: Storage
+    facts: dict[str, Any]
+    encoder: Encoder | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.storage)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.facts["fingerprint"]
+
+    @cached_property
+    def settings(self) -> Settings:
+        return Settings.from_json(self.facts["settings"])
+
+    @cached_property
+    def shape(self) -> Shape:
+        return shape_from_json(self.facts["shape"])
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        elsewhere = self.facts["sequences"]
+        if elsewhere is not None:
+            return open_sequences(Storage(elsewhere))
+        return Sequences(self.storage.child(SEQUENCES))
+
+    @cached_property
+    def plan(self) -> Plan:
+        settings = self.settings
+        return Plan(
+            window_index(self.sequences.lengths, settings),
+            settings.partition_windows or 1,
+            self.facts["group_windows"],
+            settings.batch_tokens or 1,
+        )
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.shape, self.plan.n_windows, self.plan.group_windows)
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        return self.folder.read_labels()
+
+    @cached_property
+    def measure_settings(self) -> MeasureSettings:
+        from bertgeom.attention import MeasureSettings
+
+        settings, shape = self.settings, self.shape
+        return MeasureSettings(
+            tier=settings.tier,
+            keep=settings.keep,
+            angles=settings.angles,
+            theta=settings.theta,
+            near=settings.near,
+            n_offset_side=shape.n_offset_side,
+            n_groups=len(shape.group_names),
+            impl=settings.impl,
+        )
+
+
+def shape_to_json(shape: Shape) -> dict[str, Any]:
+    """JSON-able fields of a shape."""
+    return json.loads(json.dumps(vars(shape)))
+
+
+def shape_from_json(values: dict[str, Any]) -> Shape:
+    """The inverse of `shape_to_json`."""
+    lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
+    return Shape(**{**values, **lists})
+
+
+def open_workplace(url: str, encoder: Encoder | None = None) -> Workplace:
+    """A run that was set up, without loading its model.
+
+    Raises:
+        StoreError: if there is no run at `url`.
+    """
+    storage = Storage(url)
+    facts = RunFolder(storage).read_run()
+    if facts is None:
+        raise StoreError(
+            f"{url}: expected a store that bertgeom run has set up, found none; "
+            "give the bertgeom run command"
+        )
+    return Workplace(storage, facts, encoder)
+
+
+_current: Workplace | None = None
+
+
+def workplace_with_model(url: str, model: str, threads: int) -> Workplace:
+    """A run with its model, loaded once per process and kept for the next partition.
+
+    Raises:
+        MismatchError: if the model found here is not the one the store was set up with.
+    """
+    global _current
+    found = open_workplace(url)
+    if (
+        _current is not None
+        and _current.storage == found.storage
+        and _current.fingerprint == found.fingerprint
+    ):
+        return _current
+    _current = None
+    set_threads(threads)
+    encoder = load_model(model, found.settings)
+    check_same(url, found.facts["identity"]["model"], model_identity(encoder))
+    _current = Workplace(found.storage, found.facts, encoder)
+    return _current
+
+
+def load_model(model: str, settings: Settings, impl: str | None = None) -> Encoder:
+    """The encoder as the settings want it."""
+    from bertgeom.encoder import load_encoder
+
+    return load_encoder(
+        model,
+        device=settings.device,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        max_tokens=settings.max_tokens,
+        tokenizer=settings.tokenizer,
+        attention_impl=impl or settings.impl,
+    )
+
+
+def model_identity(encoder: Encoder) -> dict[str, Any]:
+    """What must be the same for a run to go on: weights, tokenizer, precision, device kind."""
+    return {
+        "fingerprint": encoder.fingerprint,
+        "tokenizer": encoder.tokenizer.settings(),
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "device": encoder.device.type,
+    }
+
+
+def set_threads(threads: int) -> None:
+    """Use this many compute threads in torch and Numba."""
+    import numba
+    import torch
+
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

@@ -1,0 +1,155 @@
+"""From results to the store: spools of partitions, and whole chunks of row groups."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from bertgeom import store
+from bertgeom.layout import missing_value
+from bertgeom.storage import patiently, writing
+from bertgeom.variables import Variable
+
+from .compute import counts, measure_partitions
+from .events import Event, GroupWritten, PartitionDone
+from .workplace import Workplace
+
+#: Gives rows first..stop of an array of a row group, counted from the group's first window.
+Gather = Callable[[str, int, int], np.ndarray]
+
+
+def run_partition(place: Workplace, partition: int) -> list[Event]:
+    """Measure one partition and write it; what is done already is done again, alike.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    begin = time.monotonic()
+    ((_, results),) = measure_partitions(place, [partition])
+    return write_partition(place, partition, results, begin)
+
+
+def write_partition(
+    place: Workplace, partition: int, results: Mapping[str, np.ndarray], begin: float
+) -> list[Event]:
+    """Write a partition's results: whole chunks if it is a row group, else a spool.
+
+    Args:
+        begin: `time.monotonic()` when the partition was begun.
+    """
+    told = counts(results)
+    group = place.plan.group_of(partition)
+    events: list[Event] = []
+    if len(place.plan.partitions_of(group)) == 1:
+        events.append(_write_group(place, group, [told], lambda name, a, b: results[name][a:b]))
+    else:
+        with writing(f"partition {partition} of {place.storage.url}"):
+            place.folder.write_spool(partition, results, place.fingerprint, told)
+    seconds = time.monotonic() - begin
+    done = PartitionDone(partition, told, seconds, socket.gethostname(), os.getpid())
+    return [done, *events]
+
+
+def write_group(place: Workplace, group: int) -> list[Event]:
+    """Write a row group from the spools of its partitions, then delete these.
+
+    Raises:
+        StoreError: if a spool is damaged, or the chunks cannot be written.
+    """
+    partitions = place.plan.partitions_of(group)
+    told = [place.folder.read_spool(i, place.fingerprint)[1] for i in partitions]
+    first = place.plan.group(group)[0]
+
+    def gather(name: str, start: int, stop: int) -> np.ndarray:
+        pieces = []
+        for i in partitions:
+            a, b = (edge - first for edge in place.plan.partition(i))
+            if a < stop and start < b:
+                low, high = max(start, a) - a, min(stop, b) - a
+                pieces.append(place.folder.read_spool_rows(i, name, low, high))
+        return np.concatenate(pieces)
+
+    events: list[Event] = [_write_group(place, group, told, gather)]
+    remove_spools(place, group)
+    return events
+
+
+def remove_spools(place: Workplace, group: int) -> None:
+    """Delete the spools of a written row group."""
+    for partition in place.plan.partitions_of(group):
+        place.folder.remove_spool(partition)
+
+
+def _write_group(
+    place: Workplace, group: int, told: list[dict[str, int]], gather: Gather
+) -> GroupWritten:
+    begin = time.monotonic()
+    with writing(f"row group {group} of {place.storage.url}"):
+        files = patiently(lambda: _write_chunks(place, group, gather))
+        first, stop = place.plan.group(group)
+        facts: dict[str, Any] = {
+            "fingerprint": place.fingerprint,
+            "windows": [first, stop],
+            "counts": {name: sum(t[name] for t in told) for name in told[0]},
+            "files": {key: list(entry) for key, entry in sorted(files.items())},
+        }
+        place.folder.write_group(group, facts)
+    size = sum(entry[0] for entry in files.values())
+    return GroupWritten(group, len(files), size, time.monotonic() - begin)
+
+
+def _write_chunks(place: Workplace, group: int, gather: Gather) -> dict[str, tuple[int, str]]:
+    """Write whole chunks, one at a time; returns size and SHA-256 of every file."""
+    first, stop = place.plan.group(group)
+    arrays = store.Arrays(place.storage)
+    for variable in place.layout.variables:
+        step = place.layout.chunks(variable)[0]
+        for start in range(0, stop - first, step):
+            end = min(start + step, stop - first)
+            arrays.write(variable.name, first + start, _rows(place, variable, gather, start, end))
+    return arrays.written
+
+
+def _rows(
+    place: Workplace, variable: Variable, gather: Gather, start: int, stop: int
+) -> np.ndarray:
+    if variable.name == "record_id":
+        return _record_ids(place, gather("record_index", start, stop).astype(np.int64))
+    try:
+        rows = gather(variable.name, start, stop)
+    except KeyError:
+        shape = (stop - start, *place.layout.shape(variable)[1:])
+        return np.full(shape, missing_value(variable), variable.dtype)
+    bits = place.settings.bitround
+    if bits is not None and rows.dtype.kind == "f":
+        return rounded(rows, bits)
+    return rows
+
+
+def _record_ids(place: Workplace, index: np.ndarray) -> np.ndarray:
+    low, high = int(index.min()), int(index.max()) + 1
+    ids = place.sequences.ids(low, high)
+    return np.array([ids[i - low] for i in index], dtype=object)
+
+
+def rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """Floats rounded to `bits` mantissa bits, half to even; NaN and infinity stay.
+
+    Args:
+        values: float32 or float16.
+        bits: mantissa bits to keep; all of them if the type has no more.
+    """
+    mantissa, integer = {2: (10, np.uint16), 4: (23, np.uint32)}[values.dtype.itemsize]
+    drop = mantissa - bits
+    if drop <= 0:
+        return values
+    raw = np.ascontiguousarray(values).view(integer)
+    one = integer(1)
+    half = integer((1 << (drop - 1)) - 1)
+    up = (raw + half + ((raw >> integer(drop)) & one)) & ~integer((1 << drop) - 1)
+    return np.where(np.isfinite(values), up.view(values.dtype), values)
