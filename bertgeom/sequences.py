@@ -21,7 +21,7 @@ import numpy as np
 
 from bertgeom import store
 from bertgeom.errors import StoreError
-from bertgeom.fasta import Record
+from bertgeom.fasta import Chunk
 from bertgeom.storage import Storage
 
 #: Bases of a chunk; about a quarter of it on disk.
@@ -114,25 +114,26 @@ def open_sequences(storage: Storage) -> Sequences:
 
 
 def write_sequences(
-    storage: Storage, records: Iterable[tuple[int, Record]], sources: Sequence[Mapping[str, Any]]
+    storage: Storage, pieces: Iterable[Chunk], sources: Sequence[Mapping[str, Any]]
 ) -> Sequences:
     """Write records as a shard set; what an earlier attempt left is replaced.
 
     Args:
         storage: a group made by `store.create_root(..., SEQUENCE_FORMAT)`.
-        records: in order, each with the number of its source.
+        pieces: records in pieces, in order, as `bertgeom.fasta.read_chunks` gives them.
         sources: name, size and SHA-256 of every file.
 
     Raises:
-        InputError: from `records`.
+        InputError: from `pieces`.
     """
     arrays = store.Arrays(storage)
     _create(arrays)
     digest = hashlib.sha256()
     n_records = n_bases = 0
-    for rows, bases in _blocks(records, digest):
+    for rows, bases in _blocks(pieces, digest):
         for name in TABLE:
-            arrays.extend(name, rows[name])
+            if len(rows[name]):
+                arrays.extend(name, rows[name])
         if len(bases):
             arrays.extend("bases", bases)
         n_records += len(rows["id"])
@@ -180,20 +181,22 @@ def _create(arrays: store.Arrays) -> None:
 
 
 def _blocks(
-    records: Iterable[tuple[int, Record]], digest: Any
+    pieces: Iterable[Chunk], digest: Any
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Table rows and bases in pieces that fill whole chunks of bases, but for the last."""
+    """Table rows and bases in blocks that fill whole chunks of bases, but for the last."""
     rows: list[tuple[Any, ...]] = []
     pending: list[np.ndarray] = []
-    n_pending = offset = 0
-    for source, record in records:
-        rows.append(_row(record, source, offset))
-        header = json.dumps([record.id, record.description, len(record.bases)])
-        digest.update(header.encode())
-        digest.update(np.ascontiguousarray(record.bases))
-        offset += len(record.bases)
-        n_pending += len(record.bases)
-        pending.append(record.bases)
+    n_pending = offset = n_ambiguous = 0
+    for piece in pieces:
+        digest.update(np.ascontiguousarray(piece.bases))
+        n_ambiguous += int(np.count_nonzero(_AMBIGUOUS[piece.bases]))
+        n_pending += len(piece.bases)
+        pending.append(piece.bases)
+        if piece.last:
+            length = piece.start + len(piece.bases)
+            rows.append(_row(piece, length, offset, n_ambiguous))
+            digest.update(json.dumps([piece.id, piece.description, length]).encode())
+            offset, n_ambiguous = offset + length, 0
         if n_pending >= CHUNK_BASES or len(rows) >= CHUNK_RECORDS:
             joined = np.concatenate(pending)
             whole = n_pending // CHUNK_BASES * CHUNK_BASES
@@ -202,16 +205,9 @@ def _blocks(
     yield _columns(rows), np.concatenate([*pending, np.zeros(0, np.uint8)])
 
 
-def _row(record: Record, source: int, offset: int) -> tuple[Any, ...]:
-    return (
-        record.id,
-        record.description,
-        len(record.bases),
-        offset,
-        source,
-        int(np.count_nonzero(_AMBIGUOUS[record.bases])),
-        0 if len(record.bases) else EMPTY,
-    )
+def _row(last: Chunk, length: int, offset: int, n_ambiguous: int) -> tuple[Any, ...]:
+    flags = 0 if length else EMPTY
+    return last.id, last.description, length, offset, last.source, n_ambiguous, flags
 
 
 def _columns(rows: list[tuple[Any, ...]]) -> dict[str, np.ndarray]:

@@ -19,12 +19,15 @@ from .plan import Windows, batches, planned_tokens
 from .workplace import Workplace
 
 if TYPE_CHECKING:
+    from bertgeom.attention import MeasureSettings
     from bertgeom.encoded import EncodedBatch
     from bertgeom.encoder import TokenBatch
 
 T = TypeVar("T")
 #: Batches that are tokenised before the device asks for them.
 _AHEAD = 2
+#: What is known of a window even where its statistics are missing.
+_ALWAYS = {"n_tokens", "n_unknown", "n_ambiguous", "truncated"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ def prepare(place: Workplace, partition: int) -> Iterator[Prepared]:
     for i, rows in enumerate(groups):
         encoded = tokenizer.encode_batch([bases(int(row)) for row in rows])
         yield Prepared(partition, rows, windows, encoded, i == len(groups) - 1)
+
+
+def encode_windows(place: Workplace, windows: Windows) -> EncodedBatch:
+    """The tokens of some windows that lie side by side."""
+    bases = _read_bases(place, windows)
+    return place.encoder.tokenizer.encode_batch([bases(row) for row in range(len(windows))])
 
 
 def _read_bases(place: Workplace, windows: Windows) -> Callable[[int], np.ndarray]:
@@ -120,24 +129,45 @@ def _blank(place: Workplace, batch: Prepared) -> dict[str, np.ndarray]:
 
 def _fill(place: Workplace, batch: Prepared, results: dict[str, np.ndarray]) -> None:
     """Measure a batch and put it in its rows."""
-    encoded, rows = batch.encoded, batch.rows
-    content = (~encoded.special & _valid(encoded)).sum(axis=1)
-    values = _measure(place, _token_batch(place, batch, content))
+    rows = batch.rows
+    values = measure_batch(place, batch.encoded, place.measure_settings)
     flags = values.pop("flags")
     lost = flags & (flag_bit("empty") | flag_bit("quarantined")) != 0
-    unknown = encoded.n_unknown > place.settings.max_unknown * np.maximum(content, 1)
-    flags = flags | np.where(unknown, flag_bit("unknown"), 0).astype(flags.dtype)
     results["flags"][rows] = (results["flags"][rows] & ~np.uint16(flag_bit("empty"))) | flags
-    results["n_tokens"][rows] = encoded.lengths
-    results["n_unknown"][rows] = encoded.n_unknown
-    results["n_ambiguous"][rows] = encoded.n_ambiguous
-    results["truncated"][rows] = encoded.truncated
     for name, value in values.items():
-        _put(results[name], rows[~lost], value[~lost])
+        keep = slice(None) if name in _ALWAYS else ~lost
+        _put(results[name], rows[keep], value[keep])
     if "token_start" in results:
-        start, stop = _token_bases(encoded, batch.windows, rows)
+        start, stop = _token_bases(batch.encoded, batch.windows, rows)
         _put(results["token_start"], rows, start)
         _put(results["token_stop"], rows, stop)
+
+
+def measure_batch(
+    place: Workplace, encoded: EncodedBatch, settings: MeasureSettings
+) -> dict[str, np.ndarray]:
+    """Statistics of windows, and what their tokens tell: counts and flags.
+
+    Returns:
+        Arrays by name, in the types of the kernels; a row flagged empty or quarantined has
+        no statistics.
+    """
+    from bertgeom.encoder import TokenBatch
+
+    valid = np.arange(encoded.ids.shape[1]) < encoded.lengths[:, None]
+    content = (~encoded.special & valid).sum(axis=1)
+    lengths = np.where(content > 0, encoded.lengths, 0)
+    values = _measure(place, TokenBatch(encoded.ids, lengths, encoded.special), settings)
+    unknown = encoded.n_unknown > place.settings.max_unknown * np.maximum(content, 1)
+    flags = values["flags"]
+    values["flags"] = flags | np.where(unknown, flag_bit("unknown"), 0).astype(flags.dtype)
+    told = {
+        "n_tokens": encoded.lengths,
+        "n_unknown": encoded.n_unknown,
+        "n_ambiguous": encoded.n_ambiguous,
+        "truncated": encoded.truncated,
+    }
+    return {**values, **told}
 
 
 def _put(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
@@ -147,19 +177,6 @@ def _put(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
             target[rows, ..., : values.shape[-1]] = values
         else:
             target[rows] = values
-
-
-def _token_batch(place: Workplace, batch: Prepared, content: np.ndarray) -> TokenBatch:
-    """The batch as the encoder takes it; windows without content have length 0."""
-    from bertgeom.encoder import TokenBatch
-
-    encoded = batch.encoded
-    lengths = np.where(content > 0, encoded.lengths, 0)
-    return TokenBatch(encoded.ids, lengths, encoded.special)
-
-
-def _valid(encoded: EncodedBatch) -> np.ndarray:
-    return np.arange(encoded.ids.shape[1]) < encoded.lengths[:, None]
 
 
 def _token_bases(
@@ -172,10 +189,12 @@ def _token_bases(
     return np.where(reverse, length - stop, start), np.where(reverse, length - start, stop)
 
 
-def _measure(place: Workplace, batch: TokenBatch) -> dict[str, np.ndarray]:
+def _measure(
+    place: Workplace, batch: TokenBatch, settings: MeasureSettings
+) -> dict[str, np.ndarray]:
     """Statistics of a batch; out of memory, of its halves; at last, of what can be had."""
     try:
-        return place.encoder.measure(batch, place.measure_settings)
+        return place.encoder.measure(batch, settings)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -183,8 +202,8 @@ def _measure(place: Workplace, batch: TokenBatch) -> dict[str, np.ndarray]:
     if len(batch.ids) == 1:
         return {"flags": np.array([flag_bit("quarantined")], np.uint16)}
     half = len(batch.ids) // 2
-    parts = [_measure(place, _rows(batch, slice(None, half)))]
-    parts.append(_measure(place, _rows(batch, slice(half, None))))
+    parts = [_measure(place, _rows(batch, slice(None, half)), settings)]
+    parts.append(_measure(place, _rows(batch, slice(half, None)), settings))
     return _join(parts, [half, len(batch.ids) - half])
 
 

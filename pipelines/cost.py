@@ -131,14 +131,13 @@ def memory(
     batch_tokens: int,
     partition_windows: int,
     window: int,
-    longest_record: int,
     threads: int,
 ) -> Memory:
     """Peak memory of one worker.
 
     Args:
         batch_tokens: padded tokens of a batch; partition_windows: windows of a partition.
-        window: bases of a window; longest_record: bases.
+        window: bases of a window.
         threads: compute threads of the worker.
     """
     tokens = max(batch_tokens, shape.max_tokens)
@@ -156,7 +155,7 @@ def memory(
         + 4 * heads * model.n_layers
         + rows * per_window * 4,
         results=3 * partition_windows * per_window,
-        sequences=2 * CHUNK_BASES + longest_record + 2 * partition_windows * window,
+        sequences=3 * CHUNK_BASES + 2 * partition_windows * window,
         writing=4 * layout.LARGEST_CHUNK,
     )
 

@@ -10,6 +10,7 @@ and may be killed at any moment.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,10 @@ from bertgeom import store
 from bertgeom.cohorts import assign_labels, read_labels
 from bertgeom.config import Settings, check_same, fingerprint
 from bertgeom.errors import BertgeomError, InputError, StoreError, UsageError
+from bertgeom.fasta import read_chunks
 from bertgeom.layout import Shape, row_group
 from bertgeom.sequences import MEMBERS, Sequences, is_complete, open_sequences, write_sequences
+from bertgeom.sources import expand_sources
 from bertgeom.storage import Storage, writing
 from bertgeom.variables import DEFINITIONS_VERSION
 
@@ -46,7 +49,7 @@ from .events import (
 from .executors import Executor, choose
 from .plan import Plan, window_index
 from .rundir import FOLDER, RunFolder
-from .sources import list_files, read_all, source_facts
+from .sources import source_facts
 from .workplace import (
     SEQUENCES,
     Workplace,
@@ -59,7 +62,7 @@ from .writing import write_group
 
 if TYPE_CHECKING:
     from bertgeom.encoder import Encoder
-    from bertgeom.fasta import Record
+    from bertgeom.fasta import Chunk
 
 Sources = str | Path | Sequence[str | Path]
 
@@ -132,7 +135,7 @@ def run(
     """
     begin = time.monotonic()
     options = Settings.of(**settings)
-    storage, elsewhere = Storage(str(out)), _shards(sources, sequences)
+    storage, elsewhere = Storage(str(out)), outside_shards(sources, sequences)
     _check_place(storage, store.FORMAT)
     bus = Bus(list(subscribers))
     encoder = load_model(str(model), options)
@@ -417,13 +420,13 @@ class Tracker:
         return group if all(map(self.done, self.plan.partitions_of(group))) else None
 
 
-def _shards(sources: Sources | None, sequences: str | Path | None) -> str | None:
+def outside_shards(sources: Sources | None, sequences: str | Path | None) -> str | None:
     """URL of sequence shards that lie outside the store, None if sources are to be read."""
     if sequences is not None:
         if sources:
             raise UsageError("expected either sources or --sequences, found both")
         return _lasting_path(str(sequences))
-    listed = _as_list(sources)
+    listed = as_list(sources)
     if not listed:
         raise UsageError(
             "expected at least one source, found none; give FASTA files or --sequences"
@@ -450,14 +453,14 @@ def _ingest_into(
 
 
 def _ingest(storage: Storage, sources: Sources | None, bus: Bus) -> Sequences:
-    files = list_files(_as_list(sources))
+    files = expand_sources(as_list(sources))
     facts = source_facts(files)
     if is_complete(storage):
         found = Sequences(storage)
         check_same(storage.url, _by_number(found.attributes["sources"]), _by_number(facts))
         bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], True))
         return found
-    found = write_sequences(storage, _told(read_all(files), bus.send), facts)
+    found = write_sequences(storage, _told(read_chunks(files), bus.send), facts)
     bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], False))
     return found
 
@@ -470,17 +473,15 @@ def _by_number(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _told(
-    records: Iterable[tuple[int, Record]], send: Callable[[Event], None]
-) -> Iterator[tuple[int, Record]]:
-    """The same records, with an event about every second."""
+def _told(pieces: Iterable[Chunk], send: Callable[[Event], None]) -> Iterator[Chunk]:
+    """The same pieces, with an event about every second."""
     bases, last = 0, time.monotonic()
-    for n, (source, record) in enumerate(records, start=1):
-        bases += len(record.bases)
+    for piece in pieces:
+        bases += len(piece.bases)
         if time.monotonic() - last > 1:
             last = time.monotonic()
-            send(Ingesting(n, bases))
-        yield source, record
+            send(Ingesting(piece.index + piece.last, bases))
+        yield piece
 
 
 def _labels(
@@ -516,27 +517,29 @@ def _attributes(place: Workplace, model: str, names: list[str] | None) -> dict[s
 
 
 def _check_memory(place: Workplace, executor: Executor, budget: int | str | None) -> None:
-    import os
-
-    if isinstance(budget, str):
-        budget = cost.parse_bytes(budget)
-    if budget is None:
-        budget = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if executor.local_workers:
         projected = project(place, executor.threads)
-        cost.check_memory(projected, budget, executor.local_workers)
+        cost.check_memory(projected, budget_bytes(budget), executor.local_workers)
+
+
+def budget_bytes(budget: int | str | None) -> int:
+    """Most memory to use: as asked for, or what the machine has."""
+    if isinstance(budget, str):
+        return cost.parse_bytes(budget)
+    if budget is not None:
+        return budget
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def project(place: Workplace, threads: int) -> cost.Memory:
     """Peak memory of a worker on this run."""
-    settings, lengths = place.settings, place.sequences.lengths
+    settings = place.settings
     return cost.memory(
         cost.model_cost(place.encoder),
         place.shape,
         batch_tokens=settings.batch_tokens or 1,
         partition_windows=settings.partition_windows or 1,
         window=settings.window or 1,
-        longest_record=int(lengths.max(initial=0)),
         threads=threads,
     )
 
@@ -568,7 +571,8 @@ def _check_place(storage: Storage, kind: str) -> None:
         )
 
 
-def _as_list(sources: Sources | None) -> list[str]:
+def as_list(sources: Sources | None) -> list[str]:
+    """One source or many as a list of paths and URLs."""
     if sources is None:
         return []
     many = [sources] if isinstance(sources, str | Path) else sources

@@ -82,19 +82,23 @@ class Workplace:
 
     @cached_property
     def measure_settings(self) -> MeasureSettings:
-        from bertgeom.attention import MeasureSettings
+        return measure_settings_of(self.settings, self.shape)
 
-        settings, shape = self.settings, self.shape
-        return MeasureSettings(
-            tier=settings.tier,
-            keep=settings.keep,
-            angles=settings.angles,
-            theta=settings.theta,
-            near=settings.near,
-            n_offset_side=shape.n_offset_side,
-            n_groups=len(shape.group_names),
-            impl=settings.impl,
-        )
+
+def measure_settings_of(settings: Settings, shape: Shape) -> MeasureSettings:
+    """The part of the settings that the encoder needs."""
+    from bertgeom.attention import MeasureSettings
+
+    return MeasureSettings(
+        tier=settings.tier,
+        keep=settings.keep,
+        angles=settings.angles,
+        theta=settings.theta,
+        near=settings.near,
+        n_offset_side=shape.n_offset_side,
+        n_groups=len(shape.group_names),
+        impl=settings.impl,
+    )
 
 
 def shape_to_json(shape: Shape) -> dict[str, Any]:
@@ -150,18 +154,26 @@ def workplace_with_model(url: str, model: str, threads: int) -> Workplace:
 
 
 def load_model(model: str, settings: Settings, impl: str | None = None) -> Encoder:
-    """The encoder as the settings want it."""
+    """The encoder as the settings want it, loaded without a progress bar of its own."""
+    from transformers.utils import logging
+
     from bertgeom.encoder import load_encoder
 
-    return load_encoder(
-        model,
-        device=settings.device,
-        dtype=settings.dtype,
-        trust_remote_code=settings.trust_remote_code,
-        max_tokens=settings.max_tokens,
-        tokenizer=settings.tokenizer,
-        attention_impl=impl or settings.impl,
-    )
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return load_encoder(
+            model,
+            device=settings.device,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+            max_tokens=settings.max_tokens,
+            tokenizer=settings.tokenizer,
+            attention_impl=impl or settings.impl,
+        )
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def model_identity(encoder: Encoder) -> dict[str, Any]:

@@ -1,0 +1,210 @@
+"""What a run would do and cost: windows, tokens, arithmetic, bytes, time. Nothing is written."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertgeom.config import Settings
+from bertgeom.fasta import read_chunks
+from bertgeom.layout import Layout, row_group
+from bertgeom.sequences import open_sequences
+from bertgeom.sources import expand_sources
+from bertgeom.storage import Storage
+
+from . import cost
+from .events import duration
+from .plan import Plan, planned_tokens, window_index
+from .stages import Sources, as_list, budget_bytes, outside_shards, resolve
+from .workplace import load_model, measure_settings_of, set_threads
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bertgeom.encoder import Encoder
+    from bertgeom.layout import Shape
+
+#: Windows whose tokens are counted at a time.
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A run on paper.
+
+    Attributes:
+        records, bases: in the sources. windows, tokens: in the plan; `exact_tokens` unless the
+            tokenizer only knows an upper bound.
+        flop: floating point operations of all windows.
+        bytes_per_window, store_bytes, files: of the store before compression.
+        memory: projected peak of one worker in bytes, by piece.
+        windows_per_second: measured here with one worker, None if not measured.
+        seconds: time for all windows at that rate, times the workers.
+    """
+
+    records: int
+    bases: int
+    windows: int
+    tokens: int
+    exact_tokens: bool
+    partitions: int
+    partition_windows: int
+    row_groups: int
+    batch_tokens: int
+    window: int
+    flop: float
+    bytes_per_window: int
+    store_bytes: int
+    files: int
+    memory: dict[str, int]
+    memory_total: int
+    workers: int
+    windows_per_second: float | None
+    seconds: float | None
+
+
+def preview(
+    sources: Sources | None = None,
+    *,
+    model: str | Path,
+    sequences: str | Path | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    measure: bool = True,
+    **settings: Any,
+) -> Preview:
+    """Plan a run without a store. The arguments are those of `bertgeom.run`.
+
+    Args:
+        measure: time a batch on this machine.
+
+    Raises:
+        PlanError: if the plan does not fit the memory; names the largest piece.
+    """
+    options = Settings.of(**settings)
+    elsewhere = outside_shards(sources, sequences)
+    encoder = load_model(str(model), options)
+    lengths = _lengths(sources, elsewhere)
+    resolved, shape = resolve(options, encoder)
+    size, tokens = resolved.partition_windows or 1, resolved.batch_tokens or 1
+    index = window_index(lengths, resolved)
+    plan = Plan(index, size, row_group(shape, size, index.n_windows), tokens)
+    facts = cost.model_cost(encoder)
+    threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    projected = cost.memory(
+        facts,
+        shape,
+        batch_tokens=tokens,
+        partition_windows=size,
+        window=resolved.window or 1,
+        threads=threads,
+    )
+    cost.check_memory(projected, budget_bytes(memory), workers)
+    n_tokens, flop = _work(plan, encoder, facts)
+    layout = Layout(shape, plan.n_windows, plan.group_windows)
+    rate = None
+    if measure and plan.n_windows:
+        set_threads(threads)
+        rate = _rate(encoder, resolved, shape)
+    return Preview(
+        records=len(lengths),
+        bases=int(lengths.sum()),
+        windows=plan.n_windows,
+        tokens=n_tokens,
+        exact_tokens=encoder.tokenizer.exact_counts,
+        partitions=plan.n_partitions,
+        partition_windows=size,
+        row_groups=plan.n_groups,
+        batch_tokens=tokens,
+        window=resolved.window or 1,
+        flop=flop,
+        bytes_per_window=layout.bytes_per_window(),
+        store_bytes=layout.bytes_per_window() * plan.n_windows,
+        files=layout.n_files(),
+        memory=vars(projected),
+        memory_total=projected.total,
+        workers=workers,
+        windows_per_second=rate,
+        seconds=None if rate is None else flop / _window_flop(facts, shape) / rate / workers,
+    )
+
+
+def _window_flop(facts: cost.ModelCost, shape: Shape) -> float:
+    return cost.window_flop(facts, shape.max_tokens)
+
+
+def _lengths(sources: Sources | None, elsewhere: str | None) -> np.ndarray:
+    if elsewhere is not None:
+        return open_sequences(Storage(elsewhere)).lengths
+    pieces = read_chunks(expand_sources(as_list(sources)))
+    return np.array([p.start + len(p.bases) for p in pieces if p.last], dtype=np.int64)
+
+
+def _work(plan: Plan, encoder: Encoder, facts: cost.ModelCost) -> tuple[int, float]:
+    """Tokens and floating point operations of all windows."""
+    tokens, flop = 0, 0.0
+    for first in range(0, plan.n_windows, _BLOCK):
+        windows = plan.index.windows(first, min(first + _BLOCK, plan.n_windows))
+        kinds, counts = np.unique(planned_tokens(encoder.tokenizer, windows), return_counts=True)
+        tokens += int(kinds @ counts)
+        flop += sum(
+            cost.window_flop(facts, int(n)) * int(k) for n, k in zip(kinds, counts, strict=True)
+        )
+    return tokens, flop
+
+
+def _rate(encoder: Encoder, settings: Settings, shape: Shape) -> float:
+    """Windows a second of this encoder on whole windows: two batches, the faster one."""
+    from bertgeom.encoder import TokenBatch
+
+    rng = np.random.default_rng(0)
+    rows = max(1, (settings.batch_tokens or 1) // shape.max_tokens)
+    letters = np.frombuffer(b"ACGT", np.uint8)
+    pieces: Sequence[np.ndarray] = [
+        letters[rng.integers(0, 4, settings.window)] for _ in range(rows)
+    ]
+    encoded = encoder.tokenizer.encode_batch(pieces)
+    batch = TokenBatch(encoded.ids, encoded.lengths, encoded.special)
+    measured = measure_settings_of(settings, shape)
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        encoder.measure(batch, measured)
+        times.append(time.perf_counter() - begin)
+    return rows / min(times[1:])
+
+
+def preview_table(found: Preview) -> Table:
+    """The preview for a terminal."""
+    from rich.table import Table
+
+    table = Table(title="plan", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("how much", justify="right")
+    bound = "" if found.exact_tokens else "at most "
+    rows = [
+        ("records", f"{found.records:,}"),
+        ("bases", f"{found.bases:,}"),
+        (f"windows of {found.window:,} bases", f"{found.windows:,}"),
+        ("tokens", f"{bound}{found.tokens:,}"),
+        (f"partitions of {found.partition_windows:,} windows", f"{found.partitions:,}"),
+        ("arithmetic", f"{found.flop:.3g} FLOP"),
+        ("store, a window", cost.human(found.bytes_per_window)),
+        ("store, before compression", cost.human(found.store_bytes)),
+        ("chunk files", f"{found.files:,}"),
+        ("peak memory of a worker", cost.human(found.memory_total)),
+        *((f"  {name}", cost.human(size)) for name, size in found.memory.items()),
+    ]
+    if found.windows_per_second is not None and found.seconds is not None:
+        rows.append(("measured rate of a worker", f"{found.windows_per_second:.3g} windows/s"))
+        rows.append((f"time with {found.workers} worker(s)", duration(found.seconds)))
+    for row in rows:
+        table.add_row(*row)
+    return table
