@@ -1,9 +1,9 @@
 """Records of FASTA and FASTQ, streamed; whatever cannot be meant stops with one line.
 
-What is a base: A, C, G, T, U and the ambiguity codes of IUPAC in any case, gaps `-` and `.`,
-and the mask letter X. Case is folded, U is T, `.` is `-`, X is N; a gap keeps its place, and
-the tokenizer's rule decides what becomes of it. Spaces and tabs inside sequence lines are
-skipped. Everything else, `*` and digits among it, is an error.
+What is a base: A, C, G, T, U and the ambiguity codes of IUPAC in any case; `-`, `.`, `_`, `~`
+and `*` as gaps; X and `?` as unknown. Case is folded, U is T, every gap is `-`, X and `?` are
+N. A gap keeps its place, and the tokenizer's rule decides what becomes of it. Spaces and tabs
+inside sequence lines are skipped. Everything else, digits among it, is an error.
 
 Lines end with LF, CRLF or CR; blank lines are skipped. The id of a record is the first word
 of its header, the description the rest. Ids may repeat or be missing: the index is the key.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ _MAX_HEADER = 1 << 20
 _BASES = b"ACGTNRYSWKMBDHV-"
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
-_FOLD = bytes.maketrans(b"acgtuUnryswkmbdhvxX.", b"ACGTTTNRYSWKMBDHVNN-")
+_FOLD = bytes.maketrans(b"acgtuUnryswkmbdhvxX?._~*", b"ACGTTTNRYSWKMBDHVNNN----")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ class _Blocks:
     in. A block never ends between CR and LF.
     """
 
-    def __init__(self, stream: BinaryIO, url: str) -> None:
+    def __init__(self, stream: Any, url: str) -> None:
         self.stream, self.url = stream, url
         self.block, self.place, self.line = b"", 0, 1
         self.line_start = True
@@ -243,7 +243,7 @@ class _Blocks:
         )
 
 
-def _read_fastq(stream: BinaryIO, url: str) -> Iterator[_Piece]:
+def _read_fastq(stream: Any, url: str) -> Iterator[_Piece]:
     import dnaio
 
     reader = _guarded(lambda: dnaio.FastqReader(stream), url, None)
@@ -339,7 +339,7 @@ def _describe(start: bytes) -> tuple[str, str]:
 
 def _describe_letter(byte: int) -> tuple[str, str]:
     shown = repr(chr(byte)) if 32 < byte < 127 else f"byte 0x{byte:02x}"
-    if chr(byte).upper() in "EFILPQZJO*":
+    if chr(byte).upper() in "EFILPQZJO":
         return shown, "only nucleotides are read; is this a protein?"
     if byte == ord(">"):
         return f"{shown} inside a line", "a header must start its line"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from bertgeom.errors import InputError
 
@@ -61,7 +61,7 @@ def expand_sources(
 
 
 @contextmanager
-def open_source(source: Source | str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_source(source: Source | str | os.PathLike[str]) -> Iterator[Any]:
     """The uncompressed bytes of a source; the compression is told by the content.
 
     The stream has `read` and `peek`.
