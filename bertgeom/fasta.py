@@ -12,6 +12,8 @@ of its header, the description the rest. Ids may repeat or be missing: the index
 from __future__ import annotations
 
 import os
+import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -249,7 +251,7 @@ def _read_fastq(stream: Any, url: str) -> Iterator[_Piece]:
     reader = _guarded(lambda: dnaio.FastqReader(stream), url, None)
     rows = iter(reader)
     number = 0
-    while (row := _guarded(lambda: next(rows, None), url, None)) is not None:
+    while (row := _guarded(lambda: _next_row(rows), url, None)) is not None:
         name, description = _split_header(row.name)
         bases = row.sequence.encode("ascii").translate(_FOLD, _SPACE)
         if wrong := bases.translate(None, _BASES):
@@ -259,6 +261,16 @@ def _read_fastq(stream: Any, url: str) -> Iterator[_Piece]:
             )
         number += 1
         yield name, description, 0, np.frombuffer(bases, dtype=np.uint8), True
+
+
+def _next_row(rows: Iterator[Any]) -> Any:
+    """The next FASTQ record, None at the end; blank lines there are no record."""
+    try:
+        return next(rows, None)
+    except Exception as error:
+        if re.search(r"incomplete final record was: '(\\[rn])+'", str(error)):
+            return None
+        raise
 
 
 def _guarded(read: Any, url: str, record: str | None) -> Any:
@@ -272,6 +284,7 @@ def _guarded(read: Any, url: str, record: str | None) -> Any:
         raise
     except Exception as error:
         reason = " ".join(str(getattr(error, "message", error)).split()) or type(error).__name__
+        reason = textwrap.shorten(reason, 200, placeholder=" ...")
         line = getattr(error, "line", None)
         if line is not None:
             raise InputError(

@@ -74,6 +74,8 @@ READ = {
     ),
     "FASTQ with CRLF": (b"@a x\r\nAC\r\n+\r\nII\r\n", [("a", "x", b"AC")]),
     "FASTQ without newline at the end": (b"@a\nAC\n+\nII", [("a", "", b"AC")]),
+    "FASTQ with blank lines at the end": (b"@a\nAC\n+\nII\n\n\n", [("a", "", b"AC")]),
+    "FASTQ with a blank CRLF line at the end": (b"@a\r\nAC\r\n+\r\nII\r\n\r\n", [("a", "", b"AC")]),
     "empty FASTQ record": (b"@a\n\n+\n\n@b\nA\n+\nI\n", [("a", "", b""), ("b", "", b"A")]),
 }
 
@@ -195,6 +197,7 @@ STOP = {
         b"@a\nAC\n+\nII\n@b\nA!\n+\nII\n",
         "record 'b', line 6: expected bases, found '!'",
     ),
+    "FASTQ cut off": (b"@a\nAC\n+\nII\n@b\nA" + b"C" * 9999, "line 6: expected FASTQ .{1,300}$"),
     "non-ASCII header in FASTQ": ("@ä\nAC\n+\nII\n".encode(), "FASTQ|whole file"),
 }
 
