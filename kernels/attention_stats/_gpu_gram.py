@@ -1,0 +1,99 @@
+"""Triton: the d x d products Q'Q, K'K and K'Q of a head, and what they say of Q K^T."""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._gpu_tiles import Tiles, block_dim, load_tile, multiply, tile_offsets, widen
+
+
+@triton.jit
+def attention_gram(
+    p_query,
+    p_key,
+    p_gram,
+    p_lengths,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    heads_per_key,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Program (which, head, window) writes p_gram (B, H, 3, d, d): Q'Q, K'K or K'Q."""
+    which = tl.program_id(0)
+    i_head = tl.program_id(1).to(tl.int64)
+    i_batch = tl.program_id(2).to(tl.int64)
+    i_flat = i_batch * tl.num_programs(1) + i_head
+    n = tl.load(p_lengths + i_batch)
+    p_q = p_query + i_batch * stride_qb + i_head * stride_qh
+    p_k = p_key + i_batch * stride_kb + (i_head // heads_per_key) * stride_kh
+    p_left = tl.where(which == 0, p_q.to(tl.int64), p_k.to(tl.int64)).to(p_query.dtype)
+    p_right = tl.where(which == 1, p_k.to(tl.int64), p_q.to(tl.int64)).to(p_query.dtype)
+    left_n = tl.where(which == 0, stride_qn, stride_kn)
+    left_d = tl.where(which == 0, stride_qd, stride_kd)
+    right_n = tl.where(which == 1, stride_kn, stride_qn)
+    right_d = tl.where(which == 1, stride_kd, stride_qd)
+    o_left = tile_offsets(left_n, left_d, BLOCK, BLOCK_DIM)
+    o_right = tile_offsets(right_n, right_d, BLOCK, BLOCK_DIM)
+    gram = tl.zeros((BLOCK_DIM, BLOCK_DIM), tl.float32)
+    for tile in range(0, tl.cdiv(n, BLOCK)):
+        first = tl.cast(tile, tl.int64) * BLOCK
+        left = n - tile * BLOCK
+        b_l = load_tile(p_left + first * left_n, o_left, left, True, HEAD_DIM, BLOCK, BLOCK_DIM)
+        b_r = load_tile(p_right + first * right_n, o_right, left, True, HEAD_DIM, BLOCK, BLOCK_DIM)
+        gram = multiply(tl.trans(b_l), b_r, gram, PRECISION, WIDEN)
+    o_row = tl.arange(0, BLOCK_DIM)
+    o_out = o_row[:, None] * HEAD_DIM + o_row[None, :]
+    m_out = (o_row < HEAD_DIM)[:, None] & (o_row < HEAD_DIM)[None, :]
+    tl.store(p_gram + (i_flat * 3 + which) * HEAD_DIM * HEAD_DIM + o_out, gram, mask=m_out)
+
+
+def gram_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
+    """The pinned configuration."""
+    wide = block_dim(head_dim) > 64
+    if dtype == torch.float32:
+        return Tiles(32, 8 if wide else 4, 1)
+    return Tiles(64, 8 if wide else 4, 2)
+
+
+def logit_sums(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
+    """(B, H, 3): |S|^2, tr(S^2) and tr((Q'Q K'K)^2) in the unit |Q|^2 |K|^2 of every head."""
+    batch, n_heads, _, head_dim = query.shape
+    tiles = gram_tiles(query.dtype, head_dim)
+    gram = query.new_empty((batch, n_heads, 3, head_dim, head_dim), dtype=torch.float32)
+    attention_gram[(3, n_heads, batch)](
+        query, key, gram, lengths,
+        *query.stride(), *key.stride(), n_heads // key.shape[1],
+        HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.block,
+        PRECISION="ieee", WIDEN=widen(query.dtype),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    queries, keys, cross = gram.unbind(2)
+    size = [_trace(x).sqrt() for x in (queries, keys)]
+    unit = [torch.where(x > 0, x, 1.0)[..., None, None] for x in size]
+    queries = queries / unit[0] / unit[0]
+    keys = keys / unit[1] / unit[1]
+    cross = cross / unit[0] / unit[1]
+    product = queries @ keys
+    return torch.stack([_trace(product), _trace_of_square(cross), _trace_of_square(product)], -1)
+
+
+def _trace(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _trace_of_square(x: Tensor) -> Tensor:
+    return (x * x.mT).sum((-2, -1))
