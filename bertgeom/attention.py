@@ -397,7 +397,8 @@ def record(
 ) -> Iterator[Recorder]:
     """Record the statistics of the forward passes in the block; outputs stay unchanged.
 
-    The model must have been loaded with `attn_implementation="bertgeom"`.
+    The model must have been loaded with `attn_implementation="bertgeom"`. The block runs
+    under `torch.no_grad()`: the statistics have no backward pass.
 
     Args:
         special_tokens_mask: (B, N), 1 at special tokens; None: no token is special.
@@ -433,7 +434,8 @@ def record(
         torch_module.register_module_forward_hook(leave),
     ]
     try:
-        yield recorder
+        with torch.no_grad():
+            yield recorder
     finally:
         for handle in handles:
             handle.remove()

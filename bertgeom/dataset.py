@@ -42,7 +42,7 @@ def coordinates(
         "angle_station": station_names(n_layers) if angles == "all" else ends,
         "hidden_state": ends,
         "head_station": list(variables.HEAD_STATIONS),
-        "gate": list(variables.GATES),
+        "gate_name": ("gate", list(variables.GATES)),
         "offset": variables.offset_labels(n_offset_side),
         "angle": (np.arange(variables.N_ANGLES) + 0.5) * width,
         "query_block": np.arange(variables.N_BLOCKS),
@@ -65,7 +65,7 @@ def as_dataset(arrays: dict[str, np.ndarray], settings: MeasureSettings) -> xarr
     )
     declared = {name: variables.VARIABLES[name] for name in arrays if name in variables.VARIABLES}
     used = {dim for variable in declared.values() for dim in variable.dims}
-    return xarray.Dataset(
+    dataset = xarray.Dataset(
         {
             name: (
                 variable.dims,
@@ -74,5 +74,20 @@ def as_dataset(arrays: dict[str, np.ndarray], settings: MeasureSettings) -> xarr
             )
             for name, variable in declared.items()
         },
-        coords={dim: values for dim, values in coords.items() if dim in used},
+        coords={
+            name: values
+            for name, values in coords.items()
+            if (values[0] if isinstance(values, tuple) else name) in used
+        },
     )
+    return name_gates(dataset)
+
+
+def name_gates(dataset: xarray.Dataset) -> xarray.Dataset:
+    """The dataset with `gate` as the data it is and `gate_name` as the index of its dimension.
+
+    xarray takes the array `gate` for a coordinate, for it is called like a dimension.
+    """
+    if "gate" in dataset.coords:
+        dataset = dataset.reset_coords("gate")
+    return dataset.set_xindex("gate_name") if "gate_name" in dataset.coords else dataset
