@@ -1,0 +1,651 @@
+"""Angles between all pairs of windows of a database, within and between cohorts.
+
+M windows have M (M - 1) / 2 pairs: 5e11 for a million. They are never held as a matrix.
+
+    prepare   one pass over the store: the vectors, sorted by cohort, in one flat file
+    run_row   tile row i against the tiles j >= i; its completion record is renamed into place
+    finalise  sums the records; refuses a total that is not M (M - 1) / 2
+
+              tile  0   1   2   3            tiles never straddle two cohorts
+    row 0         \\### ### ### ###           \\  pairs within the tile, each once
+    row 1             \\### ### ###           ### all pairs of two tiles
+    row 2                 \\### ###
+
+Each step is idempotent and each row independent of the others: rows may be run by several
+processes or machines that share the work folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertgeom.errors import MismatchError, StoreError, UsageError
+from bertgeom.storage import PARTIAL, Storage, writing
+
+from .results import write_dataset
+
+if TYPE_CHECKING:
+    import torch
+    import xarray
+
+#: Name of the cohort of windows without a label, and of all windows if none has one.
+UNLABELLED, ALL = "unlabelled", "all"
+#: Within and between more cohorts than this, histograms would outgrow the database.
+MAX_COHORTS = 256
+_JOB, _VECTORS = "angles.json", "vectors.bin"
+_STEP = 2048
+
+#: Called with the number of pairs done and of all pairs.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class AngleSettings:
+    """What to compare, and how.
+
+    Attributes:
+        vectors: array of the store, (window, hidden_state, hidden) or (window, hidden).
+        hidden_state: name or position of the hidden state; negative from the last.
+        tile: vectors of a tile.
+        bins: equal bins of [0, 180] degrees.
+        impl: kernel implementation, see `bertgeom.kernels`.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    vectors: str = "cls"
+    hidden_state: str | int = -1
+    tile: int = 2048
+    bins: int = 90
+    impl: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.tile < 1 or self.bins < 1:
+            raise UsageError(
+                f"expected a tile and bins of at least 1, found {self.tile} and {self.bins}"
+            )
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A stretch of vectors of one cohort, by position in the sorted file."""
+
+    cohort: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Angles of a set of pairs; the sets of two `Angles` to merge are disjoint.
+
+    Attributes:
+        histogram: (bins,) int64.
+        n_pairs: number of pairs.
+        mean, m2: degrees; sum of squared deviations from the mean.
+        least, largest: degrees.
+    """
+
+    histogram: np.ndarray
+    n_pairs: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+    least: float = 180.0
+    largest: float = 0.0
+
+    def merge(self, other: Angles) -> Angles:
+        """Angles of both sets (Chan et al. 1983)."""
+        n = self.n_pairs + other.n_pairs
+        if other.n_pairs == 0 or self.n_pairs == 0:
+            return self if other.n_pairs == 0 else other
+        delta = other.mean - self.mean
+        share = other.n_pairs / n
+        return Angles(
+            self.histogram + other.histogram,
+            n,
+            self.mean + delta * share,
+            self.m2 + other.m2 + delta**2 * self.n_pairs * share,
+            min(self.least, other.least),
+            max(self.largest, other.largest),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "histogram": self.histogram.tolist()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Angles:
+        return cls(**{**values, "histogram": np.array(values["histogram"], dtype=np.int64)})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prepared comparison.
+
+    Attributes:
+        folder: the work folder.
+        fingerprint: of vectors, cohorts and settings.
+        cohorts: names; sizes: windows of each in the file; valid: those with a vector that is
+            finite and not zero, which alone have angles.
+        hidden, dtype: of the vectors in the file.
+        settings: see `AngleSettings`.
+    """
+
+    folder: str
+    fingerprint: str
+    cohorts: tuple[str, ...]
+    sizes: tuple[int, ...]
+    valid: tuple[int, ...]
+    hidden: int
+    dtype: str
+    settings: AngleSettings
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(self.folder)
+
+    @cached_property
+    def tiles(self) -> list[Tile]:
+        """All tiles, cohort by cohort."""
+        ends = np.cumsum(self.sizes).tolist()
+        return [
+            Tile(cohort, start, min(start + self.settings.tile, end))
+            for cohort, (size, end) in enumerate(zip(self.sizes, ends, strict=True))
+            for start in range(end - size, end, self.settings.tile)
+        ]
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of valid vectors: what the histograms must sum to."""
+        n = sum(self.valid)
+        return n * (n - 1) // 2
+
+    def done(self) -> list[int]:
+        """Rows with a completion record."""
+        names = self.storage.names("rows")
+        return [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+
+    def missing(self) -> list[int]:
+        return sorted(set(range(len(self.tiles))) - set(self.done()))
+
+    def pairs_of_rows(self, rows: Iterable[int]) -> int:
+        """Pairs that the rows compare, vectors without an angle included."""
+        total = sum(self.sizes)
+        count = 0
+        for row in rows:
+            tile = self.tiles[row]
+            n = tile.stop - tile.start
+            count += n * (n - 1) // 2 + n * (total - tile.stop)
+        return count
+
+
+def database_angles(
+    dataset: xarray.Dataset,
+    work: str | Path,
+    *,
+    codes: np.ndarray | None = None,
+    cohorts: Sequence[str] | None = None,
+    settings: AngleSettings | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> xarray.Dataset:
+    """Angles between the window vectors of a store; resumes what `work` already holds.
+
+    Args:
+        dataset: a store with `--keep cls`, as `bertgeom.open` gives it.
+        work: folder for vectors and completion records; may be deleted afterwards.
+        codes: (windows,) cohort of every window, -1 without; default the store's labels.
+        cohorts: their names; default the store's.
+        settings: see `AngleSettings`.
+        workers: processes; with one the kernel uses all cores of this process.
+        progress: told of pairs done.
+
+    Returns:
+        See `finalise`.
+
+    Raises:
+        UsageError, StoreError, MismatchError: see `prepare` and `finalise`.
+    """
+    job = prepare(dataset, work, codes=codes, cohorts=cohorts, settings=settings)
+    total = job.pairs_of_rows(range(len(job.tiles)))
+    missing = job.missing()
+    count = total - job.pairs_of_rows(missing)
+    if progress:
+        progress(count, total)
+    for row in _run_rows(job, missing, workers):
+        count += job.pairs_of_rows([row])
+        if progress:
+            progress(count, total)
+    return finalise(job)
+
+
+def prepare(
+    dataset: xarray.Dataset,
+    work: str | Path,
+    *,
+    codes: np.ndarray | None = None,
+    cohorts: Sequence[str] | None = None,
+    settings: AngleSettings | None = None,
+) -> Job:
+    """Write the vectors, sorted by cohort, unless `work` holds them already.
+
+    Memory: a few thousand vectors. Disk: one copy of the vectors in the store's type.
+
+    Raises:
+        StoreError: if the store lacks the vectors, or `work` cannot be written.
+        UsageError: for an unknown hidden state, codes that do not fit, too many cohorts.
+        MismatchError: if `work` holds another comparison.
+    """
+    settings = settings or AngleSettings()
+    vectors = _select(dataset, settings)
+    codes, names = _cohorts(dataset, codes, cohorts)
+    job = _describe(dataset, vectors, codes, names, settings, Path(work))
+    known = _read_job(Path(work))
+    if known is not None:
+        if known.fingerprint != job.fingerprint:
+            raise MismatchError(
+                f"{work}: expected to resume these vectors, cohorts and settings, found those of "
+                f"another comparison ({_difference(known, job)}); choose another work folder or "
+                "delete this one"
+            )
+        return replace(known, settings=job.settings)
+    with writing(f"vectors to {work}"):
+        valid = _write_vectors(vectors, codes, job)
+        job = replace(job, valid=valid)
+        job.storage.write(_JOB, json.dumps(asdict(job), indent=2).encode())
+    return job
+
+
+def run_row(job: Job, row: int) -> None:
+    """Compare tile `row` with itself and all later tiles, and record the result."""
+    import torch
+
+    vectors = _open_vectors(job)
+    device = _device(job.settings)
+    first = job.tiles[row]
+    x = _load(vectors, first, device)
+    found: dict[int, Angles] = {}
+    for other in job.tiles[row:]:
+        same = other is first
+        y = None if same else _load(vectors, other, device)
+        with torch.inference_mode():
+            angles = _angles_of(x, y, job.settings)
+        before = found.get(other.cohort, Angles(np.zeros(job.settings.bins, np.int64)))
+        found[other.cohort] = before.merge(angles)
+    record = {
+        "fingerprint": job.fingerprint,
+        "cohort": first.cohort,
+        "angles": {str(cohort): angles.to_json() for cohort, angles in found.items()},
+    }
+    with writing(f"row {row} to {job.folder}"):
+        job.storage.write(f"rows/{row:06d}.json", json.dumps(record).encode())
+
+
+def finalise(job: Job) -> xarray.Dataset:
+    """Histograms within and between cohorts, and over all pairs, from the rows' records.
+
+    Returns:
+        Dataset with dimensions cohort, other_cohort (symmetric) and angle: `angle_histogram`
+        (int64), `n_pairs`, `angle_mean`, `angle_std`, `angle_min`, `angle_max` (degrees); the
+        same with the prefix `all_` over all pairs; `n_windows` (cohort), and
+        `n_without_angle`: windows whose vector is missing or zero.
+
+    Raises:
+        StoreError: if rows are missing or damaged, or totals do not add up.
+    """
+    missing = job.missing()
+    if missing:
+        raise StoreError(
+            f"{job.folder}: expected {len(job.tiles)} rows, found {len(missing)} missing "
+            f"(first {missing[0]}); run them"
+        )
+    empty = Angles(np.zeros(job.settings.bins, np.int64))
+    pairs = dict.fromkeys(combinations_with_replacement(range(len(job.cohorts)), 2), empty)
+    for row in range(len(job.tiles)):
+        cohort, found = _read_row(job, row)
+        for other, angles in found.items():
+            pairs[cohort, other] = pairs[cohort, other].merge(angles)
+    total = empty
+    for (a, b), angles in pairs.items():
+        n = job.valid[a] * (job.valid[a] - 1) // 2 if a == b else job.valid[a] * job.valid[b]
+        if not angles.n_pairs == n == int(angles.histogram.sum()):
+            raise StoreError(
+                f"{job.folder}: expected {n} pairs of {job.cohorts[a]} and {job.cohorts[b]}, "
+                f"found {angles.n_pairs} with {int(angles.histogram.sum())} counted; "
+                "delete the work folder and start again"
+            )
+        total = total.merge(angles)
+    return _as_dataset(job, pairs, total)
+
+
+def write_result(result: xarray.Dataset, path: str | Path) -> Path:
+    """Write the result of `finalise` as `.json`, `.tsv` (one line a pair of cohorts and bin) or
+    `.zarr`.
+
+    Raises:
+        UsageError: for another suffix.
+    """
+    path = Path(path)
+    if path.suffix == ".zarr":
+        return write_dataset(result, path)
+    if path.suffix == ".json":
+        text = json.dumps(result_as_json(result), indent=2) + "\n"
+    elif path.suffix == ".tsv":
+        text = "".join("\t".join(map(str, line)) + "\n" for line in _as_lines(result))
+    else:
+        raise UsageError(f"expected a file .json, .tsv or .zarr, found {path.name}")
+    with writing(str(path)):
+        Storage(str(path.parent)).write(path.name, text.encode())
+    return path
+
+
+def _run_rows(job: Job, rows: Sequence[int], workers: int) -> Iterable[int]:
+    if workers <= 1 or len(rows) <= 1:
+        for row in rows:
+            run_row(job, row)
+            yield row
+        return
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,)
+    ) as pool:
+        running = {pool.submit(run_row, job, row): row for row in rows}
+        for future in as_completed(running):
+            future.result()
+            yield running[future]
+
+
+def _start_worker(threads: int) -> None:
+    from .workplace import set_threads
+
+    set_threads(threads)
+
+
+def _angles_of(x: torch.Tensor, y: torch.Tensor | None, settings: AngleSettings) -> Angles:
+    from bertgeom.kernels import pairwise_angle_histogram
+
+    found = pairwise_angle_histogram(x, y, bins=settings.bins, impl=settings.impl)
+    values = {name: value.reshape(-1) for name, value in found.items()}
+    n = int(values["n_pairs"])
+    histogram = found["angle_histogram"].reshape(-1).cpu().numpy().astype(np.int64)
+    if n == 0:
+        return Angles(histogram)
+    return Angles(
+        histogram,
+        n,
+        float(values["angle_mean"]),
+        float(values["angle_std"]) ** 2 * n,
+        float(values["angle_min"]),
+        float(values["angle_max"]),
+    )
+
+
+def _select(dataset: xarray.Dataset, settings: AngleSettings) -> xarray.DataArray:
+    """The vectors (window, hidden), still on disk."""
+    if settings.vectors not in dataset:
+        raise StoreError(
+            f"expected a store with the array {settings.vectors!r}, found none; run with --keep cls"
+        )
+    vectors = dataset[settings.vectors]
+    if "hidden_state" not in vectors.dims:
+        return vectors
+    state = settings.hidden_state
+    names = [str(name) for name in vectors["hidden_state"].values]
+    if isinstance(state, str) and state in names:
+        return vectors.isel(hidden_state=names.index(state))
+    position = int(state) if str(state).lstrip("-").isdigit() else None
+    if position is None or not -len(names) <= position < len(names):
+        raise UsageError(
+            f"expected a hidden state out of {', '.join(names)} or a position from "
+            f"{-len(names)} to {len(names) - 1}, found {state!r}"
+        )
+    return vectors.isel(hidden_state=position)
+
+
+def _cohorts(
+    dataset: xarray.Dataset, codes: np.ndarray | None, cohorts: Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Codes from 0 for every window, and names; the windows without a label come last."""
+    n = dataset.sizes["window"]
+    if codes is None:
+        known = "label" in dataset.variables
+        codes = np.asarray(dataset["label"]) if known else np.full(n, -1)
+        cohorts = dataset.attrs.get("labels", ()) if cohorts is None else cohorts
+    codes = np.asarray(codes).astype(np.int64)
+    if codes.shape != (n,):
+        raise UsageError(f"expected {n} cohort codes, found {codes.shape}")
+    names = [str(name) for name in cohorts or ()]
+    names += [f"label {i}" for i in range(len(names), int(codes.max(initial=-1)) + 1)]
+    if (codes < 0).any():
+        names.append(UNLABELLED if (codes >= 0).any() else ALL)
+    codes = np.where(codes < 0, len(names) - 1, codes)
+    used = np.unique(codes)
+    if len(used) > MAX_COHORTS:
+        raise UsageError(
+            f"expected at most {MAX_COHORTS} cohorts, found {len(used)}; give coarser labels"
+        )
+    return np.searchsorted(used, codes), tuple(names[i] for i in used)
+
+
+def _describe(
+    dataset: xarray.Dataset,
+    vectors: xarray.DataArray,
+    codes: np.ndarray,
+    names: tuple[str, ...],
+    settings: AngleSettings,
+    work: Path,
+) -> Job:
+    sizes = tuple(int(x) for x in np.bincount(codes, minlength=len(names)))
+    hidden = vectors.sizes["hidden"]
+    state: str | int = ""
+    if "hidden_state" in vectors.coords:
+        state = str(vectors.coords["hidden_state"].values)
+    settings = replace(settings, hidden_state=state)
+    identity = {
+        "store": dataset.attrs.get("fingerprint", ""),
+        "vectors": [settings.vectors, state, list(vectors.shape), str(vectors.dtype)],
+        "cohorts": names,
+        "codes": hashlib.sha256(codes.astype("<i8").tobytes()).hexdigest(),
+        "tile": settings.tile,
+        "bins": settings.bins,
+    }
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    dtype = str(vectors.dtype)
+    return Job(str(work), fingerprint, names, sizes, sizes, hidden, dtype, settings)
+
+
+def _write_vectors(vectors: xarray.DataArray, codes: np.ndarray, job: Job) -> tuple[int, ...]:
+    """Write the file; returns how many vectors of each cohort have angles."""
+    work = Path(job.folder)
+    work.mkdir(parents=True, exist_ok=True)
+    place = np.empty(len(codes), dtype=np.int64)
+    place[np.argsort(codes, kind="stable")] = np.arange(len(codes))
+    valid = np.zeros(len(job.cohorts), dtype=np.int64)
+    draft = work / f"{_VECTORS}.{os.getpid()}{PARTIAL}"
+    shape = (max(len(codes), 1), job.hidden)
+    file = np.memmap(draft, dtype=job.dtype, mode="w+", shape=shape)
+    for start in range(0, len(codes), _STEP):
+        here = slice(start, start + _STEP)
+        rows = vectors[here].values
+        good = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
+        # The kernels leave zero vectors out.
+        file[place[here]] = np.where(good[:, None], rows, 0)
+        valid += np.bincount(codes[here][good], minlength=len(valid))
+    file.flush()
+    del file
+    os.replace(draft, work / _VECTORS)
+    return tuple(valid.tolist())
+
+
+def _open_vectors(job: Job) -> np.memmap:
+    shape = (sum(job.sizes), job.hidden)
+    return np.memmap(Path(job.folder) / _VECTORS, dtype=job.dtype, mode="r", shape=shape)
+
+
+def _load(vectors: np.memmap, tile: Tile, device: str) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(vectors[tile.start : tile.stop].astype(np.float32)).to(device)
+
+
+def _device(settings: AngleSettings) -> str:
+    import torch
+
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _read_job(work: Path) -> Job | None:
+    storage = Storage(str(work))
+    if not storage.exists(_JOB):
+        return None
+    facts = json.loads(storage.read(_JOB))
+    for name in ("cohorts", "sizes", "valid"):
+        facts[name] = tuple(facts[name])
+    return Job(**{**facts, "folder": str(work), "settings": AngleSettings(**facts["settings"])})
+
+
+def _read_row(job: Job, row: int) -> tuple[int, dict[int, Angles]]:
+    try:
+        record = json.loads(job.storage.read(f"rows/{row:06d}.json"))
+        if record["fingerprint"] != job.fingerprint:
+            raise ValueError("fingerprint")
+        angles = {int(k): Angles.from_json(v) for k, v in record["angles"].items()}
+        return record["cohort"], angles
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{job.folder}/rows/{row:06d}.json: expected the record of a row of this comparison, "
+            f"found a damaged one ({error}); delete it and start again"
+        ) from error
+
+
+def _difference(known: Job, job: Job) -> str:
+    names = ("cohorts", "sizes", "hidden", "dtype", "settings")
+    changed = [name for name in names if getattr(known, name) != getattr(job, name)]
+    return ", ".join(changed) or "another store or other labels"
+
+
+def _as_dataset(job: Job, pairs: Mapping[tuple[int, int], Angles], total: Angles) -> xarray.Dataset:
+    import xarray
+
+    n, bins = len(job.cohorts), job.settings.bins
+    both = ("cohort", "other_cohort")
+    histogram = np.zeros((n, n, bins), np.int64)
+    rows: dict[str, np.ndarray] = {name: np.full((n, n), np.nan) for name in _SUMMARY}
+    rows["n_pairs"] = np.zeros((n, n), np.int64)
+    for (a, b), angles in pairs.items():
+        histogram[a, b] = histogram[b, a] = angles.histogram
+        for name, value in _summary(angles).items():
+            rows[name][a, b] = rows[name][b, a] = value
+    width = 180 / bins
+    arrays: dict[str, Any] = {
+        "angle_histogram": (
+            (*both, "angle"),
+            histogram,
+            {"units": "1", "description": "pairs of windows by angle"},
+        )
+    }
+    for name, (unit, text) in _SUMMARY.items():
+        attributes = {"units": unit, "description": f"{text} of two cohorts"}
+        arrays[name] = (both, rows[name], attributes)
+        attributes = {"units": unit, "description": f"{text} of the whole database"}
+        arrays[f"all_{name}"] = ((), _summary(total)[name], attributes)
+    text = "pairs of windows of the whole database by angle"
+    arrays["all_angle_histogram"] = (
+        ("angle",),
+        total.histogram,
+        {"units": "1", "description": text},
+    )
+    arrays["n_windows"] = ("cohort", list(job.sizes), {"units": "1", "description": "windows"})
+    without = [size - valid for size, valid in zip(job.sizes, job.valid, strict=True)]
+    text = "windows whose vector is missing or zero; they are in no pair"
+    arrays["n_without_angle"] = ("cohort", without, {"units": "1", "description": text})
+    return xarray.Dataset(
+        arrays,
+        coords={
+            "cohort": list(job.cohorts),
+            "other_cohort": list(job.cohorts),
+            "angle": ("angle", (np.arange(bins) + 0.5) * width, {"units": "degree"}),
+        },
+        attrs={
+            "vectors": job.settings.vectors,
+            "hidden_state": str(job.settings.hidden_state),
+            "fingerprint": job.fingerprint,
+        },
+    )
+
+
+_SUMMARY = {
+    "n_pairs": ("1", "number of pairs of windows"),
+    "angle_mean": ("degree", "mean angle between windows"),
+    "angle_std": ("degree", "population standard deviation of the angles between windows"),
+    "angle_min": ("degree", "smallest angle between windows"),
+    "angle_max": ("degree", "largest angle between windows"),
+}
+
+
+def _summary(angles: Angles) -> dict[str, float]:
+    n = angles.n_pairs
+    nothing = float("nan")
+    return {
+        "n_pairs": n,
+        "angle_mean": angles.mean if n else nothing,
+        "angle_std": (angles.m2 / n) ** 0.5 if n else nothing,
+        "angle_min": angles.least if n else nothing,
+        "angle_max": angles.largest if n else nothing,
+    }
+
+
+def result_as_json(result: xarray.Dataset) -> dict[str, Any]:
+    names = result["cohort"].values.tolist()
+    pairs = []
+    for a, b in combinations_with_replacement(range(len(names)), 2):
+        one = result.isel(cohort=a, other_cohort=b)
+        facts = {name: _number(one[name]) for name in _SUMMARY}
+        histogram = one["angle_histogram"].values.tolist()
+        pairs.append(
+            {"cohort": names[a], "other_cohort": names[b], **facts} | {"histogram": histogram}
+        )
+    return {
+        **{str(key): value for key, value in result.attrs.items()},
+        "angle_bin_centres": result["angle"].values.tolist(),
+        "cohorts": [
+            {
+                "cohort": name,
+                "n_windows": int(result["n_windows"][i]),
+                "n_without_angle": int(result["n_without_angle"][i]),
+            }
+            for i, name in enumerate(names)
+        ],
+        "all": {name: _number(result[f"all_{name}"]) for name in _SUMMARY}
+        | {"histogram": result["all_angle_histogram"].values.tolist()},
+        "pairs": pairs,
+    }
+
+
+def _number(x: xarray.DataArray) -> float | int | None:
+    value = x.item()
+    return None if value != value else value
+
+
+def _as_lines(result: xarray.Dataset) -> Iterable[tuple[object, ...]]:
+    names = result["cohort"].values.tolist()
+    width = 180 / result.sizes["angle"]
+    yield "cohort", "other_cohort", "angle_low", "angle_high", "pairs"
+    for a, b in combinations_with_replacement(range(len(names)), 2):
+        counts = result["angle_histogram"].values[a, b]
+        for i, count in enumerate(counts.tolist()):
+            yield names[a], names[b], f"{i * width:g}", f"{(i + 1) * width:g}", count

@@ -1,0 +1,458 @@
+"""Commands beyond the main job: weights, cohorts, angles, cluster, tracks, distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray
+    from rich.table import Table
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A store made by run.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="File .zarr, .json or .tsv; default: a table on screen."),
+]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table record<TAB>label in place of the store's labels; the keys are record ids or "
+        "indices from 0."
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON for a program to read.")
+]
+UnitOption = Annotated[
+    str,
+    typer.Option(
+        metavar="window|record",
+        help="What counts once: a window, or a record (the mean of its windows).",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    for command in (weights, cohorts, angles, cluster, tracks, distributions):
+        app.command()(command)
+
+
+def weights(
+    model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub name of an encoder.")],
+    out: OutOption = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Symmetry, directionality, subspaces, ranks and spectra of every head's weights.
+
+    W = W_q^T W_k per head, in float64. weight_symmetry is 1 for a symmetric and -1 for a skew
+    W; weight_directionality is positive where outlier columns (keys) outweigh outlier rows
+    (queries); weight_subspace_cosines are those of the principal angles between the subspaces
+    of queries and keys. Definitions: docs/statistics.md section 5, docs/catalogue.md.
+    """
+    from transformers import AutoModel
+
+    from bertgeom.weights import weight_statistics
+
+    encoder = AutoModel.from_pretrained(
+        model, trust_remote_code=trust_remote_code, use_safetensors=True
+    )
+    _show(weight_statistics(encoder), out, as_json, _weight_table)
+
+
+def cohorts(
+    store: StoreArgument,
+    labels: LabelsOption = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Compare two cohorts, head by head."),
+    ] = None,
+    unit: UnitOption = "window",
+    family: Annotated[
+        str,
+        typer.Option(
+            metavar="statistic|all",
+            help="Tests among which the false discovery rate is controlled: layers x heads of "
+            "one statistic, or all.",
+        ),
+    ] = "statistic",
+    statistics: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Only these arrays; commas between.")
+    ] = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count, mean and variance of every statistic by cohort; contrasts between two cohorts.
+
+    A contrast gives Cohen's d (difference over the pooled standard deviation), Welch's t with a
+    two-sided p, and q by Benjamini and Hochberg. The test takes the values as independent:
+    where windows of a record are alike, give --unit record. Nothing is measured again.
+    """
+    import bertgeom
+    from bertgeom import cohorts as core
+
+    dataset = bertgeom.open(store)
+    codes, names = _cohorts(dataset, labels)
+    wanted = statistics.split(",") if statistics else None
+    sums = core.sums_dataset(
+        core.store_sums(dataset, codes, len(names), statistics=wanted, unit=unit),
+        names,
+        {str(k): c.values for k, c in dataset.coords.items() if "window" not in c.dims},
+    )
+    if contrast is None:
+        _show(sums, out, as_json, _cohort_table)
+        return
+    first, _, second = contrast.partition(",")
+    _show(core.contrast(sums, first, second, family=family), out, as_json, _contrast_table)
+
+
+def angles(
+    store: StoreArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File .json, .tsv or .zarr.")
+    ] = None,
+    labels: LabelsOption = None,
+    vectors: Annotated[str, typer.Option(help="Array of window vectors.")] = "cls",
+    hidden_state: Annotated[
+        str, typer.Option(help="Name or position of the hidden state; -1 is the last.")
+    ] = "-1",
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder for vectors and finished rows; default: OUT.work or STORE.work."),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I:J",
+            help="Only these tile rows, and no result: one part of many on a cluster.",
+        ),
+    ] = None,
+    tile: Annotated[int, typer.Option(min=1, help="Vectors of a tile.")] = 2048,
+    bins: Annotated[int, typer.Option(min=1, help="Equal bins of [0, 180] degrees.")] = 90,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda...")] = "auto",
+    impl: Annotated[str, typer.Option(metavar="auto|triton|numba|reference")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Angles between all pairs of windows of the database, within and between cohorts.
+
+    Exact counts of all M (M - 1) / 2 pairs in bounded memory. Stopped? Give the same command
+    again. The store must hold the vectors (run --keep cls).
+    """
+    import bertgeom
+
+    from .angles import (
+        AngleSettings,
+        result_as_json,
+        database_angles,
+        prepare,
+        run_row,
+        write_result,
+    )
+
+    dataset = bertgeom.open(store)
+    codes, names = (None, None) if labels is None else _cohorts(dataset, labels)
+    settings = AngleSettings(vectors, hidden_state, tile, bins, impl, device)
+    place = work or Path(f"{out or store}.work")
+    if rows is not None:
+        job = prepare(dataset, place, codes=codes, cohorts=names, settings=settings)
+        chosen = set(_rows(rows, len(job.tiles))) & set(job.missing())
+        for row in sorted(chosen):
+            run_row(job, row)
+        typer.echo(f"{len(job.tiles) - len(job.missing())} of {len(job.tiles)} rows in {place}")
+        return
+    with _progress() as progress:
+        result = database_angles(
+            dataset,
+            place,
+            codes=codes,
+            cohorts=names,
+            settings=settings,
+            workers=workers,
+            progress=progress,
+        )
+    if out is not None:
+        write_result(result, out)
+    if as_json:
+        _print_json(result_as_json(result))
+    else:
+        _print(_angle_table(result))
+
+
+def cluster(
+    store: StoreArgument,
+    labels: LabelsOption = None,
+    vectors: Annotated[str, typer.Option(help="Array of window vectors.")] = "cls",
+    components: Annotated[
+        int, typer.Option(min=1, help="Principal components that k-means sees.")
+    ] = 50,
+    clusters: Annotated[
+        int | None, typer.Option(min=1, help="Clusters; default: as many as labels.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of k-means.")] = 0,
+    memory: Annotated[
+        float, typer.Option(help="GB for the vectors of one layer; beyond, work in steps.")
+    ] = 2.0,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """PCA and k-means of the first tokens' vectors by layer, compared with the labels.
+
+    Homogeneity: every cluster has one label. Completeness: a label is in one cluster. Adjusted
+    Rand index: 1 for equal partitions, 0 by chance. Needs run --keep cls and scikit-learn.
+    """
+    import bertgeom
+    from bertgeom.clustering import ClusterSettings, cluster_layers
+    from bertgeom.errors import StoreError
+
+    dataset = bertgeom.open(store)
+    if vectors not in dataset:
+        raise StoreError(f"{store}: expected the array {vectors!r}, found none; run --keep cls")
+    codes, _ = _cohorts(dataset, labels)
+    has_labels = labels is not None or bool(dataset.attrs.get("labels"))
+    settings = ClusterSettings(
+        n_components=components, n_clusters=clusters, seed=seed, memory=int(memory * 1e9)
+    )
+    found = cluster_layers(dataset[vectors], codes if has_labels else None, settings)
+    _show(found, out, as_json, _cluster_table)
+
+
+def tracks(
+    store: StoreArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File .tsv, .bedgraph or .bg, maybe .gz.")
+    ],
+    variable: Annotated[
+        str, typer.Option(metavar="attention_received|query_entropy", help="What to draw.")
+    ] = "attention_received",
+    layers: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Layers, commas between; default: all.")
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Heads, commas between; default: all.")
+    ] = None,
+    mean: Annotated[
+        str,
+        typer.Option(metavar="none|head|all", help="Average over heads, or over layers too."),
+    ] = "head",
+    sizes: Annotated[
+        Path | None, typer.Option(help="Also write names and lengths, as bedGraphToBigWig wants.")
+    ] = None,
+) -> None:
+    """Attention received and query entropy along the genome.
+
+    A token's value belongs to each of its bases; overlapping tokens and windows are averaged.
+    Needs run --keep tracks.
+    """
+    import bertgeom
+    from bertgeom.storage import Storage
+    from bertgeom.tracks import chromosome_sizes, export_tracks
+
+    dataset = bertgeom.open(store)
+    files = export_tracks(
+        dataset, out, variable, layers=_numbers(layers), heads=_numbers(heads), mean=mean
+    )
+    if sizes is not None:
+        text = "".join(f"{name}\t{length}\n" for name, length in chromosome_sizes(dataset))
+        Storage(str(sizes.parent)).write(sizes.name, text.encode())
+        files.append(sizes)
+    for file in files:
+        typer.echo(str(file))
+
+
+def distributions(
+    store: StoreArgument,
+    labels: LabelsOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Moments and Jarque-Bera statistics of the stream's entries by cohort and station.
+
+    Over all entries of all windows of a cohort together, merged exactly from the stored
+    moments. JB = n/6 (S^2 + K^2/4) grows with the number of entries n; compare JB/n.
+    """
+    import bertgeom
+    from bertgeom.moments import distribution_analysis
+
+    dataset = bertgeom.open(store)
+    codes, names = _cohorts(dataset, labels)
+    hidden = dataset.attrs["model"]["hidden"]
+    found = distribution_analysis(dataset, hidden, codes, tuple(names))
+    _show(found, out, as_json, _distribution_table)
+
+
+def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, list[str]]:
+    """Cohort of every window and names; all windows are one cohort where nothing is labelled."""
+    import numpy as np
+
+    from bertgeom.cohorts import assign_labels, read_labels
+
+    record = np.asarray(dataset["record_index"]).astype(np.int64)
+    if labels is None:
+        names = [str(name) for name in dataset.attrs.get("labels", [])]
+        if not names:
+            return np.zeros(len(record), dtype=np.int64), ["all"]
+        return np.asarray(dataset["label"]).astype(np.int64), names
+    table = read_labels(labels)
+    ids = [""] * (int(record.max(initial=-1)) + 1)
+    for index, name in zip(record.tolist(), dataset["record_id"].values, strict=True):
+        ids[index] = str(name)
+    return assign_labels(table, ids)[record], list(table.names)
+
+
+def _show(result: xarray.Dataset, out: Path | None, as_json: bool, table: Any) -> None:
+    from .results import as_json as json_of
+    from .results import write_dataset
+
+    if out is not None:
+        typer.echo(str(write_dataset(result, out)))
+    elif as_json:
+        _print_json(json_of(result))
+    else:
+        _print(table(result))
+
+
+def _weight_table(result: xarray.Dataset) -> Table:
+    columns = {
+        "symmetry": result["weight_symmetry"],
+        "directionality": result["weight_directionality"],
+        "subspace cosine": result["weight_subspace_cosines"].mean("component"),
+        "eigenvalues > 0": result["weight_eigen_positive"] / result.sizes["component"],
+        "effective rank": result["weight_effective_rank"],
+    }
+    rows = {name: x.mean("head").values for name, x in columns.items()}
+    return _table("weights, mean over heads", "layer", result["layer"].values, rows)
+
+
+def _cohort_table(result: xarray.Dataset) -> Table:
+    """Means over layers, heads and whatever else of some statistics."""
+    shown = ("attention_entropy", "attention_distance", "attention_special", "cone_resultant")
+    found = [name for name in shown if f"{name}_mean" in result]
+    found = found or [str(n)[:-5] for n in result.data_vars if str(n).endswith("_mean")][:4]
+    rows = {
+        name: result[f"{name}_mean"].mean([d for d in result[f"{name}_mean"].dims if d != "cohort"])
+        for name in found
+    }
+    counts = result[f"{found[0]}_count"]
+    n = counts.max([d for d in counts.dims if d != "cohort"])
+    return _table("means by cohort", "cohort", result["cohort"].values, {"n": n, **rows})
+
+
+def _contrast_table(result: xarray.Dataset) -> Table:
+    from rich.table import Table
+
+    from bertgeom.cohorts import contrast_table
+
+    first, second = result.attrs["first"], result.attrs["second"]
+    table = Table(title=f"{first} against {second}, strongest heads", title_justify="left")
+    for name in ("statistic", "where", "difference", "Cohen's d", "q"):
+        table.add_column(name)
+    numbers = {"difference", "cohens_d", "t", "df", "p", "q"}
+    seen: dict[str, int] = {}
+    for row in contrast_table(result):
+        name = str(row["statistic"])
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 3:
+            continue
+        place = " ".join(f"{k} {v}" for k, v in row.items() if k not in numbers | {"statistic"})
+        values = [f"{row[k]:.3g}" for k in ("difference", "cohens_d", "q")]
+        table.add_row(name, place, *values)
+    return table
+
+
+def _cluster_table(result: xarray.Dataset) -> Table:
+    names = ("homogeneity", "completeness", "adjusted_rand")
+    named = "hidden_state" in result.coords
+    states: Any = result["hidden_state"].values if named else range(result.sizes["hidden_state"])
+    title = f"{result.attrs['n_clusters']} clusters of {result.attrs['n_windows']} windows"
+    return _table(title, "hidden state", states, {n: result[n].values for n in names})
+
+
+def _distribution_table(result: xarray.Dataset) -> Table:
+    one = result.isel(cohort=0)
+    names = ("mean", "variance", "skewness", "kurtosis", "jarque_bera_per_entry")
+    rows = {name.replace("_", " "): one[f"stream_{name}"].values for name in names}
+    title = f"entries of the token vectors, cohort {result['cohort'].values[0]}"
+    return _table(title, "station", result["station"].values, rows)
+
+
+def _angle_table(result: xarray.Dataset) -> Table:
+    from rich.table import Table
+
+    table = Table(title="angles between windows, degrees", title_justify="left")
+    for name in ("cohort", "other cohort", "pairs", "mean", "std", "least", "largest"):
+        table.add_column(name)
+    names = result["cohort"].values.tolist()
+    parts = ("angle_mean", "angle_std", "angle_min", "angle_max")
+    for a, first in enumerate(names):
+        for b in range(a, len(names)):
+            one = result.isel(cohort=a, other_cohort=b)
+            values = [f"{float(one[part]):.2f}" for part in parts]
+            table.add_row(first, names[b], f"{int(one['n_pairs']):,}", *values)
+    values = [f"{float(result[f'all_{part}']):.2f}" for part in parts]
+    table.add_row("all", "all", f"{int(result['all_n_pairs']):,}", *values)
+    return table
+
+
+def _table(title: str, first: str, names: Any, columns: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in (first, *columns):
+        table.add_column(name, justify="right")
+    for i, name in enumerate(names):
+        table.add_row(str(name), *(f"{float(values[i]):.4g}" for values in columns.values()))
+    return table
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("pairs", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _rows(text: str, n_rows: int) -> range:
+    from bertgeom.errors import UsageError
+
+    first, _, last = text.partition(":")
+    try:
+        return range(int(first or 0), min(int(last or n_rows), n_rows))
+    except ValueError:
+        raise UsageError(f"expected --rows as I:J, found {text!r}") from None
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    from bertgeom.errors import UsageError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"expected numbers with commas between, found {text!r}") from None
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,83 @@
+"""Small results as files: a Zarr group, JSON, or a table of one number a line."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertgeom.errors import UsageError
+from bertgeom.storage import Storage, writing
+
+if TYPE_CHECKING:
+    import xarray
+
+SUFFIXES = (".zarr", ".json", ".tsv")
+
+
+def write_dataset(dataset: xarray.Dataset, path: str | Path) -> Path:
+    """Write a dataset that fits in memory.
+
+    `.zarr`: a group that `xarray.open_zarr` reads. `.json`: dimensions, units and values;
+    missing numbers are null. `.tsv`: columns array, dimensions (by name where a dimension has
+    names) and value.
+
+    Raises:
+        UsageError: for another suffix.
+        StoreError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"expected a file {', '.join(SUFFIXES)}, found {path.name}")
+    with writing(str(path)):
+        if path.suffix == ".zarr":
+            with warnings.catch_warnings():
+                # zarr announces that strings may be stored differently one day.
+                warnings.simplefilter("ignore")
+                dataset.to_zarr(path, mode="w", zarr_format=3, consolidated=False)
+            return path
+        if path.suffix == ".json":
+            text = json.dumps(as_json(dataset), indent=1) + "\n"
+        else:
+            text = "".join(f"{line}\n" for line in as_lines(dataset))
+        Storage(str(path.parent)).write(path.name, text.encode())
+    return path
+
+
+def as_json(dataset: xarray.Dataset) -> dict[str, Any]:
+    """JSON-able content of a dataset."""
+    facts = dataset.to_dict()
+    return _clean({name: facts[name] for name in ("attrs", "dims", "coords", "data_vars")})
+
+
+def as_lines(dataset: xarray.Dataset) -> Iterator[str]:
+    """Tab-separated lines: header, then one number a line."""
+    dims = [str(dim) for dim in dataset.sizes]
+    yield "\t".join(["array", *dims, "value"])
+    names = {
+        dim: dataset[dim].values.tolist() if dim in dataset.coords else range(dataset.sizes[dim])
+        for dim in dims
+    }
+    for name, array in dataset.data_vars.items():
+        places = product(*(names[str(dim)] for dim in array.dims))
+        used = [dims.index(str(dim)) for dim in array.dims]
+        for place, value in zip(places, array.values.ravel().tolist(), strict=True):
+            cells = [""] * len(dims)
+            for column, position in zip(used, place, strict=True):
+                cells[column] = str(position)
+            text = "" if isinstance(value, float) and math.isnan(value) else f"{value}"
+            yield "\t".join([str(name), *cells, text])
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
