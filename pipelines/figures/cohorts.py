@@ -1,0 +1,155 @@
+"""How labelled cohorts differ: [CLS] by layer, clustering scores, effect sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..summary import Summary
+from . import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Vectors of one station on their first two principal axes.
+
+    Attributes:
+        name: of the station.
+        points: (S, 2) float64.
+        explained: shares of the variance of the two axes.
+        scores: homogeneity, completeness, ARI of k-means against the labels, if computed.
+    """
+
+    name: str
+    points: np.ndarray
+    explained: tuple[float, float]
+    scores: Mapping[str, float] | None = None
+
+
+def plane(name: str, vectors: np.ndarray, scores: Mapping[str, float] | None = None) -> Plane:
+    """The first two principal axes of (S, D) vectors; the largest loading of each is positive."""
+    x = np.asarray(vectors, dtype=np.float64)
+    x = x - x.mean(axis=0)
+    _, s, axes = np.linalg.svd(x, full_matrices=False)
+    axes = (
+        axes[:2] * np.sign(axes[np.arange(len(axes[:2])), np.abs(axes[:2]).argmax(axis=1)])[:, None]
+    )
+    points = np.zeros((len(x), 2))
+    points[:, : len(axes)] = x @ axes.T
+    total = float((s**2).sum()) or 1.0
+    first, second = (*(s[:2] ** 2 / total), 0.0, 0.0)[:2]
+    return Plane(name, points, (float(first), float(second)), scores)
+
+
+@style.drawn
+def planes(found: Sequence[Plane], codes: np.ndarray, cohorts: Sequence[str]) -> Figure:
+    """Scatter plots of principal planes, one a station, coloured by cohort."""
+    columns = 2 if len(found) == 4 else min(3, len(found))
+    figure, panels = style.panels(
+        len(found), columns=columns, width=8.6 / columns, height=8.0 / columns
+    )
+    for axes, one in zip(panels, found, strict=True):
+        _scatter(axes, one.points, codes, cohorts)
+        title = one.name.replace("output_", "after layer ")
+        if one.scores:
+            title += (
+                f"\nhomogeneity {one.scores['homogeneity']:.2f}, "
+                f"completeness {one.scores['completeness']:.2f}, ARI "
+                f"{one.scores['adjusted_rand']:.2f}"
+            )
+        axes.set_title(title, loc="left", size=8.5)
+        axes.set_xlabel(f"axis 1 ({one.explained[0]:.0%})", size=8)
+        axes.set_ylabel(f"axis 2 ({one.explained[1]:.0%})", size=8)
+        axes.set(xticks=[], yticks=[])
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=5, markerscale=1.6)
+    return figure
+
+
+def _scatter(axes: Axes, points: np.ndarray, codes: np.ndarray, cohorts: Sequence[str]) -> None:
+    free = codes < 0
+    if free.any():
+        axes.scatter(points[free, 0], points[free, 1], s=7, color=style.GRID, lw=0, rasterized=True)
+    for i, cohort in enumerate(cohorts):
+        here = codes == i
+        if here.any():
+            axes.scatter(
+                points[here, 0],
+                points[here, 1],
+                s=12,
+                color=style.COHORTS[i % len(style.COHORTS)],
+                marker=style.MARKERS[i % len(style.MARKERS)],
+                lw=0,
+                alpha=0.8,
+                label=style.shown(cohort, 20),
+                rasterized=len(points) > 800,
+            )
+
+
+@style.drawn
+def scores(found: Sequence[Plane]) -> Figure:
+    """Homogeneity, completeness and adjusted Rand index of k-means by station."""
+    figure = style.new_figure(8.6, 2.6)
+    axes = figure.subplots()
+    for i, name in enumerate(("homogeneity", "completeness", "adjusted_rand")):
+        values = [one.scores[name] if one.scores else np.nan for one in found]
+        axes.plot(
+            values,
+            color=style.COHORTS[i],
+            marker=style.MARKERS[i],
+            ms=5,
+            label="adjusted Rand index" if name == "adjusted_rand" else name,
+        )
+    names = [one.name.replace("output_", "after layer ") for one in found]
+    style.ticks(axes, "x", names, rotation=30 if len(names) > 6 else 0)
+    axes.set(ylim=(min(0.0, axes.get_ylim()[0]), 1.02), ylabel="score")
+    axes.grid(axis="y")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@style.drawn
+def effects(summary: Summary, statistic: str = "attention_entropy") -> Figure:
+    """Cohen's d of a head statistic, every cohort against all other labelled windows."""
+    values = np.stack([cohens_d(summary, statistic, c) for c in summary.cohorts])
+    flat = values.reshape(len(values), -1)
+    names = [f"{a}.{b}" for a in summary.names("layer") for b in summary.names("head")]
+    figure = style.new_figure(8.6, 1.3 + 0.26 * len(flat))
+    axes = figure.subplots()
+    limit = min(5.0, float(np.nanmax(np.abs(flat), initial=0.1))) or 0.1
+    style.heat(
+        figure, axes, flat, label="Cohen's d", colours=style.DIVERGING, limits=(-limit, limit)
+    )
+    style.ticks(axes, "y", [style.shown(c, 20) for c in summary.cohorts])
+    style.ticks(axes, "x", names, most=36, rotation=90)
+    axes.set(xlabel="layer.head")
+    return figure
+
+
+def cohens_d(summary: Summary, statistic: str, cohort: str) -> np.ndarray:
+    """(mean of the cohort - mean of the other labelled windows) / pooled standard deviation.
+
+    From the means, variances and counts of cohorts alone; NaN where nothing varies.
+    """
+    index = summary.cohorts.index(cohort)
+    n = np.array([summary.counts.cohorts[c] for c in summary.cohorts], dtype=np.float64)
+    shape = (-1,) + (1,) * (summary.mean[statistic].ndim - 1)
+    weight = n.reshape(shape)
+    mean = np.nan_to_num(summary.mean[statistic].values[1:])
+    within = np.nan_to_num(summary.variance[statistic].values[1:]) * weight
+    other = np.arange(len(n)) != index
+    rest = max(float(n[other].sum()), 1.0)
+    rest_mean = (mean * weight)[other].sum(axis=0) / rest
+    rest_m2 = within[other].sum(axis=0) + (weight * (mean - rest_mean) ** 2)[other].sum(axis=0)
+    degrees = max(float(n.sum()) - 2, 1.0)
+    pooled = np.sqrt((within[index] + rest_m2) / degrees)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(pooled > 0, (mean[index] - rest_mean) / pooled, np.nan)

@@ -1,0 +1,255 @@
+"""`bertgeom report STORE -o report.html`: what the heads and layers of a model do on a database.
+
+One self-contained HTML file, read top to bottom: what was analysed, what the heads do, how
+far they look, how the cone opens and closes, what sets cohorts apart, and the definitions.
+Equal stores give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from bertgeom.errors import UsageError
+from bertgeom.variables import FLAGS
+
+from . import sections
+from .figures import style
+from .figures.cohorts import Plane, plane
+from .page import Html, Page, facts, join, paragraph, table, tiles
+from .summary import SAMPLE, Summary, summarise
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def report(
+    store: str | Path | xarray.Dataset, out: str | Path, *, n_sample: int = SAMPLE
+) -> dict[str, int]:
+    """Write the report of a store.
+
+    Args:
+        store: folder or URL of a store made by `bertgeom run`, or the dataset itself.
+        out: HTML file to write.
+        n_sample: windows in distributions and scatter plots at most, evenly spaced.
+
+    Returns:
+        `figures` and `bytes` of the report.
+
+    Raises:
+        StoreError: no store there, or of another format version.
+        ImplementationUnavailableError: matplotlib is not installed.
+        UsageError: `out` is a folder, or lies in a folder that does not exist.
+    """
+    target = writable(out)
+    with style.settings():
+        pass
+    dataset = _opened(store) if isinstance(store, str | Path) else store
+    page = build(summarise(dataset, n_sample=n_sample))
+    text = page.render()
+    target.write_text(text, encoding="utf-8")
+    return {"figures": page.n_figures, "bytes": len(text.encode())}
+
+
+def build(summary: Summary) -> Page:
+    """The page of a store."""
+    name = model_name(summary.attributes)
+    page = Page(
+        f"What {name} does" if name else "What the heads do",
+        "Geometry of attention and of the token vectors, over "
+        f"{summary.counts.measured:,} windows of {summary.counts.records:,} records.",
+    )
+    page.add("analysed", "What was analysed", *analysed(summary))
+    page.add("heads", "What the heads do", sections.gates(page, summary))
+    page.add("reach", "How far attention reaches", sections.reach(page, summary))
+    page.add("regions", "Attention on regions", sections.groups(page, summary))
+    page.add("cone", "How the cone opens and closes", sections.cone(page, summary))
+    page.add("stream", "The information stream", sections.information_stream(page, summary))
+    page.add("spectra", "Spectra", sections.spectra(page, summary))
+    page.add(
+        "cohorts", "What sets cohorts apart", sections.cohorts(page, summary, cls_planes(summary))
+    )
+    page.add("definitions", "Definitions", sections.definitions(summary))
+    return page
+
+
+def analysed(summary: Summary) -> list[Html]:
+    """Counts, provenance, sources, flags, cohorts."""
+    counts, attributes = summary.counts, summary.attributes
+    parts = [tiles(sections.overview(summary))]
+    if attributes.get("complete") is False:
+        parts.append(
+            paragraph(
+                "The run has not finished: windows still to come are missing here.", class_="warn"
+            )
+        )
+    entries: list[tuple[str, object]] = [
+        (label, value)
+        for label, value in (
+            ("model", model_name(attributes)),
+            ("weights", _nested(attributes, "model", "fingerprint")),
+            ("tokenizer", attributes.get("tokenizer")),
+            ("numbers", _numbers(attributes)),
+            ("settings", attributes.get("settings")),
+            ("bertgeom", attributes.get("bertgeom_version")),
+        )
+        if value
+    ]
+    entries = [(label, _plain(value)) for label, value in entries]
+    entries += [
+        (
+            "tokens of a window",
+            f"{counts.tokens_least:,} to {counts.tokens_most:,}, median "
+            f"{counts.tokens_median:,.0f}",
+        ),
+        ("unknown tokens", f"{counts.unknown:,}"),
+        ("ambiguous bases", f"{counts.ambiguous:,}"),
+        ("windows cut off", f"{counts.truncated:,}"),
+    ]
+    parts.append(facts(entries))
+    parts.append(_sources(attributes.get("sources")))
+    flagged = [(name, FLAGS[name], f"{n:,}") for name, n in counts.flags.items() if n]
+    if flagged:
+        parts.append(table("Flagged windows.", ["flag", "meaning", "windows"], flagged, text=2))
+    if counts.cohorts:
+        rows = [(name, f"{n:,}") for name, n in counts.cohorts.items()]
+        parts.append(table("Measured windows by cohort.", ["cohort", "windows"], rows))
+    return parts
+
+
+def model_name(attributes: dict[str, Any]) -> str:
+    """Name of the model as the store tells it."""
+    found = attributes.get("model", "")
+    return str(found.get("id", "")) if isinstance(found, dict) else str(found)
+
+
+def cls_planes(summary: Summary) -> list[Plane]:
+    """Principal planes of the first token by station, with clustering scores.
+
+    Of stations between first and last, every second (third...) where there are more than nine.
+    """
+    if "cls" not in summary.sample or summary.sample.sizes["window"] < 3:
+        return []
+    names = summary.names("hidden_state")
+    step = max(1, -(-len(names) // 9))
+    last = len(names) - 1
+    shown = [i for i in range(len(names)) if (last - i) % step == 0]
+    scores = clustering_scores(summary)
+    vectors = np.nan_to_num(np.asarray(summary.sample["cls"], dtype=np.float64))
+    return [plane(names[i], vectors[:, i], scores[i]) for i in shown]
+
+
+def clustering_scores(summary: Summary) -> list[dict[str, float] | None]:
+    """Agreement of k-means clusters with the labels by hidden state, over the sample.
+
+    None without scikit-learn or with fewer than two labels.
+    """
+    from importlib.util import find_spec
+
+    from bertgeom.clustering import ClusterSettings, cluster_layers
+
+    vectors = summary.sample["cls"]
+    labelled = summary.codes >= 0
+    k = len(np.unique(summary.codes[labelled]))
+    if k < 2 or k >= labelled.sum() or find_spec("sklearn") is None:
+        return [None] * vectors.sizes["hidden_state"]
+    parts = min(50, int(labelled.sum()), vectors.sizes["hidden"])
+    found = cluster_layers(
+        vectors[labelled],
+        summary.codes[labelled],
+        ClusterSettings(n_components=parts, n_clusters=k),
+    )
+    names = ("homogeneity", "completeness", "adjusted_rand")
+    return [
+        {name: float(found[name][i]) for name in names}
+        for i in range(vectors.sizes["hidden_state"])
+    ]
+
+
+def writable(out: str | Path) -> Path:
+    """A file that can be written.
+
+    Raises:
+        UsageError: it is a folder, or lies in a folder that does not exist.
+    """
+    target = Path(out)
+    if target.is_dir():
+        raise UsageError(f"expected a file to write the report to, found the folder {target}")
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"expected a folder {target.parent} for the report, found none; make it")
+    return target
+
+
+def _opened(store: str | Path) -> xarray.Dataset:
+    from bertgeom.store import UnfinishedStoreWarning
+    from bertgeom.store import open as open_store
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnfinishedStoreWarning)
+        return open_store(store)
+
+
+def _sources(sources: object, most: int = 50) -> Html:
+    if not isinstance(sources, list) or not sources:
+        return Html()
+    rows = [_source_row(entry) for entry in sources[:most]]
+    parts = [table("Sources.", ["file", "bytes", "SHA-256"], rows)]
+    if len(sources) > most:
+        parts.append(paragraph(f"and {len(sources) - most:,} more files."))
+    return join(parts)
+
+
+def _source_row(entry: object) -> Sequence[object]:
+    if not isinstance(entry, dict):
+        return (str(entry), "", "")
+    size = entry.get("size")
+    return (
+        entry.get("name", ""),
+        f"{size:,}" if isinstance(size, int) else "",
+        Html(f"<code>{style.shown(entry.get('sha256', ''), 20)}</code>")
+        if str(entry.get("sha256", "")).isalnum()
+        else "",
+    )
+
+
+def _numbers(attributes: dict[str, Any]) -> str:
+    return ", ".join(str(attributes[k]) for k in ("dtype", "device") if attributes.get(k))
+
+
+def _nested(attributes: dict[str, Any], outer: str, inner: str) -> object:
+    found = attributes.get(outer)
+    return found.get(inner) if isinstance(found, dict) else None
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{k} {json.dumps(v) if isinstance(v, dict | list | bool | None.__class__) else v}"
+            for k, v in sorted(value.items())
+            if v is not None and v != []
+        )
+    return str(value)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command `report`."""
+
+    @app.command(name="report")
+    def command(
+        store: Annotated[str, typer.Argument(metavar="STORE", help="A store made by run.")],
+        out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path(
+            "report.html"
+        ),
+        sample: Annotated[
+            int, typer.Option(min=3, help="Windows in distributions and scatter plots at most.")
+        ] = SAMPLE,
+    ) -> None:
+        """Write one HTML file that says what the heads and layers do."""
+        found = report(store, out, n_sample=sample)
+        typer.echo(f"{out}: {found['figures']} figures, {found['bytes'] / 1e6:.1f} MB")
