@@ -1,0 +1,1 @@
+"""Cones: sums of unit vectors, and the exact histogram of all pairwise angles."""

@@ -1,0 +1,1 @@
+"""Moments, norms and participation ratio of the information stream."""

@@ -1,0 +1,211 @@
+"""Compiled pieces of the stream kernels: mergeable moments, and the norm of the covariance.
+
+Moments are kept as (count, mean, M2, M3, M4), M_k the sum of the k-th powers of the deviations.
+README.md derives the formulas and their errors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .._rows import add_scaled, inner, inner_products
+
+#: Rows whose entries get one provisional mean; they fit into the L1 cache.
+GROUP = 8
+#: A variance below this share of the mean square is that of a constant, up to rounding.
+CONSTANT = 1e-12
+#: Entries of the mean vector this many standard deviations off are outlier dimensions.
+OUTLIER = 6.0
+
+
+@inner
+def moment_rows(flat, start, step, first, last, norm, total, moments):  # type: ignore[no-untyped-def]
+    """Moments of all entries of a block of rows, and the sum of the rows.
+
+    Args:
+        flat, start, step, first, last, norm: as `_rows.unit_rows` takes and writes them.
+        total: (D,) float32, overwritten by the sum of the rows.
+        moments: (5,) float64, overwritten.
+    """
+    width = len(total)
+    total[:] = 0
+    ones = np.ones(4, np.float32)
+    group = np.zeros(5)
+    moments[:] = 0
+    for i in range(first, last, GROUP):
+        stop = min(i + GROUP, last)
+        _group_moments(flat, start, step, i, stop, width, norm, group)
+        merge_moments(moments, group)
+        for k in range(i, stop, 4):
+            add_scaled(flat, start + k * step, step, min(4, stop - k), ones, total)
+
+
+@inner
+def _group_moments(flat, start, step, first, last, width, norm, moments):  # type: ignore[no-untyped-def]
+    """About a provisional mean, and scaled to about 1 so that no power over- or underflows."""
+    entries = 0.0
+    largest = 0.0
+    for i in range(first, last):
+        row = flat[start + i * step : start + i * step + width]
+        line = np.float32(0)
+        for d in range(width):
+            line += row[d]
+        entries += line
+        largest = max(largest, norm[i])
+    count = float((last - first) * width)
+    unit = math.sqrt(width) / largest if largest > 0 else 1.0
+    scale = np.float32(2.0 ** math.floor(math.log2(min(1e30, max(1e-30, unit)))))
+    about = np.float32(entries / count) * scale
+    s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0
+    for i in range(first, last):
+        row = flat[start + i * step : start + i * step + width]
+        a1, a2, a3, a4 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for d in range(width):
+            x = row[d] * scale - about
+            square = x * x
+            a1 += x
+            a2 += square
+            a3 += square * x
+            a4 += square * square
+        s1, s2, s3, s4 = s1 + a1, s2 + a2, s3 + a3, s4 + a4
+    _recentre(count, about, s1, s2, s3, s4, scale, moments)
+
+
+@inner
+def _recentre(count, about, s1, s2, s3, s4, scale, moments):  # type: ignore[no-untyped-def]
+    """Moments from power sums of scale * x about a point near the mean; s1 is a rounding error."""
+    off = s1 / count
+    m2 = s2 - count * off**2
+    m3 = s3 - 3 * off * s2 + 2 * count * off**3
+    m4 = s4 - 4 * off * s3 + 6 * off**2 * s2 - 3 * count * off**4
+    width = 1 / np.float64(scale)
+    moments[0] = count
+    moments[1] = (about + off) * width
+    moments[2] = max(m2, 0.0) * width**2
+    moments[3] = m3 * width**3
+    moments[4] = max(m4, 0.0) * width**4
+
+
+@inner
+def merge_moments(into, other):  # type: ignore[no-untyped-def]
+    """into = moments of both samples (Chan et al. 1983; Pebay 2008); (5,) float64 each."""
+    na, nb = into[0], other[0]
+    n = na + nb
+    if nb == 0:
+        return
+    if na == 0:
+        into[:] = other
+        return
+    delta = other[1] - into[1]
+    a, b = na / n, nb / n
+    into[4] += (
+        other[4]
+        + delta**4 * n * a * b * (a * a - a * b + b * b)
+        + 6 * delta**2 * (a * a * other[2] + b * b * into[2])
+        + 4 * delta * (a * other[3] - b * into[3])
+    )
+    into[3] += other[3] + delta**3 * n * a * b * (a - b) + 3 * delta * (a * other[2] - b * into[2])
+    into[2] += other[2] + delta**2 * n * a * b
+    into[1] += delta * b
+    into[0] = n
+
+
+@inner
+def moments_of(values, moments):  # type: ignore[no-untyped-def]
+    """Moments of a float64 vector, by two passes."""
+    count = float(len(values))
+    total = 0.0
+    for x in values:
+        total += x
+    mean = total / count
+    m2, m3, m4 = 0.0, 0.0, 0.0
+    for x in values:
+        off = x - mean
+        square = off * off
+        m2 += square
+        m3 += square * off
+        m4 += square * square
+    moments[0], moments[1], moments[2], moments[3], moments[4] = count, mean, m2, m3, m4
+
+
+@inner
+def describe(moments, out):  # type: ignore[no-untyped-def]
+    """Mean, population variance, skewness, excess kurtosis; the last two NaN for a constant."""
+    count, mean, m2 = moments[0], moments[1], moments[2]
+    variance = m2 / count if count > 0 else np.nan
+    spread = variance > CONSTANT * (variance + mean * mean)
+    out[0] = mean if count > 0 else np.nan
+    out[1] = variance
+    out[2] = moments[3] / count / variance**1.5 if spread else np.nan
+    out[3] = moments[4] / count / variance**2 - 3 if spread else np.nan
+
+
+@inner
+def outlier_dims(total):  # type: ignore[no-untyped-def]
+    """Entries of a vector beyond `OUTLIER` population standard deviations of its entries."""
+    moments = np.empty(5)
+    moments_of(total, moments)
+    reach = OUTLIER * math.sqrt(moments[2] / moments[0])
+    found = 0
+    for x in total:
+        if abs(x - moments[1]) > reach:
+            found += 1
+    return found
+
+
+@inner
+def centre_rows(flat, start, step, first, last, mean, scale, centred):  # type: ignore[no-untyped-def]
+    """centred[i] = (x_i - mean) * scale for a block of rows; returns the sum of its squares.
+
+    Args:
+        mean: (D,) float32. scale: float32. centred: (>= last, D) float32.
+    """
+    total = 0.0
+    for i in range(first, last):
+        row = flat[start + i * step : start + i * step + len(mean)]
+        y = centred[i]
+        square = np.float32(0)
+        for d in range(len(mean)):
+            value = (row[d] - mean[d]) * scale
+            y[d] = value
+            square += value * value
+        total += square
+    return total
+
+
+@inner
+def square_tile(address, a, b, transposed, diagonal, tile):  # type: ignore[no-untyped-def]
+    """Sum of the squares of a b^T (or a^T b): the diagonal once, entries right of it twice.
+
+    Args:
+        address, a, b, transposed: see `_rows.inner_products`.
+        diagonal: row i meets the diagonal in column diagonal + i, if that is not negative.
+        tile: float32 scratch.
+    """
+    inner_products(address, a, b, transposed, tile)
+    rows, columns = (a.shape[1], b.shape[1]) if transposed else (a.shape[0], b.shape[0])
+    total = 0.0
+    for i in range(rows):
+        at = diagonal + i
+        square = np.float32(0)
+        for x in tile[i, max(0, at + 1) : columns]:
+            square += x * x
+        total += 2 * np.float64(square)
+        if at >= 0:
+            total += np.float64(tile[i, at]) ** 2
+    return total
+
+
+@inner
+def covariance_row(versine, norm, norms, half_row, half_rows):  # type: ignore[no-untyped-def]
+    """Sum over j of <x_i - m, x_j - m>^2, from the angles of a row of pairs.
+
+    <x_i, x_j> = |x_i| |x_j| (1 - versine_j); m is the mean vector, half_i = <x_i, m> - |m|^2 / 2.
+    """
+    total = 0.0
+    for j in range(len(versine)):
+        entry = norm * norms[j] * (1 - np.float64(versine[j])) - half_row - half_rows[j]
+        total += entry * entry
+    return total

@@ -1,0 +1,499 @@
+"""Stream, cone and angle statistics of residual stations on the CPU, one pass of memory each.
+
+A window goes through five steps; a thread takes a whole window through all of them while its
+vectors are in its cache, or, where there are too few windows, all threads take the blocks of one
+step together. Both ways compute the same blocks and merge them in the same order.
+
+    sweep block      norms, sum of units, sum of rows, moments        64 rows
+    merge window     cone index and axis, moments, mean, shift
+    centre block     centred (unit) vectors, angles to the axis       64 rows
+    tile             products of the centred vectors, and what they give
+    finish window
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._cpu import claim, jit, sgemm_address
+from .._rows import ROWS, flat_rows, inner, n_blocks, share_out, unit_rows
+from ..cone_angles._sweeps import (
+    NARROW,
+    NO_AXIS,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    angle_tile,
+    axis_angles,
+    centre_units,
+    cone_axis,
+    versine_edges,
+)
+from ._sweeps import (
+    CONSTANT,
+    centre_rows,
+    covariance_row,
+    describe,
+    merge_moments,
+    moment_rows,
+    moments_of,
+    outlier_dims,
+    square_tile,
+)
+
+BINS = 90
+_CONE = (
+    "cone_index",
+    "cone_resultant",
+    "cone_mean_cosine",
+    "cone_axis_angle_mean",
+    "cone_axis_angle_max",
+)
+_STREAM = (
+    "stream_mean",
+    "stream_variance",
+    "stream_skewness",
+    "stream_kurtosis",
+    "stream_norm_mean",
+    "stream_norm_std",
+    "stream_norm_max",
+    "stream_rowsum_mean",
+    "stream_rowsum_variance",
+    "stream_rowsum_skewness",
+    "stream_rowsum_kurtosis",
+    "stream_participation_ratio",
+)
+_ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
+_FLOATS = _CONE + _STREAM + _ANGLE
+_AT_STREAM, _AT_RATIO, _AT_ANGLE = len(_CONE), len(_CONE + _STREAM) - 1, len(_CONE + _STREAM)
+_WINDOW, _SWEEP, _MERGE, _CENTRE, _TILE, _FINISH = range(-1, 5)
+
+
+class _Work(NamedTuple):
+    """Arrays of a call. B windows, N slots, D entries, K blocks, T tiles, S windows at a time."""
+
+    flat: Any
+    """rows of x: window b, row i begins at b * step[0] + i * step[1]"""
+    step: Any
+    lengths: Any
+    edges: Any
+    """versines of the bin edges; empty where no angles are asked for"""
+    tiles: Any
+    """(T, 2) first row and first column"""
+    norm: Any
+    """(B, N) float64"""
+    slot: Any
+    """(B, N) int32, row among the non-zero ones, or -1"""
+    unit_sum: Any
+    """(B, K, D) float32, like row_sum"""
+    row_sum: Any
+    moments: Any
+    """(B, K, 5) float64"""
+    axis: Any
+    """(B, D) float64, like mean"""
+    mean: Any
+    shift: Any
+    """(B, D) float32, what is taken off the (unit) vectors"""
+    scale: Any
+    """(B,) float64, factor of the centred vectors"""
+    near_mean: Any
+    """(B,) float32, an angle near the mean"""
+    kept: Any
+    """(B,) int64, vectors that are not zero; -1 where an entry is not finite"""
+    blocks: Any
+    """(B, K, 3) float64: sum and maximum of the angles to the axis, trace"""
+    vectors: Any
+    """(S, N, D) float32"""
+    half: Any
+    """(S, N) float32, like size"""
+    size: Any
+    packed_norm: Any
+    """(S, N) float64, like weight"""
+    weight: Any
+    counts: Any
+    """(B, T, bins) int64"""
+    sums: Any
+    """(B, T, 5) float64: angles as in angle_tile, then squares of the covariance"""
+    out: Any
+    """(B, 21) float64"""
+    outliers: Any
+    """(B,) int64"""
+
+
+def stream_moments(x: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    """Stream statistics of x (B, N, D) over the first lengths[b] rows; values are (B,)."""
+    values = station_statistics(x, lengths, angles=False)
+    return {name: value for name, value in values.items() if name.startswith("stream_")}
+
+
+def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
+    """Cone, stream and (if `angles`) angle statistics of x (B, N, D); values are (B,)."""
+    batch, n_slots, _ = x.shape
+    n_threads = torch.get_num_threads()
+    by_window = _fills_threads(lengths, n_threads)
+    work = _allocate(x, lengths, angles, min(n_threads, batch) if by_window else batch)
+    if by_window:
+        longest_first = np.argsort(-work.lengths, kind="stable")
+        _run(work, _WINDOW, np.stack([longest_first, longest_first], 1))
+    else:
+        windows = np.repeat(np.arange(batch)[:, None], 2, 1)
+        blocks = _pairs(batch, n_blocks(n_slots))
+        _run(work, _SWEEP, blocks)
+        _run(work, _MERGE, windows)
+        _run(work, _CENTRE, blocks)
+        _run(work, _TILE, _pairs(batch, len(work.tiles)))
+        _run(work, _FINISH, windows)
+    return _named(work, angles)
+
+
+def _fills_threads(lengths: Tensor, n_threads: int) -> bool:
+    """Whether whole windows keep all threads busy for nine tenths of the time."""
+    load = [0] * n_threads
+    costs = sorted((int(n) ** 2 for n in lengths), reverse=True)
+    for cost in costs:
+        load[load.index(min(load))] += cost
+    return sum(load) >= 0.9 * n_threads * max(load)
+
+
+def _pairs(n: int, m: int) -> Any:
+    return np.indices((n, m)).reshape(2, -1).T.copy()
+
+
+def _run(work: _Work, step: int, tasks: Any) -> None:
+    share_out(_claim_tasks, len(tasks), work, step, tasks, sgemm_address())
+
+
+def _allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work:
+    batch, n_slots, width = x.shape
+    flat, step = flat_rows(x)
+    blocks = n_blocks(n_slots)
+    tiles = _tiles(n_slots if angles or n_slots <= width else max(n_slots, width))
+    f32, f64 = np.float32, np.float64
+    return _Work(
+        flat=flat,
+        step=np.array(step),
+        lengths=lengths.numpy().astype(np.int64),
+        edges=versine_edges(BINS) if angles else np.empty(0, f32),
+        tiles=tiles,
+        norm=np.empty((batch, n_slots), f64),
+        slot=np.empty((batch, n_slots), np.int32),
+        unit_sum=np.empty((batch, blocks, width), f32),
+        row_sum=np.empty((batch, blocks, width), f32),
+        moments=np.empty((batch, blocks, 5), f64),
+        axis=np.empty((batch, width), f64),
+        mean=np.empty((batch, width), f64),
+        shift=np.empty((batch, width), f32),
+        scale=np.ones(batch, f64),
+        near_mean=np.full(batch, 90, f32),
+        kept=np.zeros(batch, np.int64),
+        blocks=np.zeros((batch, blocks, 3), f64),
+        vectors=np.empty((at_a_time, n_slots, width), f32),
+        half=np.empty((at_a_time, n_slots), f32),
+        size=np.empty((at_a_time, n_slots), f32),
+        packed_norm=np.empty((at_a_time, n_slots), f64),
+        weight=np.empty((at_a_time, n_slots), f64),
+        counts=np.zeros((batch, len(tiles), BINS if angles else 0), np.int64),
+        sums=np.zeros((batch, len(tiles), 5), f64),
+        out=np.full((batch, len(_FLOATS)), np.nan),
+        outliers=np.zeros(batch, np.int64),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _tiles(n: int) -> Any:
+    """First rows and columns of the tiles that cover the upper triangle of n x n, (T, 2) int64.
+
+    Those of a smaller triangle are among them, in the same order.
+    """
+    starts = [(i, j) for i in range(0, n, TILE_ROWS) for j in range(i, n, TILE_COLUMNS)]
+    return np.array(starts, np.int64).reshape(-1, 2)
+
+
+def _named(work: _Work, angles: bool) -> dict[str, Tensor]:
+    found = torch.from_numpy(work.out).float()
+    values = {name: found[:, k] for k, name in enumerate(_FLOATS) if angles or name not in _ANGLE}
+    values["zero_vectors"] = torch.from_numpy(
+        np.where(work.kept < 0, 0, work.lengths - work.kept).astype(np.int32)
+    )
+    values["stream_outlier_dims"] = torch.from_numpy(work.outliers.astype(np.int32))
+    if angles:
+        values["angle_histogram"] = torch.from_numpy(work.counts.sum(1))
+    return values
+
+
+@jit
+def _claim_tasks(n_tasks, counters, w, step, tasks, address):  # type: ignore[no-untyped-def]
+    mine = claim(counters, 1)
+    scratch = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    while True:
+        k = claim(counters, 0)
+        if k >= n_tasks:
+            return
+        b, part = tasks[k, 0], tasks[k, 1]
+        if step == _WINDOW:
+            _window(w, b, mine, scratch, address)
+        elif step == _SWEEP:
+            _sweep(w, b, part)
+        elif step == _MERGE:
+            _merge(w, b)
+        elif step == _CENTRE:
+            _centre(w, b, part, b)
+        elif step == _TILE:
+            _tile(w, b, part, b, scratch, address)
+        else:
+            _finish(w, b, b)
+
+
+@inner
+def _window(w, b, at, scratch, address):  # type: ignore[no-untyped-def]
+    n_parts = w.moments.shape[1]
+    for k in range(n_parts):
+        _sweep(w, b, k)
+    _merge(w, b)
+    for k in range(n_parts):
+        _centre(w, b, k, at)
+    for k in range(len(w.tiles)):
+        _tile(w, b, k, at, scratch, address)
+    _finish(w, b, at)
+
+
+@inner
+def _sweep(w, b, k):  # type: ignore[no-untyped-def]
+    first, last = k * ROWS, min((k + 1) * ROWS, w.lengths[b])
+    if first >= last:
+        return
+    start, step = b * w.step[0], w.step[1]
+    norm = w.norm[b]
+    unit_rows(w.flat, start, step, first, last, norm, w.unit_sum[b, k])
+    moment_rows(w.flat, start, step, first, last, norm, w.row_sum[b, k], w.moments[b, k])
+
+
+@inner
+def _merge(w, b):  # type: ignore[no-untyped-def]
+    n = w.lengths[b]
+    kept = _pack(w.norm[b, :n], w.slot[b])
+    w.kept[b] = kept
+    if n == 0 or kept < 0:
+        return
+    out = w.out[b]
+    n_parts = -(-n // ROWS)
+    width = w.axis.shape[1]
+    total = _sum_parts(w.unit_sum[b, :n_parts])
+    _cone(total, kept, w.axis[b], out)
+    rows = _sum_parts(w.row_sum[b, :n_parts])
+    w.outliers[b] = outlier_dims(rows)
+    moments = np.zeros(5)
+    for k in range(n_parts):
+        merge_moments(moments, w.moments[b, k])
+    describe(moments, out[_AT_STREAM : _AT_STREAM + 4])
+    rms = math.sqrt(moments[2] / moments[0] + moments[1] ** 2)
+    moments_of(w.norm[b, :n], moments)
+    out[_AT_STREAM + 4] = moments[1]
+    out[_AT_STREAM + 5] = math.sqrt(moments[2] / n)
+    out[_AT_STREAM + 6] = w.norm[b, :n].max()
+    moments_of(rows, moments)
+    describe(moments, out[_AT_STREAM + 7 : _AT_STREAM + 11])
+    w.mean[b] = rows / n
+    if len(w.edges):
+        narrow = kept > 0 and out[1] > NARROW
+        for d in range(width):
+            w.shift[b, d] = total[d] / kept if narrow else 0.0
+        if kept > 1:
+            w.near_mean[b] = math.degrees(math.acos(min(1.0, max(-1.0, out[2]))))
+    else:
+        for d in range(width):
+            w.shift[b, d] = w.mean[b, d]
+        w.scale[b] = 1 / rms if rms > 0 else 1.0
+
+
+@inner
+def _pack(norm, slot):  # type: ignore[no-untyped-def]
+    """Numbers the non-zero rows in `slot`; returns their number, -1 if a norm is not finite."""
+    kept = 0
+    for i in range(len(norm)):
+        if not np.isfinite(norm[i]):
+            return -1
+        slot[i] = kept if norm[i] > 0 else -1
+        kept += norm[i] > 0
+    return kept
+
+
+@inner
+def _sum_parts(parts):  # type: ignore[no-untyped-def]
+    total = np.zeros(parts.shape[1])
+    for k in range(len(parts)):
+        for d in range(len(total)):
+            total[d] += parts[k, d]
+    return total
+
+
+@inner
+def _cone(total, kept, axis, out):  # type: ignore[no-untyped-def]
+    index = cone_axis(total, kept, axis)
+    out[0] = index
+    out[1] = index / kept if kept > 0 else np.nan
+    out[2] = (index * index - kept) / (kept * (kept - 1.0)) if kept > 1 else np.nan
+
+
+@inner
+def _centre(w, b, k, at):  # type: ignore[no-untyped-def]
+    first, last = k * ROWS, min((k + 1) * ROWS, w.lengths[b])
+    if first >= last or w.kept[b] < 0:
+        return
+    start, step = b * w.step[0], w.step[1]
+    norm, part, shift = w.norm[b], w.blocks[b, k], w.shift[b]
+    axis_angles(w.flat, start, step, first, last, norm, w.axis[b], part)
+    if len(w.edges) == 0:
+        scale = np.float32(w.scale[b])
+        part[2] = centre_rows(w.flat, start, step, first, last, shift, scale, w.vectors[at])
+        return
+    slot = w.slot[b]
+    centre_units(
+        w.flat, start, step, first, last, norm, slot, shift, w.vectors[at], w.half[at], w.size[at]
+    )
+    _weights(
+        w.flat, start, step, first, last, norm, slot, w.mean[b], w.packed_norm[at], w.weight[at]
+    )
+
+
+@inner
+def _weights(flat, start, step, first, last, norm, slot, mean, packed_norm, weight):  # type: ignore[no-untyped-def]
+    """Norms, and <x_i, m> - |m|^2 / 2 (see `covariance_row`), of the non-zero rows, packed."""
+    width = len(mean)
+    square = 0.0
+    for d in range(width):
+        square += mean[d] * mean[d]
+    for i in range(first, last):
+        if slot[i] < 0:
+            continue
+        row = flat[start + i * step : start + i * step + width]
+        along = 0.0
+        for d in range(width):
+            along += np.float64(row[d]) * mean[d]
+        packed_norm[slot[i]] = norm[i]
+        weight[slot[i]] = along - square / 2
+
+
+@inner
+def _tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
+    if w.kept[b] < 0:
+        return
+    if len(w.edges) == 0:
+        _gram_tile(w, b, k, at, scratch, address)
+    else:
+        _angle_tile(w, b, k, at, scratch, address)
+
+
+@inner
+def _gram_tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
+    """Of X X^T or of X^T X: they have the same norm, and the smaller one costs less."""
+    n, width = w.lengths[b], w.vectors.shape[2]
+    transposed = n > width
+    size = width if transposed else n
+    i, j = w.tiles[k, 0], w.tiles[k, 1]
+    if i >= size or j >= size:
+        return
+    i_stop, j_stop = min(i + TILE_ROWS, size), min(j + TILE_COLUMNS, size)
+    vectors = w.vectors[at]
+    if transposed:
+        left, right = vectors[0:n, i:i_stop], vectors[0:n, j:j_stop]
+    else:
+        left, right = vectors[i:i_stop, 0:width], vectors[j:j_stop, 0:width]
+    w.sums[b, k, 4] = square_tile(address, left, right, transposed, i - j, scratch)
+
+
+@inner
+def _angle_tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
+    kept = w.kept[b]
+    i, j = w.tiles[k, 0], w.tiles[k, 1]
+    if i >= kept or j >= kept:
+        return
+    i_stop, j_stop = min(i + TILE_ROWS, kept), min(j + TILE_COLUMNS, kept)
+    vectors, half, size = w.vectors[at], w.half[at], w.size[at]
+    angle_tile(
+        address,
+        vectors[i:i_stop],
+        vectors[j:j_stop],
+        half[i:i_stop],
+        half[j:j_stop],
+        size[i:i_stop],
+        size[j:j_stop],
+        w.shift[b],
+        i - j,
+        w.edges,
+        w.near_mean[b],
+        scratch,
+        w.counts[b, k],
+        w.sums[b, k],
+    )
+    norm, weight = w.packed_norm[at], w.weight[at]
+    total = 0.0
+    for r in range(i, i_stop):
+        low = max(j, r + 1)
+        row = scratch[r - i, low - j : j_stop - j]
+        total += covariance_row(row, norm[r], norm[low:j_stop], weight[r], weight[low:j_stop])
+    w.sums[b, k, 4] = 2 * total
+
+
+@inner
+def _finish(w, b, at):  # type: ignore[no-untyped-def]
+    n, kept, out = w.lengths[b], w.kept[b], w.out[b]
+    if n == 0 or kept < 0:
+        return
+    if kept > 0 and out[1] > NO_AXIS:
+        out[3] = w.blocks[b, :, 0].sum() / kept
+        out[4] = w.blocks[b, :, 1].max()
+    if len(w.edges) == 0:
+        # The scale makes the mean square of the entries 1.
+        trace, entries = w.blocks[b, :, 2].sum(), n * w.mean.shape[1]
+        square = w.sums[b, :, 4].sum()
+    else:
+        trace, entries, square = _covariance(w, b, at)
+        _angles(w, b)
+    out[_AT_RATIO] = trace * trace / square if trace > CONSTANT * entries else np.nan
+
+
+@inner
+def _covariance(w, b, at):  # type: ignore[no-untyped-def]
+    """Trace and squared norm of the centred Gram matrix, and of the one that is not, the trace."""
+    kept = w.kept[b]
+    mean_square = (w.mean[b] ** 2).sum()
+    square = w.sums[b, :, 4].sum()
+    trace, entries, beside_zero = 0.0, 0.0, 0.0
+    for i in range(kept):
+        norm, weight = w.packed_norm[at, i], w.weight[at, i]
+        own = norm * norm - 2 * weight
+        trace += own
+        entries += norm * norm
+        square += own * own
+        beside_zero += (mean_square / 2 - weight) ** 2
+    # Zero vectors have no angle, but they have a deviation from the mean.
+    zeros = w.lengths[b] - kept
+    trace += zeros * mean_square
+    square += 2 * zeros * beside_zero + (zeros * mean_square) ** 2
+    return trace, entries, square
+
+
+@inner
+def _angles(w, b):  # type: ignore[no-untyped-def]
+    kept, out = w.kept[b], w.out[b]
+    if kept < 2:
+        return
+    first, second, least, largest = 0.0, 0.0, 180.0, 0.0
+    for k in range(len(w.tiles)):
+        if w.tiles[k, 0] < kept and w.tiles[k, 1] < kept:
+            first += w.sums[b, k, 0]
+            second += w.sums[b, k, 1]
+            least = min(least, w.sums[b, k, 2])
+            largest = max(largest, w.sums[b, k, 3])
+    pairs = kept * (kept - 1) / 2
+    off = first / pairs
+    out[_AT_ANGLE] = w.near_mean[b] + off
+    out[_AT_ANGLE + 1] = math.sqrt(max(0.0, second / pairs - off * off))
+    out[_AT_ANGLE + 2] = least
+    out[_AT_ANGLE + 3] = largest
