@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from bertgeom.kernels.kmers.table import KmerTable, check_k
 
 
@@ -301,7 +302,7 @@ def reverse_complement(bases: np.ndarray, *, impl: str = "auto") -> np.ndarray:
 
 
 def check_bases(bases: np.ndarray) -> np.ndarray:
-    """The same bases, contiguous.
+    """The same bases, contiguous and writeable, so that the loops are compiled once.
 
     Raises:
         TypeError: for anything but a one-dimensional uint8 array.
@@ -309,7 +310,7 @@ def check_bases(bases: np.ndarray) -> np.ndarray:
     bases = np.asarray(bases)
     if bases.dtype != np.uint8 or bases.ndim != 1:
         raise TypeError(f"expected bases as uint8 (n,), found {bases.dtype} {bases.shape}")
-    return np.ascontiguousarray(bases)
+    return np.require(bases, requirements=("C", "W"))
 
 
 def _check_rows(bases, starts, stops):

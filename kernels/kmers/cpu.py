@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+
 from bertgeom.kernels.kmers.alphabet import CODES, COMPLEMENTS, LETTERS
 
 _jit = numba.njit(nogil=True, cache=True)
@@ -149,13 +150,13 @@ def _find_ambiguous(key, slots, values, shift, unknown):
 
 @_jit
 def _pack_quads(row, quads):
-    """Byte i of `quads`: the bases i..i+3 of a clean row, two bits each."""
+    """Byte i of `quads`: the bases i..i+3 of a clean row, two bits each; noise past its end."""
     n = row.size
     for i in range(n):
         quads[i] = (row[i] >> np.uint8(1)) & np.uint8(3)
-    for i in range(n - 1):
+    for i in range(n):
         quads[i] = quads[i] | (quads[i + 1] << np.uint8(2))
-    for i in range(n - 3):
+    for i in range(n):
         quads[i] = quads[i] | (quads[i + 2] << np.uint8(4))
 
 
@@ -232,7 +233,7 @@ def encode_kmers(
 ):
     """Ids of `counts` k-mers a row, written from column `first` on; bases past the end are N."""
     tokens = max(1, (_BLOCK - k) // stride + 1)
-    quads = np.zeros(_BLOCK + k, dtype=np.uint8)
+    quads = np.zeros(_BLOCK + 4, dtype=np.uint8)
     keys = np.zeros(tokens, dtype=np.uint64)
     for b in range(starts.size):
         row = bases[starts[b] : stops[b]]
@@ -312,7 +313,7 @@ def encode_split(
 
     `singles` is -1 for letters without a token; a run of them is one unknown token.
     """
-    quads = np.zeros(_BLOCK + k, dtype=np.uint8)
+    quads = np.zeros(_BLOCK + 4, dtype=np.uint8)
     keys = np.zeros(_BLOCK // k, dtype=np.uint64)
     for b in range(starts.size):
         row = bases[starts[b] : stops[b]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
 from bertgeom.kernels.kmers.alphabet import BITS, CODES, LETTERS, MAX_K, OTHER
 
 #: Longest k whose clean k-mers are looked up directly: 4^8 ids are 256 KiB.

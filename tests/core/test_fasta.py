@@ -135,7 +135,7 @@ names = st.text(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     records=st.lists(st.tuples(names, letters), min_size=1, max_size=5),
     width=st.integers(1, 40),

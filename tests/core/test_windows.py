@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertgeom.windows import count_windows, windows_of
@@ -54,6 +54,7 @@ lengths = st.integers(0, 3000)
 small = st.integers(1, 300)
 
 
+@settings(deadline=None)
 @given(length=lengths, size=small, stride=small, min_length=small)
 def test_every_base_is_covered_and_no_window_is_out_of_bounds(length, size, stride, min_length):
     windows = windows_of(length, size, stride, min_length)
@@ -71,6 +72,7 @@ def test_every_base_is_covered_and_no_window_is_out_of_bounds(length, size, stri
         assert (start[1:] <= stop[:-1]).all()
 
 
+@settings(deadline=None)
 @given(length=lengths, size=small, stride=small)
 def test_all_windows_but_the_last_lie_on_the_stride_and_are_full(length, size, stride):
     windows = windows_of(length, size, stride)
@@ -79,6 +81,7 @@ def test_all_windows_but_the_last_lie_on_the_stride_and_are_full(length, size, s
     assert (stop - start == size).all()
 
 
+@settings(deadline=None)
 @given(many=st.lists(lengths, max_size=20), size=small, stride=small, min_length=small)
 def test_counts_of_many_records_are_those_of_each(many, size, stride, min_length):
     counts = count_windows(np.array(many, dtype=np.int64), size, stride, min_length)
