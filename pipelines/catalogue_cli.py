@@ -1,4 +1,4 @@
-"""Commands beyond the main job: weights, cohorts, angles, cluster, tracks, distributions."""
+"""Commands beyond the main job: weights, spectra, regions, cohorts, angles, cluster and more."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ LabelsOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON for a program to read.")
 ]
+WindowsOption = Annotated[
+    int, typer.Option(min=1, help="Windows, spread evenly over those with statistics.")
+]
+MovedOption = Annotated[str | None, typer.Option(help="Where the model is, if it was moved.")]
 UnitOption = Annotated[
     str,
     typer.Option(
@@ -40,7 +44,7 @@ UnitOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
-    for command in (weights, cohorts, angles, cluster, tracks, distributions):
+    for command in _COMMANDS:
         app.command()(command)
 
 
@@ -67,6 +71,71 @@ def weights(
         model, trust_remote_code=trust_remote_code, use_safetensors=True
     )
     _show(weight_statistics(encoder), out, as_json, _weight_table)
+
+
+def spectra(
+    store: StoreArgument,
+    windows: WindowsOption = 8,
+    model: MovedOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Exact singular values and eigenvalues of every head, of some windows.
+
+    Of A, V, Z = A V, Q K^T and its symmetric part, and of the layer outputs, with ranks,
+    condition, spectral entropy, and the entropies by the paper's normalisation. The windows are
+    spread evenly and run through the model again. Definitions: docs/catalogue.md.
+    """
+    from .samples import store_spectra
+
+    _show(store_spectra(store, windows, model=model), out, as_json, _spectra_table)
+
+
+def rollout(
+    store: StoreArgument,
+    windows: WindowsOption = 8,
+    row: Annotated[int, typer.Option(min=0, help="Whose rollout: 0 is the first token.")] = 0,
+    model: MovedOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Attention rollout with residuals of the first token, over all layers, of some windows.
+
+    The head means of all layers, each mixed with the identity, multiplied (Abnar and Zuidema
+    2020): a distribution over input tokens, with their bases in the record.
+    """
+    from .samples import store_rollout
+
+    found = store_rollout(store, windows, model=model, row=row)
+    _show(found, out, as_json, _rollout_table)
+
+
+def regions(
+    store: StoreArgument,
+    annotations: Annotated[
+        Path, typer.Option("--annotations", help="BED or GFF3 in record coordinates.")
+    ],
+    group_by: Annotated[
+        str, typer.Option(metavar="name|type", help="What makes regions one group (GFF3).")
+    ] = "name",
+    windows: WindowsOption = 64,
+    theta: Annotated[float, typer.Option(help="Weights of at least this are confident.")] = 0.3,
+    model: MovedOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Attention mass, confident mass and count on annotated regions, of some windows.
+
+    By region, layer and head, and relative to the region's share of tokens: 1 where attention
+    ignores it. A token is in a region if one of its bases is.
+    """
+    from bertgeom.annotations import read_annotations
+
+    from .samples import store_regions
+
+    regions = read_annotations(annotations, group_by=group_by)
+    found = store_regions(store, regions, windows, model=model, theta=theta)
+    _show(found, out, as_json, _region_table)
 
 
 def cohorts(
@@ -152,9 +221,9 @@ def angles(
 
     from .angles import (
         AngleSettings,
-        result_as_json,
         database_angles,
         prepare,
+        result_as_json,
         run_row,
         write_result,
     )
@@ -333,6 +402,53 @@ def _weight_table(result: xarray.Dataset) -> Table:
     return _table("weights, mean over heads", "layer", result["layer"].values, rows)
 
 
+def _spectra_table(result: xarray.Dataset) -> Table:
+    over = ("sample", "head")
+    attention = result.sel(spectrum="attention")
+    columns = {
+        "rank of A": attention["spectrum_rank"],
+        "spectral entropy of A": attention["spectral_entropy"],
+        "of Q K^T": result["spectral_entropy"].sel(spectrum="logit"),
+        "paper's von Neumann": result["paper_von_neumann_entropy"],
+        "paper's Shannon": result["paper_shannon_entropy"],
+    }
+    rows = {name: x.mean(over).values for name, x in columns.items()}
+    title = f"spectra, mean over heads of {result.sizes['sample']} windows"
+    return _table(title, "layer", range(result.sizes["layer"]), rows)
+
+
+def _rollout_table(result: xarray.Dataset) -> Table:
+    """The tokens that each window's rollout rests on most."""
+    from rich.table import Table
+
+    table = Table(title="rollout, five largest shares", title_justify="left")
+    for name in ("window", "record", "token: share (bases)"):
+        table.add_column(name)
+    for i in range(result.sizes["sample"]):
+        one = result.isel(sample=i)
+        values = one["rollout"].fillna(-1).values
+        cells = []
+        for j in values.argsort()[::-1][:5]:
+            start, stop = (int(one[f"token_{end}"].values[j]) for end in ("start", "stop"))
+            place = f" ({start}-{stop})" if start >= 0 else ""
+            cells.append(f"{j}: {values[j]:.3f}{place}")
+        table.add_row(str(int(one["window_index"])), str(one["record_id"].values), ", ".join(cells))
+    return table
+
+
+def _region_table(result: xarray.Dataset) -> Table:
+
+    def mean(name: str) -> np.ndarray:
+        array = result[name]
+        return array.mean([dim for dim in array.dims if dim != "group"]).values
+
+    parts = ("mass", "relative_mass", "confident_mass", "confident_share")
+    rows = {"token share": mean("token_share")}
+    rows |= {part.replace("_", " "): mean(f"region_{part}") for part in parts}
+    title = f"attention on regions, mean over {result.sizes['sample']} windows, layers and heads"
+    return _table(title, "region", result["group"].values, rows)
+
+
 def _cohort_table(result: xarray.Dataset) -> Table:
     """Means over layers, heads and whatever else of some statistics."""
     shown = ("attention_entropy", "attention_distance", "attention_special", "cone_resultant")
@@ -456,3 +572,16 @@ def _print_json(value: Any) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=2))
+
+
+_COMMANDS = (
+    weights,
+    spectra,
+    rollout,
+    regions,
+    cohorts,
+    distributions,
+    angles,
+    cluster,
+    tracks,
+)
