@@ -136,7 +136,7 @@ def encode_split(
         ValueError, TypeError: for arrays of another shape or dtype, or an incomplete table.
     """
     bases, starts, stops = _check_rows(bases, starts, stops)
-    if table.keys.size != 4**table.k or (singles[np.frombuffer(b"ACGT", np.uint8)] < 0).any():
+    if not table.complete or (singles[np.frombuffer(b"ACGT", np.uint8)] < 0).any():
         raise ValueError(
             f"expected all {4**table.k} k-mers and the single bases A, C, G, T, found "
             f"{table.keys.size} k-mers"
@@ -146,7 +146,7 @@ def encode_split(
             raise ValueError(
                 f"expected int32 ({starts.size}, N), found {array.dtype} {array.shape}"
             )
-        if array.shape[1] < first + room:
+        if starts.size and array.shape[1] < first + room:
             raise ValueError(f"expected {first + room} columns, found {array.shape[1]}")
     result = SplitTokens(
         np.zeros(starts.size, dtype=np.int64),

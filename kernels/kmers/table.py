@@ -50,6 +50,11 @@ class KmerTable:
         return KmerTable(k, keys, ids, unknown)
 
     @cached_property
+    def complete(self) -> bool:
+        """Whether it holds every k-mer of A, C, G, T and no other."""
+        return self.keys.size == 4**self.k and not _ambiguous(self.keys).any()
+
+    @cached_property
     def vocabulary(self) -> dict[str, int]:
         """Upper-case k-mer -> id."""
         return dict(zip(unpack_kmers(self.keys, self.k), self.ids.tolist(), strict=True))
@@ -60,7 +65,7 @@ class KmerTable:
         and a hash table for k-mers with ambiguity codes."""
         from bertgeom.kernels.kmers import cpu
 
-        ambiguous = (self.keys & np.uint64(0xCCCC_CCCC_CCCC_CCCC)) != 0
+        ambiguous = _ambiguous(self.keys)
         clean = np.empty(int((~ambiguous).sum()), dtype=np.uint64)
         cpu.clean_keys(self.keys[~ambiguous], self.k, clean)
         dense = np.zeros(0, dtype=np.int32)
@@ -75,6 +80,11 @@ class KmerTable:
         values = np.full(slots.size, self.unknown, dtype=np.int32)
         cpu.fill_ambiguous(self.keys[ambiguous], self.ids[ambiguous], slots, values, slot_shift)
         return dense, entries, shift, slots, values, slot_shift
+
+
+def _ambiguous(keys: np.ndarray) -> np.ndarray:
+    """bool: keys with a base other than A, C, G, T, whose code has one of its two high bits."""
+    return (keys & np.uint64(0xCCCC_CCCC_CCCC_CCCC)) != 0
 
 
 def _empty_slots(n: int) -> tuple[np.ndarray, np.uint64]:
