@@ -131,17 +131,19 @@ def memory(
     batch_tokens: int,
     partition_windows: int,
     window: int,
+    n_windows: int,
     threads: int,
 ) -> Memory:
     """Peak memory of one worker.
 
     Args:
         batch_tokens: padded tokens of a batch; partition_windows: windows of a partition.
-        window: bases of a window.
+        window: bases of a window; n_windows: windows of the run.
         threads: compute threads of the worker.
     """
-    tokens = max(batch_tokens, shape.max_tokens)
-    rows = max(1, batch_tokens // shape.max_tokens)
+    partition_windows = min(partition_windows, n_windows)
+    rows = max(1, min(batch_tokens // shape.max_tokens, partition_windows))
+    tokens = rows * shape.max_tokens
     spread = model.itemsize * tokens
     half = 0 if model.itemsize >= 4 else 4 * model.weight_bytes // model.itemsize
     heads = rows * model.n_heads * (64 + layout.variables.N_BLOCKS**2 + 2 * shape.n_offset_side)
@@ -169,6 +171,12 @@ def check_memory(projected: Memory, budget: int, workers: int) -> None:
     total = projected.total * workers
     if total <= budget:
         return
+    if projected.runtime * workers > budget:
+        raise PlanError(
+            f"expected a peak memory of at most {human(budget)}, found that Python and its "
+            f"libraries alone take {human(projected.runtime)} a worker; raise --memory"
+            f"{' or use fewer --workers' if workers > 1 else ''}"
+        )
     name, size = projected.largest
     many = f" in {workers} workers" if workers > 1 else ""
     raise PlanError(

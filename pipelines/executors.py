@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from bertgeom.errors import BertgeomError, StoreError, UsageError
@@ -168,7 +169,7 @@ class Dask:
 
         todo = iter(partitions)
         running = as_completed([self._submit(_work_group, g, 1) for g in groups])
-        for partition, _ in zip(todo, range(_IN_FLIGHT * self.workers), strict=False):
+        for partition in islice(todo, _IN_FLIGHT * self.workers):
             running.add(self._submit(_work_partition, partition))
         for future in running:
             for event in _result(future):
@@ -177,9 +178,8 @@ class Dask:
                     running.add(self._submit(_work_group, group, 1))
                 yield event
             if future.key.startswith(_work_partition.__name__):
-                for partition in todo:
+                for partition in islice(todo, 1):
                     running.add(self._submit(_work_partition, partition))
-                    break
             future.release()
 
     def _submit(self, work: Callable[..., list[Event]], number: int, priority: int = 0) -> Any:
@@ -248,6 +248,7 @@ def _local_cluster(workers: int, threads: int, device: str) -> Any:
             "host": "127.0.0.1",
             "dashboard": False,
             "memory_limit": 0,
+            "silence_logs": logging.CRITICAL,
             "env": env,
         }
         if device == "cuda":

@@ -104,6 +104,7 @@ def preview(
         batch_tokens=tokens,
         partition_windows=size,
         window=resolved.window or 1,
+        n_windows=plan.n_windows,
         threads=threads,
     )
     cost.check_memory(projected, budget_bytes(memory), workers)

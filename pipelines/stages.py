@@ -147,11 +147,12 @@ def run(
         with folder.alone():
             bus.subscribers.append(history(folder.log))
             shards = _ingest_into(storage, sources, elsewhere, bus)
-            place = set_up(
+            place, codes = draw_up(
                 storage, encoder, str(model), shards, options, labels=labels, elsewhere=elsewhere
             )
             executor = choose(place, workers, threads, scheduler)
             _check_memory(place, executor, memory)
+            set_up(place, codes)
             with executor:
                 execute(place, executor, bus)
             done = finalise(storage.url)
@@ -181,7 +182,7 @@ def ingest(
     return found
 
 
-def set_up(
+def draw_up(
     storage: Storage,
     encoder: Encoder,
     model: str,
@@ -190,14 +191,14 @@ def set_up(
     *,
     labels: str | Path | None = None,
     elsewhere: str | None = None,
-) -> Workplace:
-    """Plan a run and make its arrays, or check that they were made by the same run.
+) -> tuple[Workplace, np.ndarray | None]:
+    """A run on these sequences, and the label code of every record. Nothing is written.
 
     Args:
         elsewhere: URL of the sequence shards, None if they lie in the store.
 
     Raises:
-        MismatchError: names what differs from the run that the store was made by.
+        InputError: if there is nothing to measure.
     """
     resolved, shape = resolve(settings, encoder)
     codes, names = _labels(labels, sequences)
@@ -209,11 +210,6 @@ def set_up(
         "labels": None if codes is None else hashlib.sha256(codes.tobytes()).hexdigest(),
         "label_names": names,
     }
-    folder = RunFolder(storage)
-    known = folder.read_run()
-    if known is not None:
-        check_same(storage.url, known["identity"], identity)
-        return Workplace(storage, known, encoder)
     index = window_index(sequences.lengths, resolved)
     if not index.n_windows:
         raise InputError(
@@ -221,23 +217,32 @@ def set_up(
             f"{len(sequences.lengths)} records without one",
             remedy=f"lower --min-length ({resolved.min_length}) or check the input",
         )
-    size = resolved.partition_windows or 1
     facts = {
         "fingerprint": fingerprint(identity),
         "identity": identity,
         "settings": resolved.to_json(),
         "shape": shape_to_json(shape),
-        "group_windows": row_group(shape, size, index.n_windows),
+        "group_windows": row_group(shape, resolved.partition_windows or 1, index.n_windows),
         "model": _lasting_path(model),
         "sequences": elsewhere,
     }
-    place = Workplace(storage, facts, encoder)
-    place.__dict__["sequences"] = sequences
+    return Workplace(storage, facts, encoder, sequences), codes
+
+
+def set_up(place: Workplace, codes: np.ndarray | None) -> None:
+    """Make the arrays of a run, or check that they were made by the same run.
+
+    Raises:
+        MismatchError: names what differs from the run that the store was made by.
+    """
+    known = place.folder.read_run()
+    if known is not None:
+        check_same(place.storage.url, known["identity"], place.facts["identity"])
+        return
     if codes is not None:
-        folder.write_labels(codes)
-    store.create(storage, place.layout, _attributes(place, model, names))
-    folder.write_run(facts)
-    return place
+        place.folder.write_labels(codes)
+    store.create(place.storage, place.layout, _attributes(place))
+    place.folder.write_run(place.facts)
 
 
 def resolve(settings: Settings, encoder: Encoder) -> tuple[Settings, Shape]:
@@ -493,8 +498,9 @@ def _labels(
     return assign_labels(table, sequences.ids()).astype("<i4"), list(table.names)
 
 
-def _attributes(place: Workplace, model: str, names: list[str] | None) -> dict[str, Any]:
-    identity, shape = place.facts["identity"], place.shape
+def _attributes(place: Workplace) -> dict[str, Any]:
+    """Provenance for readers: what was measured, with what, from what. No clock, no host."""
+    identity, shape, model = place.facts["identity"], place.shape, place.facts["model"]
     hidden = {"dtype", "device", "tokenizer"}
     return {
         "model": {
@@ -511,7 +517,7 @@ def _attributes(place: Workplace, model: str, names: list[str] | None) -> dict[s
         "fingerprint": place.fingerprint,
         "sources": place.sequences.attributes["sources"],
         "sequences": identity["sequences"],
-        "labels": names or [],
+        "labels": identity["label_names"] or [],
         "n_windows": place.plan.n_windows,
     }
 
@@ -540,6 +546,7 @@ def project(place: Workplace, threads: int) -> cost.Memory:
         batch_tokens=settings.batch_tokens or 1,
         partition_windows=settings.partition_windows or 1,
         window=settings.window or 1,
+        n_windows=place.plan.n_windows,
         threads=threads,
     )
 

@@ -33,11 +33,13 @@ class Workplace:
         storage: the store.
         facts: the contents of `run/run.json`.
         encoder: the model, None where nothing is computed (status, finalise).
+        shards: the sequences, if they are open already.
     """
 
     storage: Storage
     facts: dict[str, Any]
     encoder: Encoder | None = None
+    shards: Sequences | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -57,6 +59,8 @@ class Workplace:
 
     @cached_property
     def sequences(self) -> Sequences:
+        if self.shards is not None:
+            return self.shards
         elsewhere = self.facts["sequences"]
         if elsewhere is not None:
             return open_sequences(Storage(elsewhere))

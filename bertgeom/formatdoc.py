@@ -1,0 +1,103 @@
+"""The tables of `FORMAT.md`, written from the declarations.
+
+`python -m bertgeom.formatdoc` rewrites the file after a change of `bertgeom.variables`; a
+test compares the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bertgeom import variables
+from bertgeom.layout import Layout, Shape, missing_value
+from bertgeom.sequences import BASES, TABLE
+from bertgeom.variables import Variable
+
+PATH = Path(__file__).with_name("FORMAT.md")
+_BEGIN, _END = "<!-- begin {} -->", "<!-- end {} -->"
+
+
+def array_table() -> str:
+    """All arrays of the root group."""
+    rows = [
+        "| array | dimensions | type | unit | missing | tier | meaning | source |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for v in variables.VARIABLES.values():
+        tier = f"`--keep {v.keep}`" if v.keep else v.tier
+        dims = ", ".join(v.dims)
+        rows.append(
+            f"| `{v.name}` | {dims} | {v.dtype} | {v.unit} | {_missing(v)} | {tier} "
+            f"| {_text(v.description)} | {v.source} |"
+        )
+    return "\n".join(rows)
+
+
+def coordinate_table() -> str:
+    """All coordinates of the root group."""
+    shape = Shape(1, 1, 1, ("class",), 512, keep=variables.KEEP, group_names=("group",))
+    rows = ["| array | dimension | unit | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{c.name}` | {c.dim} | {c.unit} | {c.description} |"
+        for c in Layout(shape, 1, 1).coordinates
+    ]
+    return "\n".join(rows)
+
+
+def flag_table() -> str:
+    """The bits of `flags`."""
+    rows = ["| bit | name | meaning |", "|---|---|---|"]
+    rows += [f"| {1 << i} | {name} | {text} |" for i, (name, text) in enumerate(_flags())]
+    return "\n".join(rows)
+
+
+def sequence_table() -> str:
+    """The arrays of sequence shards."""
+    rows = ["| array | dimension | type | unit | meaning |", "|---|---|---|---|---|"]
+    for name, (dtype, unit, text) in TABLE.items():
+        rows.append(f"| `{name}` | record | {dtype} | {unit} | {text} |")
+    dtype, unit, text = BASES
+    return "\n".join([*rows, f"| `bases` | base | {dtype} | {unit} | {text} |"])
+
+
+TABLES = {
+    "arrays": array_table,
+    "coordinates": coordinate_table,
+    "flags": flag_table,
+    "sequences": sequence_table,
+}
+
+
+def with_tables(text: str) -> str:
+    """The document with every table between its marks renewed.
+
+    Raises:
+        ValueError: if the marks of a table are missing.
+    """
+    for name, table in TABLES.items():
+        begin, end = _BEGIN.format(name), _END.format(name)
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"expected one {begin} and one {end} in {PATH.name}")
+        head, rest = text.split(begin)
+        tail = rest.split(end)[1]
+        text = f"{head}{begin}\n{table()}\n{end}{tail}"
+    return text
+
+
+def _missing(variable: Variable) -> str:
+    value = missing_value(variable)
+    if variable.kind == "window" and variable.name != "label" and "token" not in variable.dims:
+        return "never"
+    return "NaN" if value != value else str(value)
+
+
+def _text(words: str) -> str:
+    return words.replace("|", "\\|")
+
+
+def _flags() -> list[tuple[str, str]]:
+    return list(variables.FLAGS.items())
+
+
+if __name__ == "__main__":
+    PATH.write_text(with_tables(PATH.read_text("utf-8")), "utf-8")
