@@ -24,6 +24,7 @@ from bertgeom.kernels.kmers import (
     count_ambiguous,
     encode_singles,
     encode_split,
+    kmer_places,
     single_table,
 )
 from bertgeom.kmer_tokens import BASE_ORDER, all_kmers
@@ -260,14 +261,13 @@ class SingleNucleotide:
             self.special_ids["cls"] if self.cls else None,
             self.special_ids["sep"] if self.sep else None,
         )
-        position = np.arange(ids.shape[1], dtype=np.int32) - np.int32(first)
-        none = (position < 0) | (position >= counts[:, None])
+        start, stop = kmer_places(counts, counts, 1, 1, width=ids.shape[1], first=first)
         return EncodedBatch(
             ids,
             lengths,
             special,
-            np.where(none, np.int32(-1), position),
-            np.where(none, np.int32(-1), position + np.int32(1)),
+            start,
+            stop,
             n_unknown,
             count_ambiguous(bases, starts, stops),
             stops - starts > counts,

@@ -26,6 +26,7 @@ from bertgeom.kernels.kmers import (
     count_ambiguous,
     encode_kmers,
     kmer_keys,
+    kmer_places,
     n_kmers,
     unpack_kmers,
 )
@@ -141,15 +142,15 @@ class KmerTokenizer:
             bases, starts, stops, self.table, stride=self.stride, counts=counts, ids=ids, first=1
         )
         special = frame(ids, lengths, self.special_ids["cls"], self.special_ids["sep"])
-        limit = (stops - starts).astype(np.int32)[:, None]
-        start = (np.arange(ids.shape[1], dtype=np.int32) - 1) * np.int32(self.stride)
-        none = special | (np.arange(ids.shape[1]) >= lengths[:, None])
+        start, stop = kmer_places(
+            counts, stops - starts, self.k, self.stride, width=ids.shape[1], first=1
+        )
         return EncodedBatch(
             ids,
             lengths,
             special,
-            np.where(none, np.int32(-1), np.minimum(start, limit)),
-            np.where(none, np.int32(-1), np.minimum(start + np.int32(self.k), limit)),
+            start,
+            stop,
             n_unknown,
             count_ambiguous(bases, starts, stops),
             available > counts,

@@ -304,10 +304,9 @@ def _nucleotide_transformer(
     else:
         version = version or "v2"
         vocabulary = nt_vocabulary(version)
-    limit = _limit(settings, max_tokens, None if max_tokens else NT_MAX_TOKENS[version])
-    return NucleotideTransformer(
-        vocabulary, min(limit, NT_MAX_TOKENS[version]), name=f"nucleotide-transformer-{version}"
-    )
+    longest = NT_MAX_TOKENS[version]
+    limit = min(longest, _limit(settings, max_tokens, longest))
+    return NucleotideTransformer(vocabulary, limit, name=f"nucleotide-transformer-{version}")
 
 
 def _single(model: str, settings: Mapping[str, Any], max_tokens: int | None) -> SingleNucleotide:

@@ -9,6 +9,7 @@ from bertgeom.kernels.kmers.api import (
     encode_singles,
     encode_split,
     kmer_keys,
+    kmer_places,
     n_kmers,
     reverse_complement,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "encode_singles",
     "encode_split",
     "kmer_keys",
+    "kmer_places",
     "n_kmers",
     "pack_kmers",
     "reverse_complement",

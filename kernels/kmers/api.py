@@ -248,6 +248,34 @@ def encode_singles(
     return n_unknown
 
 
+def kmer_places(
+    counts: np.ndarray, limits: np.ndarray, k: int, stride: int, *, width: int, first: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which bases the k-mers at 0, stride, ... of every row stand for.
+
+    Args:
+        counts: int64 (B,), k-mers of every row; limits: int64 (B,), its bases.
+        k, stride: bases of a k-mer, and from one to the next.
+        width: columns N; first: the column of a row's first k-mer.
+
+    Returns:
+        begins, ends: int32 (B, N), at most the row's limit; -1 in columns without a k-mer.
+
+    Raises:
+        ValueError: for rows of more k-mers than there are columns.
+    """
+    counts = np.ascontiguousarray(counts, dtype=np.int64)
+    limits = np.ascontiguousarray(limits, dtype=np.int64)
+    if counts.size and (counts.min() < 0 or first + counts.max() > width):
+        raise ValueError(f"expected at most {width - first} k-mers a row, found {counts.max()}")
+    from bertgeom.kernels.kmers import cpu
+
+    begins = np.empty((counts.size, width), dtype=np.int32)
+    ends = np.empty_like(begins)
+    cpu.kmer_places(counts, limits, k, stride, first, begins, ends)
+    return begins, ends
+
+
 def kmer_keys(bases: np.ndarray, k: int, stride: int, *, pad: bool) -> np.ndarray:
     """uint64: keys of the k-mers of one sequence at 0, stride, ..., for building vocabularies."""
     check_k(k)

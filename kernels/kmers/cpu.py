@@ -360,3 +360,18 @@ def encode_singles(bases, starts, singles, unknown, counts, first, ids, n_unknow
             misses += token < 0
             ids[b, first + i] = unknown if token < 0 else token
         n_unknown[b] = misses
+
+
+@_jit
+def kmer_places(counts, limits, k, stride, first, begins, ends):
+    """First base and one past the last of `counts` k-mers a row, cut at `limits`; -1 elsewhere."""
+    for b in range(counts.size):
+        begins[b, :first] = -1
+        ends[b, :first] = -1
+        limit = np.int32(limits[b])
+        for t in range(counts[b]):
+            begin = np.int32(t * stride)
+            begins[b, first + t] = min(begin, limit)
+            ends[b, first + t] = min(np.int32(begin + np.int32(k)), limit)
+        begins[b, first + counts[b] :] = -1
+        ends[b, first + counts[b] :] = -1
