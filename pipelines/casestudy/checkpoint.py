@@ -11,14 +11,13 @@ import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bertgeom.errors import MismatchError
-
-from .settings import TrainSettings
 
 _STATE, _WEIGHTS = "state.json", "model.safetensors"
 _BEST, _MOMENTS = "best.safetensors", "optimizer.safetensors"
@@ -39,10 +38,14 @@ def save(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    settings: TrainSettings,
+    identity: dict[str, Any],
     history: History,
 ) -> None:
-    """Replace the checkpoint by the present state."""
+    """Replace the checkpoint by the present state.
+
+    Args:
+        identity: settings and data of the run, JSON-able; what `load` compares.
+    """
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -53,7 +56,7 @@ def save(
         save_file(weights, fresh / _BEST)
     else:
         shutil.copyfile(folder / _BEST, fresh / _BEST)
-    state = {"settings": settings.as_dict(), "history": asdict(history)}
+    state = {"settings": identity, "history": asdict(history)}
     (fresh / _STATE).write_text(json.dumps(state, indent=1), "utf-8")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -63,7 +66,10 @@ def save(
 
 
 def load(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainSettings
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: dict[str, Any],
 ) -> History:
     """Put model and optimiser into the state of the checkpoint.
 
@@ -71,7 +77,7 @@ def load(
         MismatchError: the checkpoint is of other settings; names them.
     """
     state = json.loads((folder / _STATE).read_text("utf-8"))
-    wanted, found = settings.as_dict(), state["settings"]
+    wanted, found = identity, state["settings"]
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise MismatchError(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from bertgeom.errors import UsageError
 from .lineages import CLASSES
 
 if TYPE_CHECKING:
+    from .classify import VariantClassifier
     from .stream import LabelledSequences
     from .train import Progress as TrainProgress
 
@@ -26,6 +27,12 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 _console = Console(stderr=True)
+
+
+def register(parent: typer.Typer) -> None:
+    """Mount these commands as `casestudy`."""
+    parent.add_typer(app, name="casestudy")
+
 
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
@@ -99,34 +106,55 @@ def train(
 
 @app.command()
 def evaluate(
-    fasta: Annotated[Path, typer.Argument(help="Genomes or spikes.")],
-    labels: Annotated[Path, typer.Argument(help="Table with the columns record_id and class.")],
+    fasta: Annotated[
+        Path | None, typer.Argument(help="Genomes or spikes; simulated spikes if absent.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Argument(help="Table with the columns record_id and class.")
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Model folder; the shipped one if absent.")
     ] = None,
     relabel: Annotated[
         list[str] | None, typer.Option(help="CLASS=CLASS, e.g. gh=background; may be repeated.")
     ] = None,
+    count: Annotated[int, typer.Option(min=9, help="Simulated spikes of every quality.")] = 1800,
     out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify labelled genomes and say how well that went."""
-    from bertgeom.fasta import read_records
-
+    """Say how well a model classifies labelled genomes, or simulated ones it never saw."""
     from bertgeom import data
 
     from .classify import load_classifier
-    from .evaluate import evaluate as figures_of
-    from .evaluate import outcomes, read_labels
 
+    if (fasta is None) != (labels is None):
+        raise UsageError("expected a FASTA and its label table, found only one of them")
     classifier = load_classifier(data.demo_model() if model is None else model)
-    truth = read_labels(labels, classifier.classes, dict(_pair(text) for text in relabel or []))
-    results = outcomes(classifier, read_records(fasta), truth)
-    figures = figures_of(results, classifier.classes)
+    if fasta is None or labels is None:
+        from .held_out import evaluate_held_out
+
+        figures = evaluate_held_out(classifier, n=count, report=_log)
+        summary = _held_out_summary(figures)
+    else:
+        figures = _evaluate_labelled(classifier, fasta, labels, relabel or [])
+        summary = _summary(figures)
     text = json.dumps(figures, indent=1)
     if out is not None:
         out.write_text(text + "\n", "utf-8")
-    typer.echo(text if as_json else _summary(figures))
+    typer.echo(text if as_json else summary)
+
+
+def _evaluate_labelled(
+    classifier: VariantClassifier, fasta: Path, labels: Path, relabel: list[str]
+) -> dict[str, Any]:
+    from bertgeom.fasta import read_records
+
+    from .evaluate import evaluate as figures_of
+    from .evaluate import outcomes, read_labels
+
+    truth = read_labels(labels, classifier.classes, dict(_pair(text) for text in relabel))
+    results = outcomes(classifier, read_records(fasta), truth)
+    return figures_of(results, classifier.classes)
 
 
 def _given(fasta: Path, labels: Path) -> LabelledSequences:
@@ -156,7 +184,7 @@ def _pair(text: str) -> tuple[str, str]:
     return old, new
 
 
-def _summary(figures: dict) -> str:
+def _summary(figures: dict[str, Any]) -> str:
     lines = [f"{figures['n']} labelled genomes, {figures['n_skipped']} without a usable spike"]
     for name, meaning in (
         ("forced", "most probable class"),
@@ -174,6 +202,19 @@ def _summary(figures: dict) -> str:
         lines.append(
             f"{name:12}{row['n']:>6}{row['precision']:>11.4f}{row['recall']:>8.4f}{row['f1']:>8.4f}"
         )
+    return "\n".join(lines)
+
+
+def _held_out_summary(figures: dict[str, Any]) -> str:
+    lines = [f"{'quality':10}{'accuracy':>10}{'macro F1':>10}{'answered':>10}{'of them right':>15}"]
+    for name, row in figures["profiles"].items():
+        covered = row["covered"]
+        lines.append(
+            f"{name:10}{row['forced']['accuracy']:>10.4f}{row['forced']['macro_f1']:>10.4f}"
+            f"{covered['share']:>10.4f}{covered['accuracy']:>15.4f}"
+        )
+    none = figures["no_spike"]
+    lines.append(f"sequences that are no spike: {none['other']} of {none['n']} answered 'other'")
     return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ class TrainSettings:
     """
 
     seed: int = 7
-    steps: int = 1500
+    steps: int = 900
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: float = 0.08
@@ -58,7 +58,7 @@ class TrainSettings:
     layers: int = 4
     heads: int = 4
     intermediate: int = 256
-    dropout: float = 0.1
+    dropout: float = 0.0
     init: str | None = None
     half_file: bool = True
     mixed_precision: bool = True
@@ -102,15 +102,16 @@ PRESETS = {
         layers=12,
         heads=12,
         intermediate=3072,
+        dropout=0.1,
         half_file=False,
     ),
 }
 
 TRAINING = Simulation(
-    profiles=(("clean", 0.1), ("typical", 0.55), ("poor", 0.35)),
+    profiles=(("clean", 0.1), ("typical", 0.5), ("poor", 0.3), ("sparse", 0.1)),
     weights=(("omicron", 1.6), ("background", 1.8), ("delta", 1.2)),
 )
 """What the training stream draws: more of the classes that hold more lineages."""
 
-VALIDATION = Simulation(profiles=(("typical", 0.7), ("poor", 0.3)))
+VALIDATION = Simulation(profiles=(("typical", 0.7), ("poor", 0.25), ("sparse", 0.05)))
 """What early stopping and calibration look at; its seed is never that of the stream."""

@@ -6,11 +6,12 @@ order, on any machine, and a training stream needs no state to be resumed.
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
 from xopen import xopen
@@ -94,6 +95,23 @@ class Diversity:
     truncation: float = 0.01
 
 
+_POOR = Diversity(
+    private_per_kb=1.2,
+    recurrent=1.5,
+    convergent=0.25,
+    site_loss=0.06,
+    reference_fill=0.15,
+    deletion_as_n=0.2,
+    amplicon_loss=3.0,
+    short_n_runs=1.5,
+    scattered_n=1.0,
+    iupac=2.0,
+    frame_indel=0.15,
+    off_frame_indel=0.20,
+    end_n=0.3,
+    truncation=0.15,
+)
+
 PROFILES = {
     "clean": Diversity(
         convergent=0.0,
@@ -109,24 +127,11 @@ PROFILES = {
         truncation=0.0,
     ),
     "typical": Diversity(),
-    "poor": Diversity(
-        private_per_kb=1.2,
-        recurrent=1.5,
-        convergent=0.25,
-        site_loss=0.06,
-        reference_fill=0.15,
-        deletion_as_n=0.2,
-        amplicon_loss=3.0,
-        short_n_runs=1.5,
-        scattered_n=1.0,
-        iupac=2.0,
-        frame_indel=0.15,
-        off_frame_indel=0.20,
-        end_n=0.3,
-        truncation=0.15,
-    ),
+    "poor": _POOR,
+    "sparse": replace(_POOR, amplicon_loss=9.0, end_n=0.5),
 }
-"""`clean` assemblies, `typical` surveillance genomes, `poor` ones that a curator would reject."""
+"""`clean` assemblies, `typical` surveillance genomes, `poor` ones that a curator would reject,
+and `sparse` ones of which about half is N."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ def write(
     """Write FASTA (compressed by its suffix) and a label TSV; returns the number written."""
     count = 0
     with (
-        xopen(fasta, "wb", threads=0) as sequences,
+        _compressed(fasta) as sequences,
         labels.open("w", encoding="utf-8") as table,
     ):
         table.write("record_id\tclass\tlineage\tprofile\n")
@@ -223,6 +228,13 @@ def write(
             if progress is not None:
                 progress(count)
     return count
+
+
+def _compressed(path: Path) -> BinaryIO:
+    """A file compressed by its suffix; gzip without a time stamp, for equal bytes."""
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.GzipFile(path, "wb", compresslevel=9, mtime=0))
+    return xopen(path, "wb", threads=0)
 
 
 def _choose(random: np.random.Generator, options: Sequence[tuple[Option, float]]) -> Option:

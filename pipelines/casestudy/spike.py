@@ -15,10 +15,10 @@ from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
-from bertgeom.kernels.kmers import reverse_complement
 
 from bertgeom import data
 from bertgeom.errors import ImplementationUnavailableError
+from bertgeom.kernels.kmers import reverse_complement
 
 from .lineages import SPIKE
 

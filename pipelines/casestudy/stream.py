@@ -4,13 +4,14 @@ needs to be kept for a resumed run to see the same data.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from bertgeom.kernels.kmers import kmer_keys, unpack_kmers
 
 from bertgeom import data
+from bertgeom.kernels.kmers import kmer_keys, unpack_kmers
 from bertgeom.tokens import KmerTokenizer
 
 from .lineages import CLASSES, SPIKE
@@ -45,6 +46,13 @@ class LabelledSequences:
 
     def __len__(self) -> int:
         return len(self.bases)
+
+    def digest(self) -> str:
+        """SHA-256 over labels and bases, in order."""
+        total = hashlib.sha256()
+        for label, bases in zip(self.labels, self.bases, strict=True):
+            total.update(b"%d:%d:" % (label, len(bases)) + bases.tobytes())
+        return total.hexdigest()
 
 
 def stream_seed(settings: TrainSettings, purpose: int) -> int:

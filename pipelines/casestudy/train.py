@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
 from transformers import BertForSequenceClassification as Classifier
 
 from bertgeom.errors import MismatchError, ModelError
 from bertgeom.tokens import (
+    SETTINGS_FILE,
     KmerTokenizer,
     PaperKmer,
     load_kmer_tokenizer,
@@ -112,6 +113,7 @@ def new_model(settings: TrainSettings, tokenizer: KmerTokenizer) -> Any:
             num_labels=len(CLASSES),
             id2label=labels,
             label2id={name: i for i, name in labels.items()},
+            ignore_mismatched_sizes=True,  # a head of other classes is begun anew
             use_safetensors=True,
             dtype=torch.float32,
         )
@@ -151,10 +153,11 @@ class _Loop:
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(model, settings.weight_decay), lr=settings.learning_rate
         )
+        self.identity = settings.as_dict() | {"data": None if given is None else given.digest()}
         self.samples = validation_samples(settings)
         self.history = checkpoints.History()
         if folder.exists():
-            self.history = checkpoints.load(folder, model, self.optimizer, settings)
+            self.history = checkpoints.load(folder, model, self.optimizer, self.identity)
 
     def run(self, stop_after: int | None, report: Callable[[Progress], None]) -> bool:
         settings, history = self.settings, self.history
@@ -234,7 +237,7 @@ class _Loop:
         self._keep()
 
     def _keep(self) -> None:
-        checkpoints.save(self.folder, self.model, self.optimizer, self.settings, self.history)
+        checkpoints.save(self.folder, self.model, self.optimizer, self.identity, self.history)
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -258,24 +261,33 @@ def _parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 def _tokenizer(
     out: Path, settings: TrainSettings, given: LabelledSequences | None
 ) -> KmerTokenizer:
-    """The tokeniser of the folder; built from the training sequences the first time."""
+    """The tokeniser of the folder, or of `init`; else built from the training sequences."""
     folder = out / "tokenizer"
-    if (folder / "bertgeom_tokenizer.json").exists():
+    if (folder / SETTINGS_FILE).exists():
         tokenizer = load_kmer_tokenizer(folder)
-        found, wanted = (tokenizer.k, tokenizer.stride), (settings.k, settings.stride)
-        if found != wanted:
-            raise MismatchError(f"{folder}: expected k, stride of {wanted}, found {found}")
-        return tokenizer
-    kmers = vocabulary(training_sequences(settings, given), settings)
-    first = None if settings.init is None else _size_of(settings.init)
-    ids = kmers if first is None else {name: first + i for i, name in enumerate(kmers)}
-    tokenizer = PaperKmer(ids, k=settings.k, stride=settings.stride, max_tokens=settings.max_tokens)
+    elif settings.init is not None and (Path(settings.init) / SETTINGS_FILE).exists():
+        tokenizer = load_kmer_tokenizer(settings.init)
+    else:
+        tokenizer = _new_tokenizer(settings, given)
+    found, wanted = (tokenizer.k, tokenizer.stride), (settings.k, settings.stride)
+    if found != wanted:
+        raise MismatchError(f"{folder}: expected k, stride of {wanted}, found {found}")
     save_kmer_tokenizer(folder, tokenizer)
     return tokenizer
 
 
+def _new_tokenizer(settings: TrainSettings, given: LabelledSequences | None) -> KmerTokenizer:
+    """k-mers get the ids after those of the model to start from, or after the special ones."""
+    kmers = vocabulary(training_sequences(settings, given), settings)
+    ids: Mapping[str, int] | Sequence[str] = kmers
+    if settings.init is not None:
+        first = _size_of(settings.init)
+        ids = {name: first + i for i, name in enumerate(kmers)}
+    return PaperKmer(ids, k=settings.k, stride=settings.stride, max_tokens=settings.max_tokens)
+
+
 def _size_of(name: str) -> int:
-    return int(BertConfig.from_pretrained(name).vocab_size)
+    return int(AutoConfig.from_pretrained(name).vocab_size)
 
 
 def _finish(folder: Path, loop: _Loop) -> dict[str, Any]:
