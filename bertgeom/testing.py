@@ -71,8 +71,13 @@ def tiny_model(
         config = t.EsmConfig(**common, position_embedding_type="rotary", mask_token_id=4)
         model = t.EsmModel
     else:
-        special = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-        layers = {"local_attention": 16, "global_attn_every_n_layers": 2}
+        special: dict[str, Any] = {
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        layers: dict[str, Any] = {"local_attention": 16, "global_attn_every_n_layers": 2}
         config = t.ModernBertConfig(**common, **special, **layers)
         model = t.ModernBertModel
     with torch.random.fork_rng(devices=[]):

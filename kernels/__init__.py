@@ -5,18 +5,11 @@ Numba; the first call does. Every operation is a folder with the same files: `ap
 (validation, dispatch), `reference.py` (float64 oracle), `cpu.py` (Numba), `gpu.py` (Triton).
 """
 
-import contextlib
-
-with contextlib.suppress(ImportError):
-    from bertgeom.kernels._dispatch import ImplementationUnavailableError
-with contextlib.suppress(ImportError):
-    from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
-with contextlib.suppress(ImportError):
-    from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
-with contextlib.suppress(ImportError):
-    from bertgeom.kernels.stream_moments.api import stream_moments
-with contextlib.suppress(ImportError):
-    from bertgeom.kernels.stations import station_statistics
+from bertgeom.kernels._dispatch import ImplementationUnavailableError
+from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
+from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
+from bertgeom.kernels.stream_moments.api import stream_moments
+from bertgeom.kernels.stations import station_statistics
 
 __all__ = [
     "AttentionStats",
