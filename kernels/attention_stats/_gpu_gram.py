@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._gpu_tiles import Tiles, block_dim, load_tile, multiply, tile_offsets, widen
+from ._gpu_tiles import Tiles, block_dim, compile_options, load_tile, multiply, tile_offsets, widen
 
 
 @triton.jit
@@ -65,8 +65,8 @@ def gram_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     """The pinned configuration."""
     wide = block_dim(head_dim) > 64
     if dtype == torch.float32:
-        return Tiles(32, 8 if wide else 4, 1)
-    return Tiles(64, 8 if wide else 4, 2)
+        return Tiles(32, 32, 8 if wide else 4, 1)
+    return Tiles(64, 64, 8 if wide else 4, 2)
 
 
 def logit_sums(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ def logit_sums(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
     attention_gram[(3, n_heads, batch)](
         query, key, gram, lengths,
         *query.stride(), *key.stride(), n_heads // key.shape[1],
-        HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.block,
+        HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
         PRECISION="ieee", WIDEN=widen(query.dtype),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        **compile_options(tiles),
     )  # fmt: skip
     queries, keys, cross = gram.unbind(2)
     size = [_trace(x).sqrt() for x in (queries, keys)]

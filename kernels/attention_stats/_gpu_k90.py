@@ -24,6 +24,7 @@ from ._gpu_tiles import (
     NO_ROW,
     Tiles,
     block_dim,
+    compile_options,
     load_tile,
     logits,
     precision_of,
@@ -135,10 +136,9 @@ def attention_k90(
     step = 0
     open_rows = tl.where(i_first < n, 1, 0)
     while (open_rows > 0) & (step < max_steps):
-        part = 0.5
-        if step % 2 == 1:
-            line = (MASS - high_mass) / tl.maximum(low_mass - high_mass, 1e-20)
-            part = tl.minimum(tl.maximum(line, 0.05), 0.95)
+        line = (MASS - high_mass) / tl.maximum(low_mass - high_mass, 1e-20)
+        line = tl.minimum(tl.maximum(line, 0.05), 0.95)
+        part = tl.where(step % 2 == 1, line, 0.5)
         middle = high + (low - high) * part
         threshold = tl.exp2(middle)
         mass = tl.zeros((ROWS,), tl.float32)
@@ -177,14 +177,13 @@ def attention_k90(
     tl.store(p_count + o_flat, tl.where(m_row, count, 0), mask=i_row < n_slots)
 
 
-def k90_tiles(dtype: torch.dtype, head_dim: int, n_slots: int) -> tuple[Tiles, int, bool]:
-    """The pinned configuration: tile of rows, columns, and whether they hold the window."""
+def k90_tiles(dtype: torch.dtype, head_dim: int, n_slots: int) -> tuple[Tiles, bool]:
+    """The pinned configuration, and whether its columns hold the window."""
     if n_slots <= RESIDENT_SLOTS:
-        cols = next_power_of_two(n_slots, 64)
-        return Tiles(16, 4, 1), cols, True
+        return Tiles(16, next_power_of_two(n_slots, 64), 4, 1), True
     if dtype == torch.float32:
-        return Tiles(32, 4, 1), 32, False
-    return Tiles(64, 4, 2), 64, False
+        return Tiles(32, 32, 4, 1), False
+    return Tiles(64, 64, 4, 2), False
 
 
 def k90_counts(
@@ -192,17 +191,17 @@ def k90_counts(
 ) -> Tensor:
     """(B, H, N) int32: k90 of every row, 0 in padded slots."""
     batch, n_heads, n_slots, head_dim = query.shape
-    tiles, cols, resident = k90_tiles(query.dtype, head_dim, n_slots)
+    tiles, resident = k90_tiles(query.dtype, head_dim, n_slots)
     counts = torch.empty((batch, n_heads, n_slots), dtype=torch.int32, device=query.device)
-    attention_k90[(ceil_div(n_slots, tiles.block), n_heads, batch)](
+    attention_k90[(ceil_div(n_slots, tiles.rows), n_heads, batch)](
         query, key, lse, counts, lengths,
         *query.stride(), *key.stride(),
         n_slots, n_heads // key.shape[1], options.scale * LOG2E,
         -1 if options.window is None else options.window, MAX_STEPS,
-        HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.block, COLS=cols,
+        HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
         RESIDENT=resident, WINDOW=options.window is not None,
         PRECISION=precision_of(query.dtype), WIDEN=widen(query.dtype),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        **compile_options(tiles),
     )  # fmt: skip
     return counts
 

@@ -22,6 +22,7 @@ from ._gpu_tiles import (
     NO_ROW,
     Tiles,
     block_dim,
+    compile_options,
     load_tile,
     logits,
     precision_of,
@@ -240,8 +241,8 @@ class PairSums:
 def pairs_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     """The pinned configuration."""
     if dtype == torch.float32:
-        return Tiles(32, 4, 1)
-    return Tiles(64, 8, 2)
+        return Tiles(32, 32, 4, 1)
+    return Tiles(64, 64, 8, 2)
 
 
 def pair_sums(
@@ -256,7 +257,7 @@ def pair_sums(
     """Sums over pairs of cells, given lse (B, H, N) and the extremes (B, H) of the weights."""
     batch, n_heads, n_slots, head_dim = query.shape
     tiles = pairs_tiles(query.dtype, head_dim)
-    n_diagonals = ceil_div(n_slots, tiles.block)
+    n_diagonals = ceil_div(n_slots, tiles.rows)
     parts = (batch, n_heads, n_diagonals)
     single = {"dtype": torch.float32, "device": query.device}
     crossed = torch.empty(parts, **single)
@@ -267,9 +268,9 @@ def pair_sums(
         *query.stride(), *key.stride(),
         n_slots, n_heads // key.shape[1], options.scale * LOG2E,
         -1 if options.window is None else options.window, options.n_offset_side,
-        HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.block,
+        HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
         WINDOW=options.window is not None,
         PRECISION=precision_of(query.dtype), WIDEN=widen(query.dtype),
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        **compile_options(tiles),
     )  # fmt: skip
     return PairSums(crossed.sum(2), profile.sum(2), bins.sum(2)[..., :N_VALUE_BINS])

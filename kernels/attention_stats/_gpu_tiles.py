@@ -9,6 +9,7 @@ significand when it enters the product with V. The factor is exact and is taken 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -81,7 +82,8 @@ def logits(b_rows, b_cols, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 class Tiles:
     """Shape of a kernel's tiles and how it is compiled."""
 
-    block: int
+    rows: int
+    cols: int
     warps: int
     stages: int
 
@@ -100,3 +102,7 @@ def block_dim(head_dim: int) -> int:
     """The power of two that a tile's rows are padded to."""
     return next_power_of_two(head_dim, 16)
 
+
+def compile_options(tiles: Tiles) -> dict[str, Any]:
+    """How a kernel is compiled; the default of fused multiply-add changes between releases."""
+    return {"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": True}

@@ -6,6 +6,8 @@ than O(N) numbers of a head behind.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from ._gpu_columns import column_sums
 from ._gpu_gram import logit_sums
 from ._gpu_k90 import k90_counts, median_and_minimum
 from ._gpu_pairs import pair_sums
-from ._gpu_rows import RowSums, row_sums
+from ._gpu_rows import RowValues, row_values
 from ._options import Options
 
 _MAX_HEAD_DIM = 128
@@ -42,50 +44,46 @@ def run(
             f"query: expected a head dimension of at most {_MAX_HEAD_DIM} for impl='triton', "
             f"found {query.shape[-1]}; use impl='reference'"
         )
-    special = None if special is None else special.contiguous()
-    output, rows = row_sums(query, key, value, lengths, special, options)
-    columns = rows.columns
-    if columns is None:
-        columns = column_sums(query, key, rows.lse, lengths, special, options)
-    # Column sums of blocks behind the last token stay as they were allocated: zero.
-    received, far, confident_far = columns.unbind(2)
-    sums = HeadSums(
-        scalars=torch.cat([rows.scalars, logit_sums(query, key, lengths)], dim=-1),
+    output, rows = row_values(query, key, value, lengths, options)
+    sums = column_sums(query, key, rows.lse, lengths, special, options)
+    received, far, confident_far = sums.columns.unbind(2)
+    scalars = [rows.top.sum(-1, keepdim=True), sums.scalars, logit_sums(query, key, lengths)]
+    heads = HeadSums(
+        scalars=torch.cat(scalars, dim=-1),
         entropy=rows.entropy,
         columns=received,
         far=far,
         confident_far=confident_far,
-        far_map=rows.far_map,
-        **(_full_sums(query, key, rows, lengths, options) if options.full else {}),
+        far_map=sums.far_map,
     )
-    return output, finish(sums, lengths, special, groups, options)
+    if options.full:
+        heads = replace(
+            heads, block_map=sums.block_map, **_full_sums(query, key, rows, lengths, options)
+        )
+    return output, finish(heads, lengths, special, groups, options)
 
 
 def _full_sums(
-    query: Tensor, key: Tensor, rows: RowSums, lengths: Tensor, options: Options
+    query: Tensor, key: Tensor, rows: RowValues, lengths: Tensor, options: Options
 ) -> dict[str, Tensor]:
-    """The fields of `HeadSums` that tier full adds."""
+    """The fields of `HeadSums` that need the weights once more."""
     low, high = _extremes(rows, lengths)
     pairs = pair_sums(query, key, rows.lse, low, high, lengths, options)
     counts = k90_counts(query, key, rows.lse, lengths, options)
-    bins = pairs.bins
-    # Cells that a sliding window hides weigh 0, the smallest: bin 0.
-    hidden = (lengths.long().square())[:, None] - bins.sum(-1)
-    bins[..., 0] += hidden
-    assert rows.block_map is not None  # noqa: S101
+    # Cells that a sliding window hides weigh 0, the smallest: the first bin.
+    bins = pairs.bins.clone()
+    bins[..., 0] += lengths.long().square()[:, None] - bins.sum(-1)
     return {
         "full_scalars": torch.stack([pairs.crossed, low, high], dim=-1),
         "profile": pairs.profile,
-        "block_map": rows.block_map,
         "value_bins": bins,
         "k90": median_and_minimum(counts, lengths),
     }
 
 
-def _extremes(rows: RowSums, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def _extremes(rows: RowValues, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest weight (B, H) of every head."""
-    low, top = rows.low, rows.top
-    if low is None or top is None:
-        raise ValueError("tier full: expected the extremes of every row, found none")
-    padded = torch.arange(low.shape[-1], device=low.device) >= lengths[:, None]
-    return low.masked_fill(padded[:, None], torch.inf).amin(-1), top.amax(-1)
+    if rows.low is None:
+        raise ValueError("tier full: expected the smallest weight of every row, found none")
+    padded = torch.arange(rows.low.shape[-1], device=lengths.device) >= lengths[:, None]
+    return rows.low.masked_fill(padded[:, None], torch.inf).amin(-1), rows.top.amax(-1)
