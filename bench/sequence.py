@@ -51,9 +51,9 @@ def genomes(n: int, seed: int = 0, unknown: float = 0.0) -> list[np.ndarray]:
 
 
 def windows(some: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
-    """Batches of 256 windows."""
+    """Batches of 64 windows."""
     cut = [g[i : i + size] for g in some for i in range(0, GENOME - size + 1, size)]
-    return [cut[i : i + 256] for i in range(0, len(cut), 256)]
+    return [cut[i : i + 64] for i in range(0, len(cut), 64)]
 
 
 def gate(tokenizer: Any, batch: list[np.ndarray]) -> None:
