@@ -1,0 +1,300 @@
+"""From the sums of one head to its statistics: O(n + 16 * 16) work after the rows are done."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .._cpu import jit, sgemm
+from .._cpu_vectors import widest_vectors
+from ._cpu_work import PHASES
+from ._options import (
+    FLAT,
+    GATE_MIXED,
+    HUB_MASS,
+    N_BLOCKS,
+    N_VALUE_BINS,
+    ONE_BLOCK,
+    SLACK,
+)
+
+#: Names of the (B, H) float statistics, in the order of `Values.scalars`.
+SCALARS = (
+    "attention_entropy",
+    "attention_entropy_std",
+    "attention_top1",
+    "attention_purity",
+    "attention_distance",
+    "attention_offset",
+    "attention_self",
+    "attention_forward",
+    "attention_backward",
+    "attention_special",
+    "attention_confident_mass",
+    "attention_confident_count",
+    "attention_received_entropy",
+    "attention_received_max",
+    "logit_asymmetry",
+    "logit_effective_rank",
+)
+#: What tier full adds.
+FULL_SCALARS = ("attention_value_entropy", "attention_asymmetry")
+(
+    _ENTROPY,
+    _ENTROPY_STD,
+    TOP1,
+    PURITY,
+    _DISTANCE,
+    _OFFSET,
+    _SELF,
+    _FORWARD,
+    _BACKWARD,
+    _SPECIAL,
+    CONFIDENT_MASS,
+    CONFIDENT_COUNT,
+    _RECEIVED_ENTROPY,
+    _RECEIVED_MAX,
+    _LOGIT_ASYMMETRY,
+    _LOGIT_RANK,
+    VALUE_ENTROPY,
+    ASYMMETRY,
+) = range(len(SCALARS) + len(FULL_SCALARS))
+
+_CLOSED, _OPEN, _BACK, _FORTH, _DIRECTIONAL, _INSTANCE, _CLUSTER, _DIFFUSE = range(GATE_MIXED)
+
+
+@jit
+def stretch_begin(g, n):
+    """First token of stretch g of n tokens: the least t with t * N_BLOCKS // n >= g."""
+    return (g * n + N_BLOCKS - 1) // N_BLOCKS
+
+
+@jit
+def end_stretch(g, n, work):
+    """Moves the column sums of one stretch of rows into the maps and into the totals."""
+    column, near = work.column, work.near
+    _add_columns(column, near, work.content, work.columns, work.far)
+    for h in range(N_BLOCKS):
+        begin, end = stretch_begin(h, n), stretch_begin(h + 1, n)
+        work.block_map[g, h] = _sum(column, begin, end)
+        work.far_map[g, h] = _sum(near, begin, end)
+    column[:] = 0
+    near[:] = 0
+
+
+@jit
+def _sum(x, begin, end):
+    total = np.float32(0)
+    for j in range(begin, end):
+        total += x[j]
+    return total
+
+
+@jit
+def _add_columns(column, near, content, columns, far):
+    """Adds to the totals; leaves all cells' sums in `column`, and far content cells' in `near`."""
+    widest_vectors()
+    for j in range(column.size):
+        x = column[j]
+        column[j] = x + near[j]
+        columns[j] += x + near[j]
+        near[j] = x * content[j]
+        far[j] += x * content[j]
+
+
+@jit
+def row_statistics(n, work, out):
+    """Mean and standard deviation of the rows' entropies."""
+    mean = 0.0
+    for i in range(n):
+        mean += work.entropies[i]
+    mean /= n
+    variance = 0.0
+    for i in range(n):
+        variance += (work.entropies[i] - mean) ** 2
+    out[_ENTROPY] = mean
+    out[_ENTROPY_STD] = math.sqrt(variance / n)
+
+
+@jit
+def column_statistics(n, work, groups, out, group_mass):
+    """Attention received, and the mass on special tokens and on the groups."""
+    special = entropy = largest = total = 0.0
+    group_mass[:] = 0
+    for j in range(n):
+        share = work.columns[j] / n
+        total += share
+        largest = max(largest, share)
+        special += share * (1 - work.content[j])
+        if share > 0:
+            entropy -= share * math.log(share)
+        for g in range(group_mass.size):
+            if (groups[j] >> g) & 1:
+                group_mass[g] += share
+    # 0 * total: comparisons pass NaN by.
+    out[_RECEIVED_ENTROPY] = entropy + 0 * total
+    out[_RECEIVED_MAX] = largest + 0 * total
+    out[_SPECIAL] = special
+
+
+@jit
+def offset_statistics(n, near, work, out, profile):
+    """Sums along diagonals: distance, direction, and the profile by signed offset."""
+    diagonal = _one_diagonal(n, near, work)
+    n_side = (profile.size - 1) // 2
+    profile[:] = 0
+    distance = moved = forward = backward = ahead = behind = 0.0
+    side, last = 1, 1
+    for o in range(1, n):
+        x = np.float64(diagonal[n - 1 + o])
+        y = np.float64(diagonal[n - 1 - o])
+        forward += x
+        backward += y
+        distance += (x + y) * o
+        moved += (x - y) * o
+        ahead += x
+        behind += y
+        if (o == last and side < n_side) or o == n - 1:
+            profile[n_side + side] = ahead / n
+            profile[n_side - side] = behind / n
+            ahead = behind = 0.0
+            side += 1
+            last *= 2
+    itself = diagonal[n - 1] / n
+    profile[n_side] = itself
+    out[_DISTANCE] = distance / n
+    out[_OFFSET] = moved / n
+    out[_SELF] = itself
+    out[_FORWARD] = forward / n
+    out[_BACKWARD] = backward / n
+
+
+@jit
+def _one_diagonal(n, near, work):
+    """Adds the phases up into the first: the sum over offset o lies at n - 1 + o."""
+    total = work.diagonals[0]
+    for phase in range(1, PHASES):
+        one = work.diagonals[phase]
+        for x in range(one.size - phase):
+            total[x + phase] += one[x]
+    for o in range(max(-near, 1 - n), min(near, n - 1) + 1):
+        total[n - 1 + o] += work.near_sums[0, near + o]
+    return total
+
+
+@jit
+def gates(n, near, work, out, mass):
+    """Writes the gate spectrum (8,); returns the code of the dominant gate."""
+    hub = min(HUB_MASS, n / 2) * (1 - SLACK)
+    directional = instance = rest = 0.0
+    for j in range(n):
+        if work.columns[j] >= hub:
+            directional += work.far[j]
+        else:
+            instance += work.confident[j]
+            rest += work.far[j] - work.confident[j]
+    mass[_CLOSED] = out[_SPECIAL]
+    near_content = work.near_sums[1]
+    mass[_OPEN] = near_content[near] / n
+    mass[_BACK] = near_content[:near].sum() / n
+    mass[_FORTH] = near_content[near + 1 :].sum() / n
+    mass[_DIRECTIONAL] = directional / n
+    mass[_INSTANCE] = instance / n
+    cluster = rest * block_structure(work.far_map)
+    mass[_CLUSTER] = cluster / n
+    mass[_DIFFUSE] = (rest - cluster) / n
+    code = 0
+    for gate in range(1, GATE_MIXED):
+        if mass[gate] > mass[code]:
+            code = gate
+    return code if mass[code] >= 0.5 * (1 - SLACK) else GATE_MIXED
+
+
+@jit
+def block_structure(far_map):
+    """max(0, m) of the gate `cluster` for the 16 x 16 map of far mass; 0 without far mass."""
+    total = 0.0
+    for g in range(N_BLOCKS):
+        for h in range(N_BLOCKS):
+            total += far_map[g, h]
+    best = 0.0
+    if not total > 0:
+        return best
+    # Segments of 1, 2, 4 and 8 stretches.
+    size = 1
+    while size < N_BLOCKS:
+        inside = chance = 0.0
+        for first in range(0, N_BLOCKS, size):
+            asked = given = 0.0
+            for g in range(first, first + size):
+                for h in range(N_BLOCKS):
+                    asked += far_map[g, h]
+                    given += far_map[h, g]
+                for h in range(first, first + size):
+                    inside += far_map[g, h]
+            chance += (asked / total) * (given / total)
+        if 1 - chance > ONE_BLOCK:
+            best = max(best, (inside / total - chance) / (1 - chance))
+        size *= 2
+    return best
+
+
+@jit
+def value_entropy(n, smallest, largest, bins):
+    """Entropy of the weights by value bin; the last bin is closed on both sides."""
+    if largest - smallest <= FLAT * largest:
+        return 0.0
+    bins[N_VALUE_BINS - 1] += bins[N_VALUE_BINS]
+    entropy = 0.0
+    for b in range(N_VALUE_BINS):
+        if bins[b] > 0:
+            share = bins[b] / (n * n)
+            entropy -= share * math.log(share)
+    return entropy
+
+
+@jit
+def k90_summary(n, k_rows, out):
+    """Lower median and minimum of the rows' k90 from the numbers of rows by k90."""
+    seen = 0
+    for k in range(n + 1):
+        if k_rows[k] > 0:
+            if seen == 0:
+                out[1] = k
+            if seen < (n + 1) // 2:
+                out[0] = k
+            seen += k_rows[k]
+
+
+@jit
+def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
+    """Asymmetry and effective rank of Q K^T from the products Q'Q, K'K and K'Q.
+
+    All are divided by tr(Q'Q) tr(K'K), which keeps the fourth powers inside float32.
+    """
+    qq, kk, kq, product = gram[0], gram[1], gram[2], gram[3]
+    one = np.float32(1)
+    sgemm(blas, 1, 0, d, d, n, one, query, query_row, query, query_row, qq.ctypes.data, d)
+    sgemm(blas, 1, 0, d, d, n, one, key, key_row, key, key_row, kk.ctypes.data, d)
+    sgemm(blas, 1, 0, d, d, n, one, key, key_row, query, query_row, kq.ctypes.data, d)
+    q_trace = k_trace = 0.0
+    for c in range(d):
+        q_trace += qq[c, c]
+        k_trace += kk[c, c]
+    unit = 1 / (q_trace * k_trace) if q_trace * k_trace != 0 else 0.0
+    sgemm(
+        blas, 0, 0, d, d, d, np.float32(unit), qq.ctypes.data, d, kk.ctypes.data, d,
+        product.ctypes.data, d,
+    )  # fmt: skip
+    norm = square = quartic = 0.0
+    for r in range(d):
+        norm += product[r, r]
+        for c in range(d):
+            square += np.float64(kq[r, c]) * np.float64(kq[c, r])
+            quartic += np.float64(product[r, c]) * np.float64(product[c, r])
+    out[_LOGIT_ASYMMETRY] = 0.0
+    out[_LOGIT_RANK] = 0.0
+    if norm != 0:
+        out[_LOGIT_ASYMMETRY] = min(max(0.5 * (norm - square * unit) / norm, 0.0), 1.0)
+        out[_LOGIT_RANK] = norm * norm / quartic

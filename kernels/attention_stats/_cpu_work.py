@@ -1,0 +1,218 @@
+"""The arrays that a call and its threads work on."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .._cpu import jit
+from .._cpu_vectors import TILE, floats_at
+from ._cpu_rows import LANES, padded
+from ._options import N_BLOCKS, N_VALUE_BINS
+
+#: Up to here the weights of one head stay in memory for the second look, 4 n^2 bytes a thread.
+RESIDENT_TOKENS = 1024
+#: Weights of one block of rows where they do not (1 MiB: half of a usual L2 cache).
+_BLOCK_WEIGHTS = 1 << 18
+#: Diagonals are summed in as many arrays as a cache line holds floats, so that every row of
+#: weights is added to one of them without crossing lines.
+PHASES = 16
+
+
+class Heads(NamedTuple):
+    """Where the n x d matrices of a (B, H, N, d) float32 tensor lie: strides in elements."""
+
+    address: int
+    batch: int
+    head: int
+    row: int
+
+
+class Settings(NamedTuple):
+    """Options of a call in the form the loops use; `scale` includes 1 / ln 2, `theta` its slack."""
+
+    scale: np.float32
+    reach: int
+    theta: np.float32
+    near: int
+    n_side: int
+    full: bool
+
+
+class Values(NamedTuple):
+    """Results (B, H, ...). `scalars` (len(SCALARS), B, H); tracks have N = 0 if not asked for."""
+
+    scalars: np.ndarray
+    k90: np.ndarray
+    gate: np.ndarray
+    gate_mass: np.ndarray
+    group_mass: np.ndarray
+    profile: np.ndarray
+    block_map: np.ndarray
+    query_entropy: np.ndarray
+    received: np.ndarray
+
+
+class Work(NamedTuple):
+    """What one thread needs for one head of n tokens, cut out of its scratch memory.
+
+        content        (ld,)       1 for content tokens, 0 for special tokens and padding
+        column, near   (ld,)       column sums of this stretch of rows: far cells, near cells
+        columns, far, confident    (ld,)  column sums of all rows, as in _finish.HeadSums
+        diagonals      (16, w)     diagonal j - i lies at n - 1 + j - i - s in array s, where
+                                   s = (n - 1 - i) % 16; w keeps equal places of two arrays out
+                                   of one set of the cache
+        highs, inverses, entropies (ld,)  of every row
+        far_map, block_map         (16, 16)
+        k_rows         (n + 1,)    int32, rows by their k90
+        codes          (ld,)       uint8
+        lifted         (2 near + 1,)  near cells of a row
+        near_sums      (2, 2 near + 1)  float64, of the near diagonals: all cells, content cells
+        bins           (23,)       int64, the last two stay empty
+        found          int64, positions of confident weights
+        gram           (4, d, d)
+        weights        the rest: all weights, n rows of padded(n), or two blocks of rows
+
+    ld is n rounded up to a multiple of LANES, and LANES more for a block that starts inside one.
+    Float32 unless noted.
+    """
+
+    content: np.ndarray
+    column: np.ndarray
+    near: np.ndarray
+    columns: np.ndarray
+    far: np.ndarray
+    confident: np.ndarray
+    diagonals: np.ndarray
+    highs: np.ndarray
+    inverses: np.ndarray
+    entropies: np.ndarray
+    far_map: np.ndarray
+    block_map: np.ndarray
+    k_rows: np.ndarray
+    codes: np.ndarray
+    lifted: np.ndarray
+    near_sums: np.ndarray
+    bins: np.ndarray
+    found: np.ndarray
+    gram: np.ndarray
+    weights: np.ndarray
+
+
+@jit
+def is_resident(n, reach):
+    """Whether the weights of a head of n tokens stay in memory for the second look."""
+    return reach >= n - 1 and n <= RESIDENT_TOKENS
+
+
+@jit
+def rows_at_once(n, reach):
+    """Rows of one block."""
+    return min(n, max(TILE, _BLOCK_WEIGHTS // padded(min(n, 2 * reach + LANES))))
+
+
+@jit
+def block_width(n, reach):
+    """Largest padded width of a block; its first column is rounded down to a multiple of TILE."""
+    return padded(min(n, rows_at_once(n, reach) + 2 * reach + TILE))
+
+
+def scratch_floats(n, head_dim, near, theta, reach):
+    """Float32 elements that `cut` takes, all pieces rounded up to LANES."""
+    ld = padded(n) + LANES
+    if is_resident(n, reach):
+        weights = padded_rows(n) * padded(n)
+    else:
+        weights = 2 * rows_at_once(n, reach) * block_width(n, reach)
+    small = 5 * padded(2 * near + 1) + 2 * padded(N_BLOCKS**2) + 2 * LANES
+    found = padded(2 * most_confident(theta))
+    vectors = 10 * ld + padded(n + 1) + PHASES * (2 * ld + TILE)
+    return vectors + small + found + padded(4 * head_dim**2) + weights
+
+
+@jit
+def padded_rows(n):
+    """n rounded up to a multiple of TILE."""
+    return (n + TILE - 1) // TILE * TILE
+
+
+@jit
+def most_confident(theta):
+    """Bound of the number of weights >= theta in a row; rounding may add to their sum of 1."""
+    return np.int64(1.001 / theta) + 1
+
+
+@jit
+def cut(address, n_floats, n, d, near, theta):
+    """The work arrays for one head in memory for n_floats, zeroed where they are added to."""
+    scratch = numba.carray(floats_at(address), (n_floats,), np.float32)
+    ld = padded(n) + LANES
+    at = 0
+    content, at = _take(scratch, at, ld, ld)
+    column, at = _take(scratch, at, ld, ld)
+    near_column, at = _take(scratch, at, ld, ld)
+    columns, at = _take(scratch, at, ld, ld)
+    far, at = _take(scratch, at, ld, ld)
+    confident, at = _take(scratch, at, ld, ld)
+    highs, at = _take(scratch, at, ld, ld)
+    inverses, at = _take(scratch, at, ld, ld)
+    entropies, at = _take(scratch, at, ld, ld)
+    codes, at = _take(scratch, at, ld, 0)
+    diagonals, at = _take(scratch, at, PHASES * (2 * ld + TILE), PHASES * (2 * ld + TILE))
+    far_map, at = _take(scratch, at, N_BLOCKS**2, 0)
+    block_map, at = _take(scratch, at, N_BLOCKS**2, 0)
+    k_rows, at = _take(scratch, at, n + 1, n + 1)
+    lifted, at = _take(scratch, at, 2 * near + 1, 0)
+    near_sums, at = _take(scratch, at, 4 * (2 * near + 1), 4 * (2 * near + 1))
+    bins, at = _take(scratch, at, 2 * (N_VALUE_BINS + 3), 2 * (N_VALUE_BINS + 3))
+    found, at = _take(scratch, at, 2 * most_confident(theta), 0)
+    gram, at = _take(scratch, at, 4 * d * d, 0)
+    return Work(
+        content,
+        column,
+        near_column,
+        columns,
+        far,
+        confident,
+        diagonals.reshape((PHASES, 2 * ld + TILE)),
+        highs,
+        inverses,
+        entropies,
+        far_map.reshape((N_BLOCKS, N_BLOCKS)),
+        block_map.reshape((N_BLOCKS, N_BLOCKS)),
+        k_rows.view(np.int32),
+        codes.view(np.uint8)[:ld],
+        lifted,
+        near_sums.view(np.float64).reshape((2, 2 * near + 1)),
+        bins.view(np.int64),
+        found.view(np.int64),
+        gram.reshape((4, d, d)),
+        scratch[at:],
+    )
+
+
+@jit
+def _take(scratch, at, size, zeroed):
+    piece = scratch[at : at + size]
+    piece[:zeroed] = 0
+    return piece, at + padded(size)
+
+
+_memory = threading.local()
+
+
+def scratch_memory(n_threads, n_floats):
+    """(n_threads, at least n_floats) float32, rows on cache lines; kept by the calling thread.
+
+    Memory fresh from the system would cost a page fault for every 4 KiB of it, on every call.
+    """
+    pitch = -(-n_floats // LANES) * LANES
+    flat = getattr(_memory, "floats", None)
+    if flat is None or flat.size < n_threads * pitch:
+        raw = np.empty(n_threads * pitch + LANES, np.float32)
+        skip = -(raw.ctypes.data // 4) % LANES
+        flat = _memory.floats = raw[skip : skip + n_threads * pitch]
+    return flat[: n_threads * pitch].reshape(n_threads, pitch)

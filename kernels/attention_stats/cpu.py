@@ -1,0 +1,415 @@
+"""Attention statistics on the CPU: one head at a time per thread, its weights in the cache.
+
+The first look at a head goes block of rows by block of rows: logits by BLAS, then row by row the
+softmax and everything that is summed over rows, columns or diagonals, then the block's output by
+BLAS. Two statistics need a second look: the value bins, whose edges are known only when all
+weights are, and the products A_ij A_ji. Short heads still lie in memory then; of long ones the
+blocks are computed again, once as Q K^T and once, for the mirrored cells, as K Q^T.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._cpu import claim, jit, on_torch_threads, sgemm, sgemm_address
+from .._cpu_vectors import TILE, exp2
+from ._cpu_head import (
+    ASYMMETRY,
+    CONFIDENT_COUNT,
+    CONFIDENT_MASS,
+    FULL_SCALARS,
+    PURITY,
+    SCALARS,
+    TOP1,
+    VALUE_ENTROPY,
+    column_statistics,
+    end_stretch,
+    gates,
+    k90_summary,
+    logit_statistics,
+    offset_statistics,
+    row_statistics,
+    stretch_begin,
+    value_entropy,
+)
+from ._cpu_rows import (
+    add_near,
+    confident_cells,
+    count_values,
+    crossed_row,
+    crossed_tiles,
+    exponentials,
+    extremes,
+    hide,
+    lift,
+    padded,
+    put_back,
+    smallest_count,
+    spread,
+    weights_again,
+)
+from ._cpu_work import (
+    PHASES,
+    Heads,
+    Settings,
+    Values,
+    block_width,
+    cut,
+    is_resident,
+    padded_rows,
+    rows_at_once,
+    scratch_floats,
+    scratch_memory,
+)
+from ._options import GATE_MIXED, GATES, N_BLOCKS, N_VALUE_BINS, SLACK, Options
+
+_LN2 = math.log(2.0)
+f32 = np.float32
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor,
+    special: Tensor | None,
+    groups: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and statistics of a batch; arguments as checked by `api.attention_stats`.
+
+    Results are the same, bit for bit, whatever the padding, the rest of the batch and the number
+    of threads. Half precision is computed in float32.
+
+    Returns:
+        output (B, H, N, d) in the query's dtype, and the values.
+    """
+    batch, n_heads, n_slots, head_dim = query.shape
+    q, k, v = (_readable(x) for x in (query, key, value))
+    whole = int(lengths.min()) == n_slots
+    output = (torch.empty if whole else torch.zeros)(batch, n_slots, n_heads, head_dim)
+    output = output.transpose(1, 2)
+    results = _empty_values(batch, n_heads, n_slots, options)
+    settings = _settings(n_slots, options)
+    n_floats = scratch_floats(
+        int(lengths.max()), head_dim, settings.near, settings.theta, settings.reach
+    )
+    memory = scratch_memory(torch.get_num_threads(), n_floats)
+    counters = np.zeros(2, np.int64)
+    arguments = (
+        counters,
+        sgemm_address(),
+        settings,
+        (batch, n_heads, n_heads // key.shape[1], head_dim),
+        (_heads(q), _heads(k), _heads(v), _heads(output)),
+        lengths.numpy(),
+        _slots(special, batch, n_slots, np.uint8),
+        _slots(groups, batch, n_slots, np.int32),
+        Values(**{name: x.numpy() for name, x in results.items()}),
+        memory.ctypes.data,
+        memory.shape[1],
+    )
+    if not _sweep.signatures:
+        counters[0] = batch * n_heads
+        _sweep(*arguments)
+        counters[:] = 0
+    on_torch_threads(lambda: _sweep(*arguments))
+    return output.to(query.dtype), _named(results, options)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x as float32 with contiguous rows; itself if it is that already."""
+    x = x.detach().float()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _heads(x: Tensor) -> Heads:
+    return Heads(x.data_ptr(), *x.stride()[:3])
+
+
+def _slots(x: Tensor | None, batch: int, n_slots: int, dtype: type) -> np.ndarray:
+    if x is None:
+        return np.zeros((batch, n_slots), dtype)
+    return np.ascontiguousarray(x.numpy(), dtype)
+
+
+def _settings(n_slots: int, options: Options) -> Settings:
+    return Settings(
+        scale=f32(options.scale / _LN2),
+        reach=n_slots if options.window is None else options.window,
+        theta=f32(options.theta * (1 - SLACK)),
+        near=options.near,
+        n_side=options.n_offset_side,
+        full=options.full,
+    )
+
+
+def _empty_values(batch: int, n_heads: int, n_slots: int, options: Options) -> dict[str, Tensor]:
+    """The fields of `Values`, as a window without tokens leaves them."""
+
+    def missing(*shape: int) -> Tensor:
+        return torch.full((batch, n_heads, *shape), torch.nan)
+
+    return {
+        "scalars": torch.full((len(SCALARS + FULL_SCALARS), batch, n_heads), torch.nan),
+        "k90": torch.zeros(2, batch, n_heads, dtype=torch.int32),
+        "gate": torch.full((batch, n_heads), GATE_MIXED, dtype=torch.uint8),
+        "gate_mass": missing(len(GATES)),
+        "group_mass": missing(options.n_groups),
+        "profile": missing(2 * options.n_offset_side + 1),
+        "block_map": missing(N_BLOCKS, N_BLOCKS),
+        "query_entropy": missing(n_slots if options.rows else 0),
+        "received": missing(n_slots if options.columns else 0),
+    }
+
+
+def _named(results: dict[str, Tensor], options: Options) -> dict[str, Tensor]:
+    names = SCALARS + FULL_SCALARS if options.full else SCALARS
+    values = dict(zip(names, results["scalars"], strict=False))
+    values |= {"gate_mass": results["gate_mass"], "gate": results["gate"]}
+    if options.n_groups:
+        values["attention_group_mass"] = results["group_mass"]
+    if options.full:
+        values |= {
+            "attention_k90_median": results["k90"][0],
+            "attention_k90_min": results["k90"][1],
+            "attention_offset_profile": results["profile"],
+            "block_map": results["block_map"],
+        }
+    if options.rows:
+        values["query_entropy"] = results["query_entropy"]
+    if options.columns:
+        values["attention_received"] = results["received"]
+    return values
+
+
+@jit
+def _sweep(
+    counters, blas, settings, sizes, tensors, lengths, special, groups, values, memory, n_floats
+):
+    """What every thread does: claims heads until none is left."""
+    batch, n_heads, repeat, d = sizes
+    query, key, value, output = tensors
+    scratch = memory + 4 * n_floats * claim(counters, 1)
+    while True:
+        item = claim(counters, 0)
+        if item >= batch * n_heads:
+            return
+        b, h = item // n_heads, item % n_heads
+        n = np.int64(lengths[b])
+        if n == 0:
+            continue
+        matrices = (
+            _matrix(query, b, h),
+            _matrix(key, b, h // repeat),
+            _matrix(value, b, h // repeat),
+            _matrix(output, b, h),
+        )
+        _head(
+            blas, settings, n, d, matrices, special[b], groups[b], values, b, h, scratch, n_floats
+        )
+
+
+@jit
+def _matrix(heads, b, h):
+    """Address and row stride of one n x d matrix."""
+    return heads.address + 4 * (b * heads.batch + h * heads.head), heads.row
+
+
+@jit
+def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch, n_floats):
+    """All statistics of one head of n >= 1 tokens."""
+    near = settings.near
+    work = cut(scratch, n_floats, n, d, near, settings.theta)
+    for j in range(n):
+        work.content[j] = special[j] == 0
+    out = np.zeros(values.scalars.shape[0])
+    smallest, largest = _first_look(blas, settings, n, d, matrices, work, out)
+    (query, query_row), (key, key_row), _, _ = matrices
+    row_statistics(n, work, out)
+    column_statistics(n, work, groups, out, values.group_mass[b, h])
+    offset_statistics(n, near, work, out, values.profile[b, h])
+    values.gate[b, h] = gates(n, near, work, out, values.gate_mass[b, h])
+    logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
+    for g in range(N_BLOCKS):
+        for c in range(N_BLOCKS):
+            values.block_map[b, h, g, c] = work.block_map[g, c] / n
+    if settings.full:
+        k90_summary(n, work.k_rows, values.k90[:, b, h])
+        _second_look(blas, settings, n, d, matrices, work, smallest, largest, out)
+    for x in range(out.size):
+        values.scalars[x, b, h] = out[x]
+    for i in range(min(n, values.query_entropy.shape[2])):
+        values.query_entropy[b, h, i] = work.entropies[i]
+    for j in range(min(n, values.received.shape[2])):
+        values.received[b, h, j] = work.columns[j]
+
+
+@jit
+def _block(n, reach, i0, work):
+    """Rows i0 to i1 and the columns c0 to c1 that they see, with the memory of their weights."""
+    i1 = min(n, i0 + rows_at_once(n, reach))
+    c0 = max(0, i0 - reach) // TILE * TILE
+    c1 = min(n, i1 + reach)
+    pitch = padded(c1 - c0)
+    first = i0 * pitch if is_resident(n, reach) else 0
+    weights = work.weights[first : first + (i1 - i0) * pitch].reshape((i1 - i0, pitch))
+    return i1, c0, c1, weights
+
+
+@jit
+def _first_look(blas, settings, n, d, matrices, work, out):
+    """Output and everything that one sweep can sum; returns the extreme weights."""
+    (query, query_row), (key, key_row), (value, value_row), (output, output_row) = matrices
+    reach = min(settings.reach, n)
+    near, theta = settings.near, settings.theta
+    smallest, largest = f32(np.inf), f32(0)
+    top1 = purity = confident_mass = 0.0
+    n_confident = 0
+    guess, step = f32(1 / n), f32(1 / n)
+    stretch, stretch_end = 0, stretch_begin(1, n)
+    # A row's function is called with the arrays that it needs: passing all of them takes longer
+    # than the row.
+    highs, inverses, entropies = work.highs, work.inverses, work.entropies
+    column, near_column, diagonals = work.column, work.near, work.diagonals
+    content, confident, found = work.content, work.confident, work.found
+    lifted, near_sums = work.lifted, work.near_sums
+    summed = 0
+    i0 = 0
+    while i0 < n:
+        i1, c0, c1, block = _block(n, reach, i0, work)
+        pitch = block.shape[1]
+        sgemm(
+            blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
+            query + 4 * i0 * query_row, query_row, key + 4 * c0 * key_row, key_row,
+            block.ctypes.data, pitch,
+        )  # fmt: skip
+        for i in range(i0, i1):
+            while i >= stretch_end:
+                purity += add_near(
+                    block, i0, c0, summed, i, n, near, content, near_column, near_sums
+                )
+                summed = i
+                end_stretch(stretch, n, work)
+                stretch += 1
+                stretch_end = stretch_begin(stretch + 1, n)
+            row = block[i - i0]
+            first, last = max(0, i - reach), min(n, i + reach + 1)
+            low, high = extremes(row, first - c0, last - c0)
+            hide(row, first - c0, last - c0)
+            total, moment = exponentials(row, high)
+            inverse = f32(1) / total
+            highs[i] = high
+            inverses[i] = inverse
+            entropies[i] = math.log(total) - _LN2 * moment * inverse
+            begin, end = max(c0, i - near), min(n, i + near + 1)
+            start = n - 1 - i + c0
+            phase = start % PHASES
+            lift(row, begin - c0, end - c0, lifted)
+            purity += spread(
+                row,
+                inverse,
+                column[c0 : c0 + pitch],
+                diagonals[phase, start - phase : start - phase + pitch],
+            )
+            put_back(row, begin - c0, end - c0, inverse, lifted)
+            top1 += inverse
+            low = exp2(low - high) * inverse
+            smallest = min(smallest, low)
+            largest = max(largest, inverse)
+            if inverse >= theta:
+                n_found = confident_cells(row, theta, found)
+                n_confident += n_found
+                for j in found[:n_found]:
+                    confident_mass += row[j]
+                    if abs(c0 + j - i) > near:
+                        confident[c0 + j] += row[j] * content[c0 + j]
+            if settings.full:
+                k, guess, step = smallest_count(row, last - first, low, inverse, guess, step)
+                work.k_rows[k] += 1
+        purity += add_near(block, i0, c0, summed, i1, n, near, content, near_column, near_sums)
+        summed = i1
+        sgemm(
+            blas, 0, 0, i1 - i0, d, c1 - c0, f32(1),
+            block.ctypes.data, pitch, value + 4 * c0 * value_row, value_row,
+            output + 4 * i0 * output_row, output_row,
+        )  # fmt: skip
+        i0 = i1
+    while stretch < N_BLOCKS:
+        end_stretch(stretch, n, work)
+        stretch += 1
+    out[TOP1] = top1 / n
+    out[PURITY] = purity / n
+    out[CONFIDENT_MASS] = confident_mass / n
+    out[CONFIDENT_COUNT] = n_confident / n
+    return smallest, largest
+
+
+@jit
+def _second_look(blas, settings, n, d, matrices, work, smallest, largest, out):
+    """Value entropy and asymmetry."""
+    reach = min(settings.reach, n)
+    n_hidden = 0
+    for i in range(n):
+        n_hidden += n - (min(n, i + reach + 1) - max(0, i - reach))
+    if n_hidden > 0:
+        smallest = f32(0)
+        work.bins[0] += n_hidden
+    factor = f32(N_VALUE_BINS) / (largest - smallest)
+    if is_resident(n, reach):
+        crossed = _look_at_weights(n, work, smallest, factor)
+    else:
+        crossed = _look_again(blas, settings, n, d, matrices, work, smallest, factor)
+    out[VALUE_ENTROPY] = value_entropy(n, smallest, largest, work.bins)
+    out[ASYMMETRY] = min(max(1 - crossed / (out[PURITY] * n), 0.0), 1.0)
+
+
+@jit
+def _look_at_weights(n, work, smallest, factor):
+    pitch = padded(n)
+    work.weights[n * pitch : padded_rows(n) * pitch] = 0
+    weights, codes, bins = work.weights, work.codes, work.bins
+    for i in range(n):
+        row = weights[i * pitch : (i + 1) * pitch]
+        count_values(row, n, smallest, factor, codes, bins)
+    return crossed_tiles(work.weights, n, pitch)
+
+
+@jit
+def _look_again(blas, settings, n, d, matrices, work, smallest, factor):
+    (query, query_row), (key, key_row), _, _ = matrices
+    reach = min(settings.reach, n)
+    half = rows_at_once(n, reach) * block_width(n, reach)
+    crossed = 0.0
+    i0 = 0
+    while i0 < n:
+        i1, c0, c1, block = _block(n, reach, i0, work)
+        pitch = block.shape[1]
+        mirrored = work.weights[half : half + block.size].reshape(block.shape)
+        sgemm(
+            blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
+            query + 4 * i0 * query_row, query_row, key + 4 * c0 * key_row, key_row,
+            block.ctypes.data, pitch,
+        )  # fmt: skip
+        sgemm(
+            blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
+            key + 4 * i0 * key_row, key_row, query + 4 * c0 * query_row, query_row,
+            mirrored.ctypes.data, pitch,
+        )  # fmt: skip
+        for i in range(i0, i1):
+            first, last = max(0, i - reach), min(n, i + reach + 1)
+            row = block[i - i0]
+            hide(row, first - c0, last - c0)
+            hide(mirrored[i - i0], first - c0, last - c0)
+            weights_again(row, work.highs[i], work.inverses[i])
+            crossed += crossed_row(
+                row, mirrored[i - i0], work.highs[c0 : c0 + pitch], work.inverses[c0 : c0 + pitch]
+            )
+            visible = row[first - c0 :]
+            count_values(visible, last - first, smallest, factor, work.codes, work.bins)
+        i0 = i1
+    return crossed
