@@ -1,0 +1,515 @@
+"""`bertgeom casestudy analyze`: from labelled genomes, or a store over them, to numbers.
+
+    genomes --extract--> spikes --run--> run.zarr --analyze--> analysis.json, arrays.safetensors
+
+Everything but the close-ups comes from the store's own arrays. Close-ups (attention on domains
+by confident weights, spectra, one exact attention map) run some windows through the model
+again, as `bertgeom regions` and `bertgeom spectra` do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertgeom.errors import InputError, StoreError, UsageError
+
+from ..summary import ALL, Summary, summarise
+from .domains import DOMAINS, N_AMINO, align, domain_of, reference_position, spike_annotations
+from .metrics import class_table, confusion_matrix, macro_f1, matthews
+from .positions import one_versus_all
+
+if TYPE_CHECKING:
+    import xarray
+
+    from ..workplace import Workplace
+
+#: Amino acids of a step of the profile along the spike: a token of the paper's tokenizer.
+STEP = 3
+KEEP = ("block_map", "cls", "logits", "tracks")
+RESULT, ARRAYS, STORE = "analysis.json", "arrays.safetensors", "run.zarr"
+_WINDOWS_AT_ONCE = 64
+_MAPS = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is looked at closely.
+
+    Attributes:
+        domain_windows: genomes for the domain proportions, evenly spaced.
+        spectra_windows: genomes for spectra.
+        seed: of cross-validation and k-means.
+    """
+
+    domain_windows: int = 1024
+    spectra_windows: int = 8
+    seed: int = 0
+
+
+def analyze(
+    source: str | Path,
+    out: str | Path,
+    *,
+    labels: str | Path | None = None,
+    model: str | Path | None = None,
+    settings: Settings | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+    **run_settings: Any,
+) -> dict[str, Any]:
+    """Analyse labelled genomes or spikes, or a store of `bertgeom run` over labelled spikes.
+
+    Args:
+        source: FASTA, or a store that keeps `cls`, `logits`, `block_map` and `tracks`.
+        out: folder for the results; with FASTA also for the spikes and the store, where a
+            second call goes on.
+        labels: table with record id and class; needed with FASTA.
+        model: classifier folder; the shipped one if None. With a store: where it is now.
+        settings: see `Settings`.
+        tell: called with a line before every step.
+        run_settings: passed to `bertgeom.run`.
+
+    Returns:
+        What is in `analysis.json`.
+
+    Raises:
+        UsageError: FASTA without labels. InputError: no usable labelled spike.
+        StoreError: the store lacks labels or arrays that the analysis needs.
+    """
+    folder, settings = Path(out), settings or Settings()
+    folder.mkdir(parents=True, exist_ok=True)
+    skipped: list[dict[str, str]] = []
+    store = str(source)
+    if not _is_store(store):
+        if labels is None:
+            raise UsageError("expected --labels with genomes, found none")
+        store, skipped = _measured(store, folder, Path(labels), model, tell, run_settings)
+    result, arrays = analyze_store(store, model=model, settings=settings, tell=tell)
+    result["genomes"]["skipped"] = skipped
+    result["store"] = STORE if Path(store) == folder / STORE else str(Path(store).absolute())
+    _write(folder, result, arrays)
+    return result
+
+
+def analyze_store(
+    store: str,
+    *,
+    model: str | Path | None = None,
+    settings: Settings | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The results of a store: JSON-able figures, and arrays by name."""
+    from ..samples import store_regions, store_spectra
+    from ..workplace import open_workplace
+
+    settings = settings or Settings()
+    moved = None if model is None else str(model)
+    dataset = _opened(store)
+    tell("read the store")
+    summary = summarise(dataset)
+    place = open_workplace(store)
+    spikes = _spikes(place)
+    annotations = spike_annotations(spikes)
+    tell("attention along the spike")
+    profiles, received = _along(dataset, place, spikes, summary)
+    tell("attention on domains")
+    n_regions = settings.domain_windows
+    regions = store_regions(store, annotations, n_regions, model=moved, theta=_theta(dataset))
+    tell("spectra")
+    spectra = store_spectra(store, settings.spectra_windows, model=moved)
+    tell("a close-up")
+    maps = _exact_maps(store, moved)
+    tell("few positions")
+    ids = _token_ids(place, dataset.sizes["window"], moved)
+    codes = _codes(dataset)
+    few = one_versus_all(ids, codes, summary.cohorts, received, seed=settings.seed)
+    result = {
+        "model": dataset.attrs["model"],
+        "fingerprint": dataset.attrs["fingerprint"],
+        "genomes": {
+            "measured": summary.counts.measured,
+            "by_class": summary.counts.cohorts,
+            "flags": summary.counts.flags,
+        },
+        "classification": _classification(dataset, codes, summary.cohorts),
+        "heads": _heads(summary),
+        "cone_index": {
+            cohort: _list(summary.of("cone_index", cohort)) for cohort in (ALL, *summary.cohorts)
+        },
+        "clusters": _clusters(dataset, codes, settings.seed),
+        "domains": _domains(regions),
+        "few_positions": [{**asdict(one), "places": _places(one.positions, place)} for one in few],
+    }
+    arrays = {
+        **{f"mean_{name}": np.asarray(values) for name, values in summary.mean.data_vars.items()},
+        **{f"spectra_{name}": np.asarray(values) for name, values in spectra.data_vars.items()},
+        **profiles,
+        **maps,
+    }
+    arrays = {str(k): np.ascontiguousarray(v) for k, v in arrays.items() if v.dtype.kind in "fiu"}
+    return result, arrays
+
+
+def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The results in a folder.
+
+    Raises:
+        StoreError: if there are none.
+    """
+    from safetensors.numpy import load_file
+
+    place = Path(folder)
+    if not (place / RESULT).is_file() or not (place / ARRAYS).is_file():
+        raise StoreError(
+            f"{place}: expected {RESULT} and {ARRAYS}, found no analysis; "
+            "run bertgeom casestudy analyze first"
+        )
+    return json.loads((place / RESULT).read_text("utf-8")), load_file(place / ARRAYS)
+
+
+def _write(folder: Path, result: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(arrays, folder / ARRAYS)
+    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def _is_store(source: str) -> bool:
+    from bertgeom.storage import Storage
+    from bertgeom.store import FORMAT, is_store
+
+    return is_store(Storage(source), FORMAT)
+
+
+def _measured(
+    source: str,
+    folder: Path,
+    labels: Path,
+    model: str | Path | None,
+    tell: Callable[[str], None],
+    run_settings: dict[str, Any],
+) -> tuple[str, list[dict[str, str]]]:
+    """Spikes cut out of the genomes and measured; the store, and what was skipped."""
+    from bertgeom import data
+    from bertgeom.fasta import read_records
+
+    from ..stages import run
+    from .spike import Spike, extract_all
+
+    truth = _labels(labels)
+    spikes: list[Spike] = []
+    skipped: list[dict[str, str]] = []
+    seen: set[str] = set()
+    tell("cut out spikes")
+    for found in extract_all(record for record in read_records(source) if record.id in truth):
+        if not isinstance(found, Spike):
+            skipped.append({"id": found.id, "reason": found.reason})
+        elif found.id in seen:
+            skipped.append({"id": found.id, "reason": "the id occurs twice"})
+        else:
+            spikes.append(found)
+            seen.add(found.id)
+    if not spikes:
+        raise InputError(
+            "labelled genomes with a spike", f"none of {len(skipped)} usable", source=source
+        )
+    fasta, table = folder / "spikes.fasta", folder / "labels.tsv"
+    with fasta.open("wb") as out:
+        for spike in spikes:
+            out.write(b">" + spike.id.encode() + b"\n" + spike.bases.tobytes() + b"\n")
+    rows = [f"{spike.id}\t{truth[spike.id]}\n" for spike in spikes]
+    table.write_text("record_id\tclass\n" + "".join(rows), "utf-8")
+    tell(f"measure {len(spikes)} spikes")
+    run(
+        fasta,
+        model=data.demo_model() if model is None else model,
+        out=folder / STORE,
+        labels=table,
+        **{"keep": ",".join(KEEP), "angles": "all", **run_settings},
+    )
+    return str(folder / STORE), skipped
+
+
+def _labels(path: Path) -> dict[str, str]:
+    """Record id -> class; labels that start with `other_` are background."""
+    from bertgeom.cohorts import read_labels
+
+    found = read_labels(path)
+    names = ["background" if n.startswith("other_") else n for n in found.names]
+    return {key: names[code] for key, code in found.by_key.items()}
+
+
+def _opened(store: str) -> xarray.Dataset:
+    from bertgeom.store import open as open_store
+
+    dataset = open_store(store)
+    needed = {
+        "cls": "cls",
+        "logits": "logits",
+        "block_map": "block_map",
+        "tracks": "attention_received",
+    }
+    missing = [keep for keep, name in needed.items() if name not in dataset]
+    if missing:
+        raise StoreError(
+            f"{store}: expected a store with {', '.join(needed)}, found none of "
+            f"{', '.join(missing)}; run again with --keep {','.join(KEEP)}"
+        )
+    if not dataset.attrs.get("labels"):
+        raise StoreError(f"{store}: expected labelled windows, found none; run with --labels")
+    if dataset.sizes["window"] != len(np.unique(dataset["record_index"])):
+        raise StoreError(
+            f"{store}: expected one window a spike, found {dataset.sizes['window']} windows"
+        )
+    return dataset
+
+
+def _spikes(place: Workplace) -> list[tuple[str, np.ndarray]]:
+    """Id and bases of every record."""
+    shards = place.sequences
+    ids, offsets, lengths = shards.ids(), shards.offsets, shards.lengths
+    return [
+        (ids[i], shards.bases(int(offsets[i]), int(offsets[i] + lengths[i])))
+        for i in range(len(ids))
+    ]
+
+
+def _codes(dataset: xarray.Dataset) -> np.ndarray:
+    """Classes of windows; -1 for windows without label or statistics."""
+    from bertgeom.variables import flag_bit
+
+    lost = flag_bit("empty") | flag_bit("quarantined")
+    flags = np.asarray(dataset["flags"]).astype(np.int64)
+    return np.where(flags & lost, -1, np.asarray(dataset["label"]).astype(np.int64))
+
+
+def _theta(dataset: xarray.Dataset) -> float:
+    return float(dataset.attrs.get("settings", {}).get("theta", 0.3))
+
+
+def _along(
+    dataset: xarray.Dataset,
+    place: Workplace,
+    spikes: Sequence[tuple[str, np.ndarray]],
+    summary: Summary,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Attention received along the reference spike, by class and by layer; and per token.
+
+    Returns:
+        `received_class` (1 + classes, bins) with all genomes first, `received_layer` (layers,
+        bins), `received_n` genomes by bin: means over genomes, heads (and layers) of the
+        attention received by the tokens whose middle lies in a bin of STEP amino acids; and
+        (windows, tokens) means over layers and heads.
+    """
+    n, n_bins = dataset.sizes["window"], -(-N_AMINO // STEP)
+    record, codes = np.asarray(dataset["record_index"]).astype(np.int64), _codes(dataset)
+    classes = len(summary.cohorts)
+    total, count = np.zeros((classes, n_bins)), np.zeros((classes, n_bins), np.int64)
+    by_layer = np.zeros((dataset.sizes["layer"], n_bins))
+    tokens = np.full((n, dataset.sizes["token"]), np.nan, np.float32)
+    for first in range(0, n, _WINDOWS_AT_ONCE):
+        rows = slice(first, min(first + _WINDOWS_AT_ONCE, n))
+        values = np.asarray(dataset["attention_received"][rows], dtype=np.float64).mean(axis=2)
+        tokens[rows] = values.mean(axis=1)
+        middle = np.asarray(dataset["token_start"][rows] + dataset["token_stop"][rows]) // 2
+        special = np.asarray(dataset["token_start"][rows]) < 0
+        for i, window in enumerate(range(rows.start, rows.stop)):
+            blocks = align(spikes[record[window]][1])
+            if codes[window] < 0 or blocks is None:
+                continue
+            base = reference_position(blocks, np.nan_to_num(middle[i]).astype(np.int64))
+            there = np.isfinite(base) & ~special[i] & np.isfinite(tokens[window])
+            place_of = np.minimum(base[there].astype(np.int64) // (3 * STEP), n_bins - 1)
+            layers = np.stack([_bin_means(v[there], place_of, n_bins) for v in values[i]])
+            seen = np.isfinite(layers[0])
+            total[codes[window], seen] += layers[:, seen].mean(axis=0)
+            count[codes[window], seen] += 1
+            by_layer[:, seen] += layers[:, seen]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        whole = total.sum(axis=0) / count.sum(axis=0)
+        profiles = {
+            "received_class": np.concatenate([whole[None], total / count]).astype(np.float32),
+            "received_layer": (by_layer / count.sum(axis=0)).astype(np.float32),
+            "received_n": count.sum(axis=0),
+        }
+    return profiles, tokens
+
+
+def _bin_means(values: np.ndarray, place: np.ndarray, n_bins: int) -> np.ndarray:
+    counts = np.bincount(place, minlength=n_bins)
+    sums = np.bincount(place, values, minlength=n_bins)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _token_ids(place: Workplace, n_windows: int, moved: str | None) -> np.ndarray:
+    """Tokens of all windows, (n, N) int32; -1 beyond the last token."""
+    from bertgeom.tokens import load_tokenizer
+
+    from ..compute import encode_windows
+
+    settings = place.settings
+    tokenizer = load_tokenizer(
+        moved or place.facts["model"],
+        max_tokens=settings.max_tokens,
+        override=settings.tokenizer,
+    )
+    encoder = _OnlyTokenizer(tokenizer)
+    here = type(place)(place.storage, place.facts, encoder)  # type: ignore[arg-type]
+    parts = []
+    for first in range(0, n_windows, _WINDOWS_AT_ONCE):
+        stop = min(first + _WINDOWS_AT_ONCE, n_windows)
+        batch = encode_windows(here, here.plan.index.windows(first, stop))
+        valid = np.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+        parts.append(np.where(valid, batch.ids, -1))
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=-1) for p in parts]
+    )
+
+
+@dataclass(frozen=True)
+class _OnlyTokenizer:
+    """What stands for an encoder where only its tokenizer is needed."""
+
+    tokenizer: Any
+
+
+def _exact_maps(store: str, moved: str | None) -> dict[str, np.ndarray]:
+    """Exact n x n attention of the first genome, for 16 heads spread over all, float16."""
+    from bertgeom.spectra import attention_map
+
+    from ..samples import sampled_windows
+
+    sample = next(iter(sampled_windows(store, 1, model=moved)))
+    calls = sample.captured.calls
+    n_heads = calls[0].query.shape[1]
+    n_all = len(calls) * n_heads
+    chosen = np.unique(np.linspace(0, n_all - 1, min(n_all, _MAPS)).round().astype(int))
+    maps, places = [], []
+    for flat in chosen:
+        layer, head = divmod(int(flat), n_heads)
+        call = calls[layer]
+        shared = head * call.key.shape[1] // n_heads
+        found = attention_map(call.query[0, head], call.key[0, shared], call.scale, call.window)
+        maps.append(found.double().cpu().numpy().astype(np.float16))
+        places.append((layer, head))
+    return {
+        "exact_map": np.stack(maps),
+        "exact_map_head": np.array(places, dtype=np.int64),
+        "exact_map_window": np.array([sample.number], dtype=np.int64),
+    }
+
+
+def _classification(
+    dataset: xarray.Dataset, codes: np.ndarray, names: Sequence[str]
+) -> dict[str, Any]:
+    """How the logits of the store agree with the labels, whatever the confidence."""
+    classes = [str(name) for name in dataset["class"].values]
+    logits = np.asarray(dataset["logits"])
+    kept = np.flatnonzero(codes >= 0)
+    truth = [names[codes[i]] for i in kept]
+    answers = [classes[int(logits[i].argmax())] for i in kept]
+    everything = [*classes, *(n for n in names if n not in classes)]
+    table = class_table(truth, answers, everything)
+    confusion = confusion_matrix(truth, answers, everything, everything)
+    hits = sum(a == b for a, b in zip(truth, answers, strict=True))
+    return {
+        "n": len(truth),
+        "accuracy": hits / len(truth),
+        "macro_f1": macro_f1(table),
+        "mcc": matthews(confusion),
+        "per_class": table,
+        "confusion": {"columns": everything, "rows": everything, "counts": confusion.tolist()},
+    }
+
+
+def _heads(summary: Summary) -> list[dict[str, Any]]:
+    from bertgeom.variables import GATE_MIXED, GATES
+
+    from ..figures.heads import dominant
+
+    mass = summary.of("gate_mass")
+    k90 = np.nanmedian(np.asarray(summary.sample["attention_k90_median"]), axis=0)
+    found = []
+    for layer, head in np.ndindex(mass.shape[:2]):
+        code = dominant(mass[layer, head])
+        found.append(
+            {
+                "layer": layer,
+                "head": head,
+                "gate": "mixed" if code == GATE_MIXED else GATES[code],
+                "gate_mass": dict(zip(GATES, _list(mass[layer, head]), strict=True)),
+                "k90_median": float(k90[layer, head]),
+                "entropy": float(summary.of("attention_entropy")[layer, head]),
+            }
+        )
+    return found
+
+
+def _clusters(dataset: xarray.Dataset, codes: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    """Agreement of k-means clusters with the classes: [CLS] by station, logits, softmax."""
+    import xarray
+
+    from bertgeom.clustering import ClusterSettings, cluster_layers
+
+    from .calibrate import softmax
+
+    kept = np.flatnonzero(codes >= 0)
+    logits = np.asarray(dataset["logits"], dtype=np.float64)
+    found = []
+    stations = [
+        (str(n), dataset["cls"][:, i]) for i, n in enumerate(dataset["hidden_state"].values)
+    ]
+    stations += [("logits", logits), ("softmax", softmax(logits))]
+    k = len(np.unique(codes[kept]))
+    for name, vectors in stations:
+        rows = np.asarray(vectors, dtype=np.float64)[kept]
+        if k < 2 or len(kept) <= k:
+            continue
+        one = cluster_layers(
+            xarray.DataArray(rows[:, None], dims=("window", "hidden_state", "hidden")),
+            codes[kept],
+            ClusterSettings(n_clusters=k, seed=seed, n_components=min(50, *rows.shape)),
+        )
+        scores = {n: float(one[n][0]) for n in ("homogeneity", "completeness", "adjusted_rand")}
+        found.append({"station": name, **scores})
+    return found
+
+
+def _domains(regions: xarray.Dataset) -> dict[str, Any]:
+    """Means over genomes of the three proportions by layer, head and domain."""
+    names = [str(name) for name in regions["group"].values]
+    return {
+        "names": names,
+        "windows": int(regions.sizes["sample"]),
+        "theta": float(regions.attrs["theta"]),
+        "token_share": _list(np.asarray(regions["token_share"]).mean(axis=0)),
+        **{
+            key: _list(np.asarray(regions[f"region_{key}"]).mean(axis=0))
+            for key in ("mass", "confident_mass", "confident_count")
+        },
+        "amino_acids": {d.name: [d.first, d.last] for d in DOMAINS if d.name in names},
+    }
+
+
+def _places(positions: Iterable[int], place: Workplace) -> list[dict[str, Any]]:
+    """First amino acid of the tokens at these positions in the reference spike, and its domain.
+
+    Positions count from the first token, which is [CLS]; a stride's worth of bases each.
+    """
+    settings = place.facts["identity"]["model"]["tokenizer"]
+    stride = int(settings.get("stride", settings.get("k", 1)))
+    found = []
+    for position in positions:
+        amino = (position - 1) * stride // 3 + 1
+        found.append({"position": int(position), "amino_acid": amino, "domain": domain_of(amino)})
+    return found
+
+
+def _list(values: np.ndarray) -> Any:
+    return np.asarray(values, dtype=np.float64).tolist()
