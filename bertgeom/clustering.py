@@ -11,6 +11,7 @@ Needs scikit-learn (extra `casestudy`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -72,7 +73,8 @@ def cluster_layers(
         Dataset: explained_variance_ratio (hidden_state, component), inertia, homogeneity,
         completeness, v_measure, adjusted_rand (hidden_state), cluster (hidden_state, window;
         -1 for windows left out), score (hidden_state, window, score_component), and the
-        attributes `method` ("exact" or "incremental"), n_clusters, n_windows, seed.
+        attributes `method` ("exact" or "incremental"), n_clusters, n_windows, seed. A hidden
+        state at which all vectors are equal is one cluster and has no components (NaN).
 
     Raises:
         UsageError: without scikit-learn, without labels and n_clusters, or with fewer windows
@@ -90,14 +92,12 @@ def cluster_layers(
     if there.sum() < max(k, 2):
         raise UsageError(f"expected at least {max(k, 2)} windows, found {there.sum()}")
     exact = int(there.sum()) * hidden * 8 <= settings.memory
-    fit = _fit_exactly if exact else _fit_in_steps
     # A step of the incremental PCA needs as many rows as components.
     step = max(settings.step, components)
     states: list[dict[str, Any]] = []
     for state in range(n_states):
-        ratio, scores, clusters, inertia = fit(
-            _Rows(vectors, state, there, step), components, k, settings
-        )
+        rows = _Rows(vectors, state, there, step)
+        ratio, scores, clusters, inertia = _fit(rows, components, k, settings, exact)
         states.append(
             {"explained_variance_ratio": ratio, "inertia": inertia}
             | {
@@ -159,6 +159,29 @@ class _Rows:
 
 
 Fit = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+
+
+def _fit(rows: _Rows, components: int, k: int, settings: ClusterSettings, exact: bool) -> Fit:
+    if _is_constant(rows):
+        # The first token's embedding is the same in every window: one cluster, no component.
+        n = int(rows.there.sum())
+        none = np.full(components, np.nan)
+        return none, np.zeros((n, components)), np.zeros(n, np.int64), 0.0
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        # Fewer distinct vectors than clusters leave some clusters empty.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return (_fit_exactly if exact else _fit_in_steps)(rows, components, k, settings)
+
+
+def _is_constant(rows: _Rows) -> bool:
+    first: np.ndarray | None = None
+    for x in rows.steps():
+        first = x[0] if first is None else first
+        if (x != first).any():
+            return False
+    return True
 
 
 def _fit_exactly(rows: _Rows, components: int, k: int, settings: ClusterSettings) -> Fit:

@@ -430,7 +430,7 @@ def contrast_table(result: xarray.Dataset) -> Iterator[dict[str, object]]:
             place = np.unravel_index(flat, columns["q"].shape)
             row: dict[str, object] = {"statistic": name}
             for dim, i in zip(dims, place, strict=True):
-                row[str(dim)] = result[dim].values[i].item() if dim in result.coords else int(i)
+                row[str(dim)] = result[dim].values.tolist()[i] if dim in result.coords else int(i)
             yield row | {part: float(values[place]) for part, values in columns.items()}
 
 

@@ -64,9 +64,11 @@ def weights(
     of queries and keys. Definitions: docs/statistics.md section 5, docs/catalogue.md.
     """
     from transformers import AutoModel
+    from transformers.utils import logging
 
     from bertgeom.weights import weight_statistics
 
+    logging.disable_progress_bar()
     encoder = AutoModel.from_pretrained(
         model, trust_remote_code=trust_remote_code, use_safetensors=True
     )

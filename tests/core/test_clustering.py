@@ -112,6 +112,22 @@ def test_results_do_not_depend_on_the_run(vectors: xarray.DataArray, labels: np.
     assert first.identical(second)
 
 
+@pytest.mark.parametrize("memory", [2**30, 1000])
+def test_equal_vectors_are_one_cluster(
+    vectors: xarray.DataArray, labels: np.ndarray, memory: int
+) -> None:
+    same = vectors.copy(deep=True)
+    same[:, 0] = 1.5
+    two = np.arange(N) % 2
+    same[:, 1] = two[:, None] * np.ones(HIDDEN)
+    settings = ClusterSettings(n_components=5, memory=memory, step=60)
+    found = cluster_layers(same, labels, settings)
+    assert (found.cluster[0] <= 0).all()
+    assert np.isnan(found.explained_variance_ratio[0]).all()
+    assert (found.homogeneity[0], found.completeness[0], found.adjusted_rand[0]) == (0, 1, 0)
+    assert len(np.unique(np.delete(found.cluster.values[1], 7))) == 2
+
+
 def test_clusters_without_labels_are_not_compared(vectors: xarray.DataArray) -> None:
     found = cluster_layers(vectors, settings=ClusterSettings(n_clusters=4))
     assert np.isnan(found.homogeneity).all()
