@@ -15,13 +15,12 @@ The two bits are those of the ASCII letter, (byte >> 1) & 3: A 0, C 1, T and U 2
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from bertgeom.kernels._cpu import jit
 from bertgeom.kernels.kmers.alphabet import CODES, COMPLEMENTS, LETTERS
 
-_jit = numba.njit(nogil=True, cache=True)
-_inline = numba.njit(nogil=True, inline="always")
+_inline = jit(inline="always")
 
 _N_CODE = np.uint64(LETTERS.index("N"))
 _ONE, _TWO, _FOUR, _EIGHT = np.uint64(1), np.uint64(2), np.uint64(4), np.uint64(8)
@@ -38,7 +37,7 @@ _BLOCK = 1024
 _TWO_BITS = np.array([0, 1, 3, 2], dtype=np.uint64)
 
 
-@_jit
+@jit
 def reverse_complement(bases, out):
     last = bases.size - 1
     for i in range(bases.size):
@@ -57,7 +56,7 @@ def _is_clean(byte):
     )
 
 
-@_jit
+@jit
 def _count_clean(row):
     total = np.int64(0)
     whole = row.size // 128
@@ -72,14 +71,14 @@ def _count_clean(row):
     return total
 
 
-@_jit
+@jit
 def count_ambiguous(bases, starts, stops, counts):
     for b in range(starts.size):
         row = bases[starts[b] : stops[b]]
         counts[b] = row.size - _count_clean(row)
 
 
-@_jit
+@jit
 def kmer_keys(bases, k, stride, keys):
     """Four-bit keys of the k-mers at 0, stride, ...; bases past the end count as N."""
     mask = EMPTY >> np.uint64(64 - 4 * k)
@@ -94,7 +93,7 @@ def kmer_keys(bases, k, stride, keys):
         keys[t] = key & mask
 
 
-@_jit
+@jit
 def clean_keys(keys, k, clean):
     """Two-bit keys of four-bit ones without ambiguity codes."""
     for i in range(keys.size):
@@ -105,7 +104,7 @@ def clean_keys(keys, k, clean):
         clean[i] = packed
 
 
-@_jit
+@jit
 def fill_clean(keys, ids, entries, shift):
     """Hash table of key << 32 | id; open addressing, linear probing."""
     last = entries.size - 1
@@ -116,7 +115,7 @@ def fill_clean(keys, ids, entries, shift):
         entries[slot] = (keys[i] << _ID_BITS) | np.uint64(ids[i])
 
 
-@_jit
+@jit
 def fill_ambiguous(keys, ids, slots, values, shift):
     """Hash table of four-bit keys, ids beside them."""
     last = slots.size - 1
@@ -138,7 +137,7 @@ def _find_clean(key, entries, shift, unknown):
     return np.int32(entry & _ID_MASK) if entry != EMPTY else unknown
 
 
-@_jit
+@jit
 def _find_ambiguous(key, slots, values, shift, unknown):
     slot = np.int64((key * _HASH) >> shift)
     while slots[slot] != key:
@@ -148,7 +147,7 @@ def _find_ambiguous(key, slots, values, shift, unknown):
     return values[slot]
 
 
-@_jit
+@jit
 def _pack_quads(row, quads):
     """Byte i of `quads`: the bases i..i+3 of a clean row, two bits each; noise past its end."""
     n = row.size
@@ -160,7 +159,7 @@ def _pack_quads(row, quads):
         quads[i] = quads[i] | (quads[i + 2] << np.uint8(4))
 
 
-@_jit
+@jit
 def _join_quads(quads, k, stride, keys):
     """Keys at 0, stride, ... from four quads each, which overlap unless k is 16.
 
@@ -179,7 +178,7 @@ def _join_quads(quads, k, stride, keys):
         keys[t] = key & mask
 
 
-@_jit
+@jit
 def _encode_clean(row, k, stride, dense, entries, shift, unknown, quads, keys, ids):
     _pack_quads(row, quads)
     _join_quads(quads, k, stride, keys)
@@ -192,7 +191,7 @@ def _encode_clean(row, k, stride, dense, entries, shift, unknown, quads, keys, i
             ids[t] = _find_clean(keys[t], entries, shift, unknown)
 
 
-@_jit
+@jit
 def _encode_any(row, k, stride, dense, entries, shift, slots, values, slot_shift, unknown, ids):
     """One k-mer after the other; bases past the end of the row are N."""
     for t in range(ids.size):
@@ -212,7 +211,7 @@ def _encode_any(row, k, stride, dense, entries, shift, slots, values, slot_shift
             ids[t] = _find_clean(packed, entries, shift, unknown)
 
 
-@_jit
+@jit
 def encode_kmers(
     bases,
     starts,
@@ -266,7 +265,7 @@ def encode_kmers(
         n_unknown[b] = misses
 
 
-@_jit
+@jit
 def _clean_run(row, begin):
     """One past the last base of the clean stretch that starts at `begin`."""
     end = begin
@@ -277,7 +276,7 @@ def _clean_run(row, begin):
     return end
 
 
-@_jit
+@jit
 def _encode_run(row, begin, end, k, dense, entries, shift, unknown, quads, keys, ids):
     """k-mers end to end in a clean stretch, as many as fit; returns how many."""
     count = min((end - begin) // k, ids.size)
@@ -289,7 +288,7 @@ def _encode_run(row, begin, end, k, dense, entries, shift, unknown, quads, keys,
     return count
 
 
-@_jit
+@jit
 def encode_split(
     bases,
     starts,
@@ -349,7 +348,7 @@ def encode_split(
         lengths[b], n_unknown[b], truncated[b] = t, misses, p < row.size
 
 
-@_jit
+@jit
 def encode_singles(bases, starts, singles, unknown, counts, first, ids, n_unknown):
     """One token a base; `singles` is -1 for letters without a token."""
     for b in range(starts.size):
@@ -362,7 +361,7 @@ def encode_singles(bases, starts, singles, unknown, counts, first, ids, n_unknow
         n_unknown[b] = misses
 
 
-@_jit
+@jit
 def kmer_places(counts, limits, k, stride, first, begins, ends):
     """First base and one past the last of `counts` k-mers a row, cut at `limits`; -1 elsewhere."""
     for b in range(counts.size):
