@@ -142,7 +142,7 @@ def analyze_store(
             cohort: _list(summary.of("cone_index", cohort)) for cohort in (ALL, *summary.cohorts)
         },
         "clusters": _clusters(dataset, codes, settings.seed),
-        "domains": _domains(regions),
+        "domains": _domains(regions, dataset),
         "few_positions": [{**asdict(one), "places": _places(one.positions, place)} for one in few],
     }
     arrays = {
@@ -481,18 +481,28 @@ def _clusters(dataset: xarray.Dataset, codes: np.ndarray, seed: int) -> list[dic
     return found
 
 
-def _domains(regions: xarray.Dataset) -> dict[str, Any]:
-    """Means over genomes of the three proportions by layer, head and domain."""
+def _domains(regions: xarray.Dataset, dataset: xarray.Dataset) -> dict[str, Any]:
+    """Means over genomes by layer, head and domain of attention, confident mass and count.
+
+    `confident_mass_total` and `confident_count_total` are means of the store's arrays over the
+    same genomes, by layer and head.
+    """
     names = [str(name) for name in regions["group"].values]
+    rows = np.asarray(regions["window_index"])
+    means = {
+        key: np.asarray(regions[f"region_{key}"]).mean(axis=0)
+        for key in ("mass", "confident_mass", "confident_count")
+    }
+    totals = {
+        f"{key}_total": np.asarray(dataset[f"attention_{key}"])[rows].mean(axis=0)
+        for key in ("confident_mass", "confident_count")
+    }
     return {
         "names": names,
         "windows": int(regions.sizes["sample"]),
         "theta": float(regions.attrs["theta"]),
         "token_share": _list(np.asarray(regions["token_share"]).mean(axis=0)),
-        **{
-            key: _list(np.asarray(regions[f"region_{key}"]).mean(axis=0))
-            for key in ("mass", "confident_mass", "confident_count")
-        },
+        **{key: _list(values) for key, values in (means | totals).items()},
         "amino_acids": {d.name: [d.first, d.last] for d in DOMAINS if d.name in names},
     }
 

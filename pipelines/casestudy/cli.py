@@ -1,4 +1,4 @@
-"""`bertgeom casestudy simulate | train | evaluate`."""
+"""`bertgeom casestudy simulate | spike | train | evaluate`."""
 
 from __future__ import annotations
 
@@ -59,6 +59,39 @@ def simulate(
     with _progress("simulate", count) as advance:
         n = simulation.write(samples, out, table, progress=advance)
     typer.echo(f"{n} {region} sequences in {out}, labels in {table}")
+
+
+@app.command()
+def spike(
+    sources: Annotated[list[str], typer.Argument(help="Genomes or spikes: files, folders, URLs.")],
+    out: Annotated[Path, typer.Option(help="FASTA to write; compressed by its suffix.")],
+    skipped: Annotated[
+        Path | None, typer.Option(help="Table of the genomes without a usable spike.")
+    ] = None,
+    min_known: Annotated[
+        float, typer.Option(min=0, max=1, help="Least share of known bases in the gene.")
+    ] = 0.3,
+) -> None:
+    """Cut the spike gene out of whole genomes."""
+    from bertgeom.fasta import expand_sources, read_records
+
+    from .fasta_out import open_fasta, write_record
+    from .spike import Skipped, extract_all
+
+    kept, left = 0, []
+    with open_fasta(out) as file:
+        records = read_records(expand_sources(sources))
+        for found in extract_all(records, min_known=min_known):
+            if isinstance(found, Skipped):
+                left.append(found)
+                _log(f"{found.id}: skipped, {found.reason}")
+            else:
+                write_record(file, found.id, found.bases)
+                kept += 1
+    if skipped is not None:
+        rows = "".join(f"{one.id}\t{one.reason}\n" for one in left)
+        skipped.write_text(f"record_id\treason\n{rows}", "utf-8")
+    typer.echo(f"{kept} spikes in {out}, {len(left)} genomes skipped")
 
 
 @app.command()

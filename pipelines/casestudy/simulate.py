@@ -6,18 +6,17 @@ order, on any machine, and a training stream needs no state to be resumed.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
-from xopen import xopen
 
 from bertgeom.errors import UsageError
 
+from .fasta_out import open_fasta, write_record
 from .lineages import (
     CLASSES,
     DELETED,
@@ -215,26 +214,17 @@ def write(
     """Write FASTA (compressed by its suffix) and a label TSV; returns the number written."""
     count = 0
     with (
-        _compressed(fasta) as sequences,
+        open_fasta(fasta) as sequences,
         labels.open("w", encoding="utf-8") as table,
     ):
         table.write("record_id\tclass\tlineage\tprofile\n")
         for sample in samples:
-            sequences.write(f">{sample.id}\n".encode())
-            text = sample.bases.tobytes()
-            sequences.writelines(text[i : i + 80] + b"\n" for i in range(0, len(text), 80))
+            write_record(sequences, sample.id, sample.bases)
             table.write(f"{sample.id}\t{sample.label}\t{sample.lineage}\t{sample.profile}\n")
             count += 1
             if progress is not None:
                 progress(count)
     return count
-
-
-def _compressed(path: Path) -> BinaryIO:
-    """A file compressed by its suffix; gzip without a time stamp, for equal bytes."""
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(path, "wb", compresslevel=9, mtime=0))
-    return xopen(path, "wb", threads=0)
 
 
 def _choose(random: np.random.Generator, options: Sequence[tuple[Option, float]]) -> Option:

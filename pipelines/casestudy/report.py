@@ -1,0 +1,638 @@
+"""`bertgeom casestudy report`: one HTML page that a virologist reads from top to bottom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertgeom.errors import InputError, StoreError
+
+from .. import sections
+from ..figures import casestudy as figures
+from ..figures import cones, heads, regions
+from ..figures.cohorts import Plane, plane
+from ..page import Html, Page, bullets, details, join, paragraph, table, tiles
+from ..report import analysed, opened, writable
+from ..summary import Summary, summarise
+from .analyze import ARRAYS, STEP, load
+from .calibrate import OTHER, softmax
+from .domains import DOMAINS, N_AMINO
+
+_OF_ARRAYS = f"in {ARRAYS}"
+
+
+def report(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    evaluation: str | Path | None = None,
+    store: str | Path | None = None,
+) -> dict[str, int]:
+    """Write the report of an analysis.
+
+    Args:
+        folder: made by `bertgeom casestudy analyze`.
+        out: HTML file to write.
+        evaluation: JSON written by `bertgeom casestudy evaluate --out`.
+        store: where the analysed store is now, if it was moved.
+
+    Returns:
+        `figures` and `bytes` of the report.
+
+    Raises:
+        StoreError: no analysis there, or of another store.
+        InputError: an evaluation that is none.
+    """
+    target = writable(out)
+    result, arrays = load(folder)
+    place = Path(store) if store is not None else Path(folder) / result["store"]
+    dataset = opened(place)
+    if dataset.attrs.get("fingerprint") != result["fingerprint"]:
+        raise StoreError(
+            f"{place}: expected the store that {folder} was made from, found another; "
+            "run bertgeom casestudy analyze again"
+        )
+    judged = None if evaluation is None else read_evaluation(Path(evaluation))
+    page = build(summarise(dataset), result, arrays, judged)
+    text = page.render()
+    target.write_text(text, encoding="utf-8")
+    return {"figures": page.n_figures, "bytes": len(text.encode())}
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Figures of `bertgeom casestudy evaluate`.
+
+    Raises:
+        InputError: not such a file.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("JSON of casestudy evaluate", str(error), source=str(path)) from error
+    if not isinstance(found, dict) or not {"forced", "decided", "covered"} <= found.keys():
+        raise InputError(
+            "JSON of casestudy evaluate",
+            "other contents",
+            source=str(path),
+            remedy="write it with bertgeom casestudy evaluate --out",
+        )
+    return found
+
+
+def build(
+    summary: Summary,
+    result: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    evaluation: Mapping[str, Any] | None = None,
+) -> Page:
+    """The page of an analysis."""
+    page = Page(
+        "How a BERT tells SARS-CoV-2 variants apart",
+        f"{summary.counts.measured:,} spike genes of {len(summary.cohorts)} classes, read by "
+        f"{result['model']['id']}: what it answers, what its heads do, where they look on the "
+        "spike, and how the cone of its token vectors opens and closes.",
+    )
+    page.add("findings", "In short", findings(summary, result, evaluation))
+    page.add("analysed", "What was analysed", genomes(result), *analysed(summary))
+    page.add("answers", "How well it classifies", answers(page, result, evaluation))
+    page.add(
+        "heads",
+        "What the heads do",
+        sections.gates(page, summary),
+        sections.reach(page, summary),
+        exact(page, summary, arrays),
+    )
+    page.add("spike", "Where it looks on the spike", on_the_spike(page, summary, result, arrays))
+    page.add(
+        "cone",
+        "How the cone opens and closes",
+        sections.cone(page, summary),
+        one_cone(page, summary),
+    )
+    page.add("classes", "Where the classes part", classes(page, summary, result))
+    page.add("positions", "A few positions are enough?", few(page, result))
+    page.add(
+        "stream",
+        "The information stream",
+        sections.information_stream(page, summary),
+        sections.spectra(page, _spectra(summary, arrays)),
+    )
+    page.add("definitions", "Definitions", sections.definitions(summary))
+    return page
+
+
+def findings(
+    summary: Summary, result: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+) -> Html:
+    """What the sections below say, in a few sentences."""
+    own = result["classification"]
+    said = [
+        f"The most probable class is right for {own['accuracy']:.1%} of {own['n']:,} labelled "
+        f"spikes (macro F1 {own['macro_f1']:.3f})."
+    ]
+    if evaluation:
+        covered = evaluation["covered"]
+        said.append(
+            f"Where it answers with a class rather than “{OTHER}” ({covered['share']:.1%} "
+            f"of the genomes), {covered['accuracy']:.1%} of the answers are right."
+        )
+    gates: dict[str, int] = {}
+    for head in result["heads"]:
+        gates[head["gate"]] = gates.get(head["gate"], 0) + 1
+    most = sorted(gates.items(), key=lambda entry: -entry[1])
+    said.append(
+        f"Of {len(result['heads'])} heads, "
+        + ", ".join(f"{n} are {gate}" for gate, n in most)
+        + "."
+    )
+    found = result["domains"]
+    relative = np.asarray(found["mass"]).mean(axis=(0, 1)) / np.asarray(found["token_share"])
+    order = np.argsort(-relative)
+    said.append(
+        "Over all heads, attention is densest on "
+        + " and ".join(
+            f"{found['names'][i]} ({relative[i]:.2f} times its share of the tokens)"
+            for i in order[:2]
+        )
+        + f" and thinnest on {found['names'][order[-1]]} ({relative[order[-1]]:.2f})."
+    )
+    cosine = summary.of("cone_mean_cosine")
+    said.append(
+        f"The mean cosine between tokens goes from {cosine[0]:.2f} at the embedding to "
+        f"{cosine[-1]:.2f} after the last layer: the cone "
+        + ("closes." if cosine[-1] > cosine[0] else "opens.")
+    )
+    if result["clusters"]:
+        good = [c for c in result["clusters"] if c["adjusted_rand"] >= 0.9]
+        if good:
+            said.append(
+                f"The classes are separate clusters from {_station(good[0]['station'])} on "
+                "(adjusted Rand index of at least 0.9)."
+            )
+    return bullets(said)
+
+
+def genomes(result: Mapping[str, Any]) -> Html:
+    """Numbers of genomes, and what was left out."""
+    found = result["genomes"]
+    skipped = found.get("skipped", [])
+    parts: list[object] = [
+        paragraph(
+            "Genomes are aligned to NC_045512.2, the spike gene (21563..25384) is cut out, read as "
+            "tokens, and given to the classifier; all numbers below are of that one pass."
+        )
+    ]
+    if skipped:
+        parts.append(
+            details(
+                f"{len(skipped)} genomes without a usable spike",
+                table(
+                    "Left out.",
+                    ["genome", "reason"],
+                    [(one["id"], one["reason"]) for one in skipped[:500]],
+                    text=2,
+                ),
+            )
+        )
+    return join(parts)
+
+
+def answers(page: Page, result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> Html:
+    """Confusion, per-class table, calibration."""
+    parts: list[object] = []
+    own = result["classification"]
+    if evaluation is None:
+        parts.append(
+            _judgement(
+                page,
+                own,
+                "The most probable class of every spike, from the logits of the store.",
+                ["logits", "label"],
+            )
+        )
+        return join(parts)
+    rows = [
+        (name, f"{one['accuracy']:.4f}", f"{one['macro_f1']:.4f}", f"{one['mcc']:.4f}")
+        for name, one in (
+            ("most probable class, always", evaluation["forced"]),
+            (f"with the answer “{OTHER}” counted as wrong", evaluation["decided"]),
+            (
+                f"where a class was answered ({evaluation['covered']['share']:.1%})",
+                evaluation["covered"],
+            ),
+        )
+    ]
+    parts += [
+        tiles(
+            [
+                ("genomes", f"{evaluation['n']:,}"),
+                ("accuracy", f"{evaluation['forced']['accuracy']:.2%}"),
+                ("macro F1", f"{evaluation['forced']['macro_f1']:.4f}"),
+                ("without a usable spike", f"{evaluation['n_skipped']:,}"),
+            ]
+        ),
+        table("Three counts of the same answers.", ["count", "accuracy", "macro F1", "MCC"], rows),
+        _judgement(
+            page,
+            evaluation["decided"],
+            "Answers with their confidence rule; "
+            f"“{OTHER}” is answered where the model is not sure or reads too "
+            "little.",
+            ["logits"],
+        ),
+    ]
+    calibration = evaluation.get("calibration", {})
+    if calibration.get("reliability"):
+        parts.append(
+            page.figure(
+                figures.reliability(calibration["reliability"]),
+                "Is it as sure as it is right?",
+                "Share of correct answers among genomes of like confidence; on the dashed line, "
+                "confidence can be taken at its word. The number and area of a dot tell how many "
+                f"genomes there are. Expected calibration error {calibration['ece']:.4f}.",
+                ["logits"],
+                "Reliability diagram; "
+                + "; ".join(
+                    f"confidence {row['confidence']:.2f} is right in {row['accuracy']:.0%} of "
+                    f"{row['n']:.0f}"
+                    for row in calibration["reliability"]
+                )
+                + ".",
+            )
+        )
+    wrong = evaluation.get("wrong", [])
+    if wrong:
+        parts.append(
+            details(
+                f"{len(wrong)} answers that differ from the label",
+                table(
+                    "Answers that differ.",
+                    ["genome", "label", "answer", "most probable", "reason", "confidence"],
+                    [
+                        (
+                            w["id"],
+                            w["truth"],
+                            w["answer"],
+                            w["best"],
+                            w["reason"],
+                            f"{w['confidence']:.3f}",
+                        )
+                        for w in wrong[:500]
+                    ],
+                    text=5,
+                ),
+            )
+        )
+    return join(parts)
+
+
+def _judgement(page: Page, one: Mapping[str, Any], caption: str, arrays: list[str]) -> Html:
+    confusion = one["confusion"]
+    counts = np.asarray(confusion["counts"])
+    present = [i for i in range(counts.shape[0]) if counts[i].sum()]
+    used = [j for j in range(counts.shape[1]) if counts[:, j].sum() or j in present]
+    rows = [
+        (
+            name,
+            f"{int(row['n']):,}",
+            f"{row['precision']:.4f}",
+            f"{row['recall']:.4f}",
+            f"{row['f1']:.4f}",
+        )
+        for name, row in one["per_class"].items()
+        if row["n"]
+    ]
+    return join(
+        [
+            page.figure(
+                figures.confusion(
+                    counts[np.ix_(present, used)],
+                    [confusion["rows"][i] for i in present],
+                    [confusion["columns"][j] for j in used],
+                ),
+                "Labels and answers",
+                caption + " Rows are true classes, columns answers; off the diagonal are mistakes.",
+                arrays,
+                f"Confusion matrix of {int(counts.sum())} genomes, "
+                f"{_hits(confusion, counts)} on the diagonal.",
+            ),
+            table("By class.", ["class", "genomes", "precision", "recall", "F1"], rows),
+        ]
+    )
+
+
+def _hits(confusion: Mapping[str, Any], counts: np.ndarray) -> int:
+    return sum(
+        int(counts[i, confusion["columns"].index(name)])
+        for i, name in enumerate(confusion["rows"])
+        if name in confusion["columns"]
+    )
+
+
+def exact(page: Page, summary: Summary, arrays: Mapping[str, np.ndarray]) -> Html:
+    """Class-mean maps, and the exact map of one genome."""
+    parts: list[object] = []
+    if summary.cohorts and summary.has("block_map"):
+        maps = [
+            page.figure(
+                heads.block_maps(summary, cohort),
+                f"Mean attention maps of {cohort}",
+                f"As above, over the {summary.counts.cohorts[cohort]:,} spikes of the class.",
+                ["block_map", "label"],
+                f"Grid of mean attention maps of the class {cohort}, layers by heads.",
+            )
+            for cohort in summary.cohorts
+            if summary.counts.cohorts[cohort]
+        ]
+        parts.append(details("Mean attention maps class by class", *maps))
+    window = int(arrays["exact_map_window"][0])
+    parts.append(
+        page.figure(
+            figures.exact_maps(arrays["exact_map"], arrays["exact_map_head"]),
+            "Exact attention of one spike",
+            f"Every weight of window {window} of the store, queries down, keys to the right, in "
+            "multiples of the uniform weight (1); numbers above are layer.head. A pixel that "
+            "stands "
+            f"for several tokens shows the largest. {_OF_ARRAYS[0].upper()}{_OF_ARRAYS[1:]}.",
+            ["exact_map"],
+            f"Attention maps of {len(arrays['exact_map'])} heads for one spike gene.",
+        )
+    )
+    return join(parts)
+
+
+def on_the_spike(
+    page: Page, summary: Summary, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> Html:
+    """Attention along the gene and on its domains."""
+    position = (np.arange(arrays["received_class"].shape[1]) + 0.5) * STEP
+    drawn = [(d.name, d.first, d.last) for d in DOMAINS if d.name not in ("S1", "S2")]
+    names = ["all classes", *summary.cohorts]
+    lines = {
+        n: v for n, v in zip(names, arrays["received_class"], strict=True) if np.isfinite(v).any()
+    }
+    layers = {
+        f"layer {name}": v
+        for name, v in zip(summary.names("layer"), arrays["received_layer"], strict=True)
+    }
+    peak = _peaks(lines["all classes"], position)
+    found = result["domains"]
+    share = np.asarray(found["token_share"])
+    values = proportions(found)
+    inside = [i for i, n in enumerate(found["names"]) if n not in ("S1", "S2")]
+    whole = [i for i, n in enumerate(found["names"]) if n in ("S1", "S2")]
+    label, axis = "attention received (1: the average token)", "amino acid of the spike"
+    return join(
+        [
+            paragraph(
+                "Each token stands for twelve bases, four amino acids. How much attention a token "
+                "receives, from all queries, says how much of its content flows on. Most is "
+                f"received around amino acids {peak}."
+            ),
+            page.figure(
+                regions.track(position, lines, drawn, label=label, axis=axis),
+                "Attention along the spike, by class",
+                "Attention received by the tokens of a place, in multiples of the average token, "
+                f"mean over layers, heads and the genomes of a class, in steps of {STEP} "
+                "amino acids "
+                "of the reference; below, the domains.",
+                ["attention_received", "token_start", "token_stop", "label"],
+                f"Profiles along {N_AMINO} amino acids for all classes; peaks around {peak}.",
+            ),
+            page.figure(
+                regions.track(position, layers, drawn, label=label, axis=axis),
+                "Attention along the spike, by layer",
+                "As above, for every layer, over all genomes.",
+                ["attention_received", "token_start", "token_stop"],
+                "Profiles along the spike, one for each layer.",
+            ),
+            page.figure(
+                regions.proportions(
+                    [found["names"][i] for i in inside],
+                    {k: v[..., inside] for k, v in values.items()},
+                    share[inside],
+                ),
+                "Attention on domains",
+                "Three proportions of every head (dots; bars are medians over heads), over the "
+                "domain's share of the tokens: of all attention, of the attention in confident "
+                f"weights (at least {found['theta']:g}), and of the number of confident weights. 1 "
+                "means that the domain gets what its length would give. From "
+                f"{found['windows']:,} genomes, measured once more. {_domain_legend()}",
+                ["attention_confident_mass", "attention_confident_count"],
+                "Dot plot of three proportions for each domain. " + _domain_sentence(found),
+            ),
+            _domain_table(found, values, [*inside, *whole]),
+            details(
+                "Every head and domain",
+                page.figure(
+                    _domain_heat(summary, found),
+                    "Attention on domains, head by head",
+                    "Attention on a domain over the domain's share of the tokens, on a "
+                    "logarithmic scale: "
+                    "+1 is twice, -1 half of what its length would give. From the same genomes.",
+                    ["attention_confident_mass"],
+                    "Heat map of heads by domains.",
+                ),
+            ),
+        ]
+    )
+
+
+def proportions(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The paper's three domain proportions, (layers, heads, domains) each.
+
+    Of the attention; of the attention in confident weights; of the number of these weights.
+    NaN where a head has no confident weight.
+    """
+    parts = {"of all attention": np.asarray(found["mass"], dtype=np.float64)}
+    for key, label in (
+        ("confident_mass", "of confident attention"),
+        ("confident_count", "of confident weights"),
+    ):
+        total = np.asarray(found[f"{key}_total"], dtype=np.float64)[..., None]
+        parts[label] = np.asarray(found[key]) / np.where(total > 0, total, np.nan)
+    return parts
+
+
+def _peaks(values: np.ndarray, position: np.ndarray, n: int = 3) -> str:
+    """Places of the n highest values that are at least 30 amino acids apart."""
+    found: list[float] = []
+    for i in np.argsort(-np.nan_to_num(values), kind="stable"):
+        if all(abs(position[i] - other) >= 30 for other in found):
+            found.append(float(position[i]))
+        if len(found) == n:
+            break
+    return ", ".join(f"{p:.0f}" for p in found)
+
+
+def _domain_legend() -> str:
+    named = "; ".join(f"{d.name} {d.meaning}" for d in DOMAINS if d.name not in ("S1", "S2"))
+    return f"Domains: {named}."
+
+
+def _domain_sentence(found: Mapping[str, Any]) -> str:
+    mean = np.asarray(found["mass"]).mean(axis=(0, 1)) / np.asarray(found["token_share"])
+    return (
+        "Attention over share of tokens: "
+        + ", ".join(f"{name} {value:.2f}" for name, value in zip(found["names"], mean, strict=True))
+        + "."
+    )
+
+
+def _domain_table(
+    found: Mapping[str, Any], values: Mapping[str, np.ndarray], order: list[int]
+) -> Html:
+    rows = []
+    for i in order:
+        name, share = found["names"][i], found["token_share"][i]
+        first, last = found["amino_acids"][name]
+        rows.append(
+            [
+                name,
+                f"{first}..{last}",
+                f"{100 * share:.2f}",
+                *(f"{100 * float(np.nanmean(v[..., i])):.2f}" for v in values.values()),
+                f"{float(np.nanmean(values['of all attention'][..., i])) / share:.2f}",
+            ]
+        )
+    return table(
+        "Domains in numbers, means over heads; the last column is attention over tokens.",
+        ["domain", "amino acids", "% of tokens", *(f"% {label}" for label in values), "ratio"],
+        rows,
+        text=2,
+    )
+
+
+def _domain_heat(summary: Summary, found: Mapping[str, Any]) -> Any:
+    return regions.heat_of_regions(
+        np.asarray(found["mass"]),
+        np.asarray(found["token_share"]),
+        found["names"],
+        summary.names("layer"),
+        summary.names("head"),
+    )
+
+
+def one_cone(page: Page, summary: Summary) -> Html:
+    """The cone of the first spike of the sample."""
+    if not summary.sample.sizes.get("window"):
+        return Html()
+    window = int(summary.sample["window"].values[0])
+    values = np.asarray(summary.sample["cone_index"][0])
+    return page.figure(
+        cones.cone_of_window(summary),
+        "The cone of one spike",
+        f"Cone index of window {window} of the store along the stations, the same spike as in "
+        "the exact attention maps, between the two bounds of its number of tokens.",
+        ["cone_index", "n_tokens"],
+        f"Line plot of the cone index, from {values[0]:.0f} to {values[-1]:.0f}.",
+    )
+
+
+def classes(page: Page, summary: Summary, result: Mapping[str, Any]) -> Html:
+    """PCA of [CLS] by layer, of logits and probabilities; what sets classes apart."""
+    scores = {one["station"]: one for one in result["clusters"]}
+    planes = [*_cls_planes(summary, scores), *_logit_planes(summary, scores)]
+    return sections.cohorts(page, summary, planes, arrays=("cls", "logits", "label"))
+
+
+def _cls_planes(summary: Summary, scores: Mapping[str, Any]) -> list[Plane]:
+    vectors = np.nan_to_num(np.asarray(summary.sample["cls"], dtype=np.float64))
+    names = summary.names("hidden_state")
+    step = max(1, -(-len(names) // 7))
+    return [
+        plane(name, vectors[:, i], scores.get(name))
+        for i, name in enumerate(names)
+        if (len(names) - 1 - i) % step == 0
+    ]
+
+
+def _logit_planes(summary: Summary, scores: Mapping[str, Any]) -> list[Plane]:
+    logits = np.nan_to_num(np.asarray(summary.sample["logits"], dtype=np.float64))
+    return [
+        plane("logits", logits, scores.get("logits")),
+        plane("softmax", softmax(logits), scores.get("softmax")),
+    ]
+
+
+def few(page: Page, result: Mapping[str, Any]) -> Html:
+    """One-versus-all classification from a few token positions."""
+    found = result["few_positions"]
+    if not found:
+        return Html()
+    best: dict[str, dict[str, Any]] = {}
+    for one in found:
+        if one["by"] == "tokens" and one["f1"] > best.get(one["name"], {"f1": -1.0})["f1"]:
+            best[one["name"]] = one
+    rows = [
+        (
+            name,
+            ", ".join(_where(place) for place in one["places"]) or "none",
+            f"{one['n']:,}",
+            f"{one['splits']}",
+            f"{one['f1']:.3f}",
+            f"{one['mcc']:.3f}",
+        )
+        for name, one in best.items()
+    ]
+    return join(
+        [
+            paragraph(
+                "For every class, a small decision tree may look at a few token positions only and "
+                "has to tell the class from all others; it is judged on genomes it has not seen "
+                "(five-fold cross-validation). On the right it may choose only among the ten "
+                "positions where the attention received differs most between the class and "
+                "the rest, "
+                "chosen anew from the training genomes of every fold: where that works, the "
+                "model's "
+                "attention points at what makes the class."
+            ),
+            page.figure(
+                figures.few_positions(found),
+                "One class against all others",
+                "F1 of the class in cross-validation, by the number of token positions at most. "
+                "Positions count tokens as the model sees them, so that a deletion upstream, which "
+                "shifts all that follows, is seen at any of them.",
+                ["label", "attention_received"],
+                "Line plots of F1 by number of positions. Best from any positions: "
+                + ", ".join(f"{name} {one['f1']:.2f}" for name, one in best.items())
+                + ".",
+            ),
+            table(
+                "Positions of the best tree, as amino acids where the token begins in a spike "
+                "without insertions or deletions.",
+                ["class", "positions", "genomes", "splits", "F1", "MCC"],
+                rows,
+                text=2,
+            ),
+        ]
+    )
+
+
+def _where(place: Mapping[str, Any]) -> str:
+    domain = f" ({place['domain']})" if place["domain"] else ""
+    return f"{place['amino_acid']}{domain}"
+
+
+def _spectra(summary: Summary, arrays: Mapping[str, np.ndarray]) -> Summary:
+    """The summary with the spectra of the analysis among its arrays without windows."""
+    from dataclasses import replace
+
+    import xarray
+
+    from bertgeom.variables import SPECTRUM_VARIABLES
+
+    found = {
+        v.name: (v.dims, arrays[f"spectra_{v.name}"])
+        for v in SPECTRUM_VARIABLES
+        if f"spectra_{v.name}" in arrays
+    }
+    return replace(summary, static=summary.static.merge(xarray.Dataset(found)))
+
+
+def _station(name: str) -> str:
+    return name.replace("output_", "after layer ")
