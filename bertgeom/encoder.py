@@ -237,7 +237,9 @@ def load_encoder(
         if limit is not None and max_tokens > limit:
             raise UsageError(f"expected --max-tokens of at most {limit}, found {max_tokens}")
         limit = max_tokens
-    tokens = load_tokenizer(model, max_tokens=limit, override=tokenizer)
+    tokens = load_tokenizer(
+        model, max_tokens=limit, override=tokenizer, trust_remote_code=trust_remote_code
+    )
     vocabulary = loaded.get_input_embeddings().num_embeddings
     top = getattr(tokens, "vocab_size", None)
     if top is not None and top > vocabulary:
