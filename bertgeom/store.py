@@ -21,7 +21,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.errors import StoreError
-from bertgeom.storage import Storage
+from bertgeom.storage import Storage, patiently
 
 if TYPE_CHECKING:
     import xarray
@@ -84,7 +84,8 @@ class Arrays:
 
     def create_group(self, attributes: Mapping[str, Any]) -> None:
         """Make the group, or replace its attributes."""
-        zarr.create_group(self._store, attributes=dict(attributes), overwrite=False)
+        options = {"attributes": dict(attributes), "overwrite": False}
+        patiently(lambda: zarr.create_group(self._store, **options))
 
     def create(
         self,
@@ -97,18 +98,18 @@ class Arrays:
         attributes: Mapping[str, Any],
     ) -> None:
         """Make an array, in place of one of the same name."""
-        self._opened[name] = zarr.create_array(
-            self._store,
-            name=name,
-            shape=shape,
-            chunks=tuple(max(1, n) for n in chunks),
-            dtype=dtype,
-            dimension_names=dims,
-            fill_value=fill,
-            attributes=dict(attributes),
-            compressors=ZstdCodec(level=_LEVEL),
-            overwrite=True,
-        )
+        options = {
+            "name": name,
+            "shape": shape,
+            "chunks": tuple(max(1, n) for n in chunks),
+            "dtype": dtype,
+            "dimension_names": dims,
+            "fill_value": fill,
+            "attributes": dict(attributes),
+            "compressors": ZstdCodec(level=_LEVEL),
+            "overwrite": True,
+        }
+        self._opened[name] = patiently(lambda: zarr.create_array(self._store, **options))
 
     def array(self, name: str) -> zarr.Array:
         """The zarr array `name`.
@@ -132,18 +133,21 @@ class Arrays:
         """Put `rows` at `start` along the first dimension."""
         if rows.dtype.kind in "UO":
             rows = rows.astype(object)
-        self.array(name)[start : start + len(rows)] = rows
+        array = self.array(name)
+        patiently(lambda: array.__setitem__(slice(start, start + len(rows)), rows))
 
     def extend(self, name: str, rows: np.ndarray) -> None:
         """Make an array longer by `rows`."""
         array = self.array(name)
         start = array.shape[0]
-        array.resize((start + len(rows), *array.shape[1:]))
+        shape = (start + len(rows), *array.shape[1:])
+        patiently(lambda: array.resize(shape))
         self.write(name, start, rows)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop of an array."""
-        return np.asarray(self.array(name)[start:stop])
+        array = self.array(name)
+        return patiently(lambda: np.asarray(array[start:stop]))
 
     def attributes(self) -> dict[str, Any]:
         """Attributes of the group.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 
 from bertgeom import variables
 from bertgeom.kernels.kmers import reverse_complement
@@ -198,7 +199,8 @@ def _measure(
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-    _free_memory()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     if len(batch.ids) == 1:
         return {"flags": np.array([flag_bit("quarantined")], np.uint16)}
     half = len(batch.ids) // 2
@@ -231,16 +233,6 @@ def _out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     told = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(words in text for words in told)
-
-
-def _free_memory() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def counts(results: dict[str, np.ndarray]) -> dict[str, int]:

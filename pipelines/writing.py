@@ -12,7 +12,7 @@ import numpy as np
 
 from bertgeom import store
 from bertgeom.layout import missing_value
-from bertgeom.storage import patiently, writing
+from bertgeom.storage import writing
 from bertgeom.variables import Variable
 
 from .compute import counts, measure_partitions
@@ -90,7 +90,7 @@ def _write_group(
 ) -> GroupWritten:
     begin = time.monotonic()
     with writing(f"row group {group} of {place.storage.url}"):
-        files = patiently(lambda: _write_chunks(place, group, gather))
+        files = _write_chunks(place, group, gather)
         first, stop = place.plan.group(group)
         facts: dict[str, Any] = {
             "fingerprint": place.fingerprint,
