@@ -63,16 +63,14 @@ def weights(
     (queries); weight_subspace_cosines are those of the principal angles between the subspaces
     of queries and keys. Definitions: docs/statistics.md section 5, docs/catalogue.md.
     """
-    from transformers import AutoModel
     from transformers.utils import logging
 
+    from bertgeom.encoder import _load_model
     from bertgeom.weights import weight_statistics
 
     logging.disable_progress_bar()
-    encoder = AutoModel.from_pretrained(
-        model, trust_remote_code=trust_remote_code, use_safetensors=True
-    )
-    _show(weight_statistics(encoder), out, as_json, _weight_table)
+    loaded, _ = _load_model(model, trust_remote_code)
+    _show(weight_statistics(loaded), out, as_json, _weight_table)
 
 
 def spectra(
