@@ -25,6 +25,8 @@ from bertgeom.errors import InputError, UsageError
 
 #: What names a region: its own name, or (GFF3) its feature type.
 GROUP_BY = ("name", "type")
+#: Thresholds are lowered by this share, see `docs/statistics.md` section 8.
+_SLACK = 1e-5
 _NAME_ATTRIBUTES = ("Name", "ID", "gene", "Parent")
 _CIGAR = re.compile(r"(\d+)([MIDNSHP=X])")
 _BOTH, _RECORD, _REFERENCE = "M=X", "IS", "DN"
@@ -324,7 +326,7 @@ def region_attention(
                 rows = position[start : start + block, None]
                 logits.masked_fill_((rows - position).abs() > window, -torch.inf)
             weights = torch.softmax(logits, dim=-1)
-            confident = weights >= theta
+            confident = weights >= theta * (1 - _SLACK)
             received[0, head] += weights.sum(0, dtype=torch.float64)
             received[1, head] += torch.where(confident, weights, 0).sum(0, dtype=torch.float64)
             received[2, head] += confident.sum(0)

@@ -192,6 +192,13 @@ def test_region_attention_equals_its_definition(window: int | None) -> None:
             np.testing.assert_allclose(found[name][head], value, rtol=1e-12)
 
 
+def test_weights_at_the_threshold_are_confident() -> None:
+    q, k = torch.zeros(1, 4, 2), torch.zeros(1, 4, 2)
+    found = region_attention(q, k, torch.tensor([1, 1, 0, 0], dtype=torch.int32), 1, theta=0.25)
+    assert found["confident_count"].item() == 2
+    assert found["confident_share"].item() == pytest.approx(0.5)
+
+
 def test_regions_without_tokens_have_no_relative_mass() -> None:
     x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
     found = region_attention(x, x, torch.zeros(5, dtype=torch.int32), 1, theta=0.999)
