@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,17 +22,51 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import get_cython_function_address, intrinsic
 
 #: Sums may be reordered and products contracted; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
-#: Decorator of every compiled function: cached on disk, without the GIL, division as in numpy.
-#: Numba's cache looks at a function's own file alone: after a change in a file that others
-#: import compiled functions from, remove the `__pycache__` folders.
-jit = functools.partial(numba.njit, cache=True, nogil=True, error_model="numpy", fastmath=FASTMATH)
-
 _TEAM_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Decorator of compiled functions: without the GIL, division as in numpy, cached on disk.
+
+    Code on disk is used as long as the sources of the function's folder and of this one are the
+    same: Numba's own rule looks at one file, and misses a change in what the function calls.
+    """
+    if function is None:
+        return functools.partial(jit, **options)
+    defaults = {"nogil": True, "error_model": "numpy", "fastmath": FASTMATH}
+    dispatcher = numba.njit(**(defaults | options))(function)
+    dispatcher._cache = _FolderCache(function)
+    return dispatcher
+
+
+#: Decorator of those that compiled functions call. They leave no copy of their own: Numba keeps
+#: one in every module that calls a function, rounded as that module was optimised, and a process
+#: that compiles would run another one than a process that finds the code on disk.
+inner = functools.partial(jit, forceinline=True)
+
+
+class _FolderCache(FunctionCache):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(
+            cache_path=self._cache_path,
+            filename_base=self._impl.filename_base,
+            source_stamp=_source_stamp(Path(function.__code__.co_filename).parent),
+        )
+
+
+@functools.cache
+def _source_stamp(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def on_torch_threads(body: Callable[[], Any]) -> None:

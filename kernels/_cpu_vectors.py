@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from ._cpu import inner
 
 #: Cells that `count_equal` and `at_least` look at in one step.
 STEP = 64
@@ -90,7 +91,7 @@ def from_bits(typingctx: Any, bits: Any) -> Any:
 
 
 # Only contraction: reordering would cancel the rounding to an integer.
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@inner(fastmath={"contract"})
 def exp2(x):
     """2 ** x for float32 x <= 0, within 1 ulp; 0 below -126.5, NaN for NaN; exp2(0) is 1.
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .._cpu import jit, sgemm
+from .._cpu import inner, sgemm
 from .._cpu_vectors import widest_vectors
 from ._cpu_work import PHASES
 from ._options import (
@@ -64,13 +64,13 @@ FULL_SCALARS = ("attention_value_entropy", "attention_asymmetry")
 _CLOSED, _OPEN, _BACK, _FORTH, _DIRECTIONAL, _INSTANCE, _CLUSTER, _DIFFUSE = range(GATE_MIXED)
 
 
-@jit
+@inner
 def stretch_begin(g, n):
     """First token of stretch g of n tokens: the least t with t * N_BLOCKS // n >= g."""
     return (g * n + N_BLOCKS - 1) // N_BLOCKS
 
 
-@jit
+@inner
 def end_stretch(g, n, work):
     """Moves the column sums of one stretch of rows into the maps and into the totals."""
     column, near = work.column, work.near
@@ -83,7 +83,7 @@ def end_stretch(g, n, work):
     near[:] = 0
 
 
-@jit
+@inner
 def _sum(x, begin, end):
     total = np.float32(0)
     for j in range(begin, end):
@@ -91,7 +91,7 @@ def _sum(x, begin, end):
     return total
 
 
-@jit
+@inner
 def _add_columns(column, near, content, columns, far):
     """Adds to the totals; leaves all cells' sums in `column`, and far content cells' in `near`."""
     widest_vectors()
@@ -103,7 +103,7 @@ def _add_columns(column, near, content, columns, far):
         far[j] += x * content[j]
 
 
-@jit
+@inner
 def row_statistics(n, work, out):
     """Mean and standard deviation of the rows' entropies."""
     mean = 0.0
@@ -117,7 +117,7 @@ def row_statistics(n, work, out):
     out[_ENTROPY_STD] = math.sqrt(variance / n)
 
 
-@jit
+@inner
 def column_statistics(n, work, groups, out, group_mass):
     """Attention received, and the mass on special tokens and on the groups."""
     special = entropy = largest = total = 0.0
@@ -138,7 +138,7 @@ def column_statistics(n, work, groups, out, group_mass):
     out[_SPECIAL] = special
 
 
-@jit
+@inner
 def offset_statistics(n, near, work, out, profile):
     """Sums along diagonals: distance, direction, and the profile by signed offset."""
     diagonal = _one_diagonal(n, near, work)
@@ -170,7 +170,7 @@ def offset_statistics(n, near, work, out, profile):
     out[_BACKWARD] = backward / n
 
 
-@jit
+@inner
 def _one_diagonal(n, near, work):
     """Adds the phases up into the first: the sum over offset o lies at n - 1 + o."""
     total = work.diagonals[0]
@@ -183,7 +183,7 @@ def _one_diagonal(n, near, work):
     return total
 
 
-@jit
+@inner
 def gates(n, near, work, out, mass):
     """Writes the gate spectrum (8,); returns the code of the dominant gate."""
     hub = min(HUB_MASS, n / 2) * (1 - SLACK)
@@ -211,7 +211,7 @@ def gates(n, near, work, out, mass):
     return code if mass[code] >= 0.5 * (1 - SLACK) else GATE_MIXED
 
 
-@jit
+@inner
 def block_structure(far_map):
     """max(0, m) of the gate `cluster` for the 16 x 16 map of far mass; 0 without far mass."""
     total = 0.0
@@ -240,7 +240,7 @@ def block_structure(far_map):
     return best
 
 
-@jit
+@inner
 def value_entropy(n, smallest, largest, bins):
     """Entropy of the weights by value bin; the last bin is closed on both sides."""
     if largest - smallest <= FLAT * largest:
@@ -254,7 +254,7 @@ def value_entropy(n, smallest, largest, bins):
     return entropy
 
 
-@jit
+@inner
 def k90_summary(n, k_rows, out):
     """Lower median and minimum of the rows' k90 from the numbers of rows by k90."""
     seen = 0
@@ -267,7 +267,7 @@ def k90_summary(n, k_rows, out):
             seen += k_rows[k]
 
 
-@jit
+@inner
 def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
     """Asymmetry and effective rank of Q K^T from the products Q'Q, K'K and K'Q.
 

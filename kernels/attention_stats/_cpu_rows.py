@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._cpu import jit
+from .._cpu import inner
 from .._cpu_vectors import (
     STEP,
     TILE,
@@ -33,20 +33,20 @@ _SHARE = f32(K90_MASS)
 _BIN_SHIFT = f32(N_VALUE_BINS * SLACK)
 
 
-@jit
+@inner
 def padded(n):
     """n rounded up to a multiple of LANES."""
     return (n + LANES - 1) // LANES * LANES
 
 
-@jit
+@inner
 def hide(row, first, last):
     """Makes what is outside row[first:last] invisible."""
     row[:first] = _HIDDEN
     row[last:] = _HIDDEN
 
 
-@jit
+@inner
 def extremes(row, first, last):
     """Smallest and largest logit of row[first:last]; overwrites what is outside, any for NaN."""
     widest_vectors()
@@ -60,7 +60,7 @@ def extremes(row, first, last):
     return low, high
 
 
-@jit
+@inner
 def exponentials(row, high):
     """Logits s (in units of log 2) become e = 2^(s - high); returns sum e and sum e (s - high)."""
     widest_vectors()
@@ -75,7 +75,7 @@ def exponentials(row, high):
     return total, moment
 
 
-@jit
+@inner
 def spread(row, inverse, columns, diagonals):
     """Exponentials become weights, added to their columns and diagonals; returns their squares."""
     widest_vectors()
@@ -89,7 +89,7 @@ def spread(row, inverse, columns, diagonals):
     return square
 
 
-@jit
+@inner
 def lift(row, first, last, lifted):
     """Takes the near cells row[first:last] out of a row.
 
@@ -101,14 +101,14 @@ def lift(row, first, last, lifted):
         row[first + x] = 0
 
 
-@jit
+@inner
 def put_back(row, first, last, inverse, lifted):
     """Puts the near cells back, as weights."""
     for x in range(last - first):
         row[first + x] = lifted[x] * inverse
 
 
-@jit
+@inner
 def add_near(block, i0, c0, begin, end, n, near, content, columns, sums):
     """Adds up the near cells of rows begin to end of a block; returns their squares.
 
@@ -132,7 +132,7 @@ def add_near(block, i0, c0, begin, end, n, near, content, columns, sums):
     return square
 
 
-@jit
+@inner
 def weights_again(row, high, inverse):
     """Logits become the weights that `exponentials` and `spread` made of them."""
     widest_vectors()
@@ -140,7 +140,7 @@ def weights_again(row, high, inverse):
         row[j] = exp2(row[j] - high) * inverse
 
 
-@jit
+@inner
 def crossed_row(row, mirrored, highs, inverses):
     """sum_j A_ij A_ji from the weights A_ij and the logits S_ji of the mirrored cells."""
     widest_vectors()
@@ -150,7 +150,7 @@ def crossed_row(row, mirrored, highs, inverses):
     return total
 
 
-@jit
+@inner
 def crossed_tiles(weights, n, pitch):
     """sum_ij A_ij A_ji of a head in memory; rows up to a multiple of TILE are there, and zero."""
     diagonal = 0.0
@@ -162,7 +162,7 @@ def crossed_tiles(weights, n, pitch):
     return diagonal + 2 * above_it
 
 
-@jit
+@inner
 def confident_cells(row, theta, found):
     """Writes the positions of weights >= theta to `found`; returns how many, at most found.size."""
     count = 0
@@ -175,7 +175,7 @@ def confident_cells(row, theta, found):
     return count
 
 
-@jit
+@inner
 def count_values(row, n_visible, low, factor, codes, bins):
     """Adds the visible weights of a row to the value bins from `low`, `factor` bins per unit.
 
@@ -199,14 +199,14 @@ def count_values(row, n_visible, low, factor, codes, bins):
             b += 3
 
 
-@jit
+@inner
 def _encode(row, low, factor, codes):
     widest_vectors()
     for j in range(row.size):
         codes[j] = np.uint8(np.int32((row[j] - low) * factor + _BIN_SHIFT))
 
 
-@jit
+@inner
 def _above(row, t):
     """Number and sum of the weights > t."""
     widest_vectors()
@@ -220,7 +220,7 @@ def _above(row, t):
     return count, mass
 
 
-@jit
+@inner
 def smallest_count(row, n_visible, low, top, guess, step):
     """k90 of a row of weights from `low` to `top`: how many of the largest hold 0.9 of the mass.
 

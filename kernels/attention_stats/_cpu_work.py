@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .._cpu import jit
+from .._cpu import inner
 from .._cpu_vectors import TILE, floats_at
 from ._cpu_rows import LANES, padded
 from ._options import N_BLOCKS, N_VALUE_BINS
@@ -102,19 +102,19 @@ class Work(NamedTuple):
     weights: np.ndarray
 
 
-@jit
+@inner
 def is_resident(n, reach):
     """Whether the weights of a head of n tokens stay in memory for the second look."""
     return reach >= n - 1 and n <= RESIDENT_TOKENS
 
 
-@jit
+@inner
 def rows_at_once(n, reach):
     """Rows of one block."""
     return min(n, max(TILE, _BLOCK_WEIGHTS // padded(min(n, 2 * reach + LANES))))
 
 
-@jit
+@inner
 def block_width(n, reach):
     """Largest padded width of a block; its first column is rounded down to a multiple of TILE."""
     return padded(min(n, rows_at_once(n, reach) + 2 * reach + TILE))
@@ -133,19 +133,19 @@ def scratch_floats(n, head_dim, near, theta, reach):
     return vectors + small + found + padded(4 * head_dim**2) + weights
 
 
-@jit
+@inner
 def padded_rows(n):
     """n rounded up to a multiple of TILE."""
     return (n + TILE - 1) // TILE * TILE
 
 
-@jit
+@inner
 def most_confident(theta):
     """Bound of the number of weights >= theta in a row; rounding may add to their sum of 1."""
     return np.int64(1.001 / theta) + 1
 
 
-@jit
+@inner
 def cut(address, n_floats, n, d, near, theta):
     """The work arrays for one head in memory for n_floats, zeroed where they are added to."""
     scratch = numba.carray(floats_at(address), (n_floats,), np.float32)
@@ -194,7 +194,7 @@ def cut(address, n_floats, n, d, near, theta):
     )
 
 
-@jit
+@inner
 def _take(scratch, at, size, zeroed):
     piece = scratch[at : at + size]
     piece[:zeroed] = 0

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._cpu import claim, jit, on_torch_threads, sgemm, sgemm_address
+from .._cpu import claim, inner, jit, on_torch_threads, sgemm, sgemm_address
 from .._cpu_vectors import TILE, exp2
 from ._cpu_head import (
     ASYMMETRY,
@@ -214,13 +214,13 @@ def _sweep(
         )
 
 
-@jit
+@inner
 def _matrix(heads, b, h):
     """Address and row stride of one n x d matrix."""
     return heads.address + 4 * (b * heads.batch + h * heads.head), heads.row
 
 
-@jit
+@inner
 def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch, n_floats):
     """All statistics of one head of n >= 1 tokens."""
     near = settings.near
@@ -249,7 +249,7 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
         values.received[b, h, j] = work.columns[j]
 
 
-@jit
+@inner
 def _block(n, reach, i0, work):
     """Rows i0 to i1 and the columns c0 to c1 that they see, with the memory of their weights."""
     i1 = min(n, i0 + rows_at_once(n, reach))
@@ -261,7 +261,7 @@ def _block(n, reach, i0, work):
     return i1, c0, c1, weights
 
 
-@jit
+@inner
 def _first_look(blas, settings, n, d, matrices, work, out):
     """Output and everything that one sweep can sum; returns the extreme weights."""
     (query, query_row), (key, key_row), (value, value_row), (output, output_row) = matrices
@@ -349,7 +349,7 @@ def _first_look(blas, settings, n, d, matrices, work, out):
     return smallest, largest
 
 
-@jit
+@inner
 def _second_look(blas, settings, n, d, matrices, work, smallest, largest, out):
     """Value entropy and asymmetry."""
     reach = min(settings.reach, n)
@@ -368,7 +368,7 @@ def _second_look(blas, settings, n, d, matrices, work, smallest, largest, out):
     out[ASYMMETRY] = min(max(1 - crossed / (out[PURITY] * n), 0.0), 1.0)
 
 
-@jit
+@inner
 def _look_at_weights(n, work, smallest, factor):
     pitch = padded(n)
     work.weights[n * pitch : padded_rows(n) * pitch] = 0
@@ -379,7 +379,7 @@ def _look_at_weights(n, work, smallest, factor):
     return crossed_tiles(work.weights, n, pitch)
 
 
-@jit
+@inner
 def _look_again(blas, settings, n, d, matrices, work, smallest, factor):
     (query, query_row), (key, key_row), _, _ = matrices
     reach = min(settings.reach, n)
