@@ -226,7 +226,7 @@ figcaption{margin-top:.8rem;font-size:.92rem;line-height:1.5;max-width:48rem}
 code{font:.87em ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 .wide{overflow-x:auto;margin:1rem 0}
 table{border-collapse:collapse;font-size:.9rem}
-caption{text-align:left;color:var(--faint);padding:0 0 .4rem}
+caption{white-space:nowrap;text-align:left;color:var(--faint);padding:0 0 .4rem}
 th,td{text-align:start;vertical-align:top;padding:.28rem .9rem .28rem 0;
 border-bottom:1px solid var(--line);overflow-wrap:anywhere}
 thead th{color:var(--faint);font-weight:500;white-space:nowrap}

@@ -22,7 +22,7 @@ from bertgeom.variables import FLAGS
 from . import sections
 from .figures import style
 from .figures.cohorts import Plane, plane
-from .page import Html, Page, facts, join, paragraph, table, tiles
+from .page import Html, Page, codes, facts, join, paragraph, table, tiles
 from .summary import SAMPLE, Summary, summarise
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def report(
     target = writable(out)
     with style.settings():
         pass
-    dataset = _opened(store) if isinstance(store, str | Path) else store
+    dataset = opened(store) if isinstance(store, str | Path) else store
     page = build(summarise(dataset, n_sample=n_sample))
     text = page.render()
     target.write_text(text, encoding="utf-8")
@@ -186,7 +186,12 @@ def writable(out: str | Path) -> Path:
     return target
 
 
-def _opened(store: str | Path) -> xarray.Dataset:
+def opened(store: str | Path) -> xarray.Dataset:
+    """A store, finished or not.
+
+    Raises:
+        StoreError: none there, or of another format version.
+    """
     from bertgeom.store import UnfinishedStoreWarning
     from bertgeom.store import open as open_store
 
@@ -199,7 +204,7 @@ def _sources(sources: object, most: int = 50) -> Html:
     if not isinstance(sources, list) or not sources:
         return Html()
     rows = [_source_row(entry) for entry in sources[:most]]
-    parts = [table("Sources.", ["file", "bytes", "SHA-256"], rows)]
+    parts = [table("Sources.", ["file", "SHA-256", "bytes"], rows, text=2)]
     if len(sources) > most:
         parts.append(paragraph(f"and {len(sources) - most:,} more files."))
     return join(parts)
@@ -208,13 +213,11 @@ def _sources(sources: object, most: int = 50) -> Html:
 def _source_row(entry: object) -> Sequence[object]:
     if not isinstance(entry, dict):
         return (str(entry), "", "")
-    size = entry.get("size")
+    size, digest = entry.get("size"), str(entry.get("sha256", ""))
     return (
         entry.get("name", ""),
+        codes([style.shown(digest, 20)]) if digest else "",
         f"{size:,}" if isinstance(size, int) else "",
-        Html(f"<code>{style.shown(entry.get('sha256', ''), 20)}</code>")
-        if str(entry.get("sha256", "")).isalnum()
-        else "",
     )
 
 

@@ -374,7 +374,12 @@ def spectra(page: Page, summary: Summary) -> Html:
     return join(parts)
 
 
-def cohorts(page: Page, summary: Summary, planes: Sequence[Plane] = ()) -> Html:
+def cohorts(
+    page: Page,
+    summary: Summary,
+    planes: Sequence[Plane] = (),
+    arrays: Sequence[str] = ("cls", "label"),
+) -> Html:
     """What sets cohorts apart."""
     if not summary.cohorts:
         return Html()
@@ -387,15 +392,17 @@ def cohorts(page: Page, summary: Summary, planes: Sequence[Plane] = ()) -> Html:
             page.figure(
                 cohort_figures.planes(planes, summary.codes, summary.cohorts),
                 "Windows by layer",
-                "Vectors of the first token on their two principal axes, with the share of the "
+                "Vectors of the first token"
+                + (", and logits and probabilities," if "logits" in arrays else "")
+                + " on their two principal axes, with the share of the "
                 f"variance; one dot a window, coloured by cohort. From {summary.sampled}."
                 + (
-                    " Homogeneity, completeness and adjusted Rand index (ARI) compare k-means "
-                    "clusters, as many as cohorts, with the labels."
+                    " Homogeneity (h), completeness (c) and adjusted Rand index (ARI) compare "
+                    "k-means clusters, as many as cohorts, with the labels."
                     if scored
                     else ""
                 ),
-                ["cls", "label"],
+                arrays,
                 f"Scatter plots of windows, one for each of {len(planes)} stations." + extra,
             )
         )
@@ -406,7 +413,7 @@ def cohorts(page: Page, summary: Summary, planes: Sequence[Plane] = ()) -> Html:
                     "Where cohorts become separate",
                     "Agreement of k-means clusters with the labels along the stations: 1 is "
                     "agreement, an adjusted Rand index of 0 is chance.",
-                    ["cls", "label"],
+                    arrays,
                     "Line plot of three scores by station: adjusted Rand index from "
                     + " to ".join(
                         f"{one.scores['adjusted_rand']:.2f}"

@@ -10,7 +10,7 @@ again, as `bertgeom regions` and `bertgeom spectra` do.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ def analyze(
     *,
     labels: str | Path | None = None,
     model: str | Path | None = None,
+    relabel: Mapping[str, str] | None = None,
     settings: Settings | None = None,
     tell: Callable[[str], None] = lambda text: None,
     **run_settings: Any,
@@ -70,6 +71,7 @@ def analyze(
             second call goes on.
         labels: table with record id and class; needed with FASTA.
         model: classifier folder; the shipped one if None. With a store: where it is now.
+        relabel: label -> class, with FASTA; labels that start with `other_` are `background`.
         settings: see `Settings`.
         tell: called with a line before every step.
         run_settings: passed to `bertgeom.run`.
@@ -88,7 +90,9 @@ def analyze(
     if not _is_store(store):
         if labels is None:
             raise UsageError("expected --labels with genomes, found none")
-        store, skipped = _measured(store, folder, Path(labels), model, tell, run_settings)
+        store, skipped = _measured(
+            store, folder, _labels(labels, relabel), model, tell, run_settings
+        )
     result, arrays = analyze_store(store, model=model, settings=settings, tell=tell)
     result["genomes"]["skipped"] = skipped
     result["store"] = STORE if Path(store) == folder / STORE else str(Path(store).absolute())
@@ -189,7 +193,7 @@ def _is_store(source: str) -> bool:
 def _measured(
     source: str,
     folder: Path,
-    labels: Path,
+    truth: Mapping[str, str],
     model: str | Path | None,
     tell: Callable[[str], None],
     run_settings: dict[str, Any],
@@ -201,7 +205,6 @@ def _measured(
     from ..stages import run
     from .spike import Spike, extract_all
 
-    truth = _labels(labels)
     spikes: list[Spike] = []
     skipped: list[dict[str, str]] = []
     seen: set[str] = set()
@@ -235,12 +238,13 @@ def _measured(
     return str(folder / STORE), skipped
 
 
-def _labels(path: Path) -> dict[str, str]:
-    """Record id -> class; labels that start with `other_` are background."""
+def _labels(path: str | Path, relabel: Mapping[str, str] | None) -> dict[str, str]:
+    """Record id -> class."""
     from bertgeom.cohorts import read_labels
 
     found = read_labels(path)
-    names = ["background" if n.startswith("other_") else n for n in found.names]
+    names = [(relabel or {}).get(name, name) for name in found.names]
+    names = ["background" if name.startswith("other_") else name for name in names]
     return {key: names[code] for key, code in found.by_key.items()}
 
 

@@ -17,7 +17,7 @@ from bertgeom import data
 from bertgeom.annotations import Alignment, Annotations, Region, group_regions
 from bertgeom.errors import InputError
 
-from .lineages import SPIKE
+from .lineages import DELETED, SPIKE, Genome, lineages, translate
 
 
 @dataclass(frozen=True)
@@ -125,3 +125,38 @@ def _anchors() -> dict[bytes, int]:
     pieces = [text[i : i + _ANCHOR] for i in range(len(text) - _ANCHOR + 1)]
     twice = {piece for piece in pieces if text.count(piece) > 1}
     return {piece: i for i, piece in enumerate(pieces) if piece not in twice}
+
+
+def defining_amino_acids(label: str, least: float = 0.25) -> dict[int, str]:
+    """Spike changes of a class by amino acid: {982: "S982A", 69: "H69del", ...}.
+
+    Args:
+        label: a class of the case study; others have no changes.
+        least: share of the class, by the weights of its lineages, that must have a change.
+    """
+    members = [one for one in lineages() if one.label == label]
+    weight: dict[tuple[int, str], float] = {}
+    for one in members:
+        for position, name in _amino_changes(one.genome):
+            weight[position, name] = weight.get((position, name), 0.0) + one.weight
+    whole = sum(one.weight for one in members)
+    found: dict[int, str] = {}
+    for (position, name), w in sorted(weight.items(), key=lambda entry: (-entry[1], entry[0])):
+        if w >= least * whole:
+            found.setdefault(position, name)
+    return dict(sorted(found.items()))
+
+
+def _amino_changes(genome: Genome) -> list[tuple[int, str]]:
+    spike = genome.cut(*SPIKE)
+    old = translate(data.reference()[slice(*SPIKE)])
+    found = []
+    for i in range(N_AMINO):
+        codon = spike.bases[3 * i : 3 * i + 3]
+        gone = int((codon == DELETED).sum())
+        if gone:
+            found += [(i + 1, f"{old[i]}{i + 1}del")] if gone > 1 else []
+        elif (new := translate(codon)) != old[i]:
+            found.append((i + 1, f"{old[i]}{i + 1}{new}"))
+    found += [(index // 3 + 1, f"ins{index // 3 + 1}") for index in spike.insertions]
+    return found

@@ -15,14 +15,16 @@ from .. import sections
 from ..figures import casestudy as figures
 from ..figures import cones, heads, regions
 from ..figures.cohorts import Plane, plane
-from ..page import Html, Page, bullets, details, join, paragraph, table, tiles
+from ..page import Html, Page, bullets, details, join, paragraph, table, tag, tiles
 from ..report import analysed, opened, writable
 from ..summary import Summary, summarise
 from .analyze import ARRAYS, STEP, load
 from .calibrate import OTHER, softmax
-from .domains import DOMAINS, N_AMINO
+from .domains import DOMAINS, N_AMINO, defining_amino_acids, domain_of
 
 _OF_ARRAYS = f"in {ARRAYS}"
+#: Amino acids from the middle of a step within which a change lies in an attended token.
+_REACH = 5
 
 
 def report(
@@ -146,7 +148,7 @@ def findings(
     most = sorted(gates.items(), key=lambda entry: -entry[1])
     said.append(
         f"Of {len(result['heads'])} heads, "
-        + ", ".join(f"{n} are {gate}" for gate, n in most)
+        + ", ".join(f"{n} {'is' if n == 1 else 'are'} {gate}" for gate, n in most)
         + "."
     )
     found = result["domains"]
@@ -170,8 +172,8 @@ def findings(
         good = [c for c in result["clusters"] if c["adjusted_rand"] >= 0.9]
         if good:
             said.append(
-                f"The classes are separate clusters from {_station(good[0]['station'])} on "
-                "(adjusted Rand index of at least 0.9)."
+                "Clusters of the first token's vector match the classes (adjusted Rand index of "
+                f"at least 0.9) for the first time {_station(good[0]['station'])}."
             )
     return bullets(said)
 
@@ -379,7 +381,7 @@ def on_the_spike(
         f"layer {name}": v
         for name, v in zip(summary.names("layer"), arrays["received_layer"], strict=True)
     }
-    peak = _peaks(lines["all classes"], position)
+    peak = ", ".join(f"{position[i]:.0f}" for i in peaks(lines["all classes"], position, 3))
     found = result["domains"]
     share = np.asarray(found["token_share"])
     values = proportions(found)
@@ -403,6 +405,7 @@ def on_the_spike(
                 ["attention_received", "token_start", "token_stop", "label"],
                 f"Profiles along {N_AMINO} amino acids for all classes; peaks around {peak}.",
             ),
+            _peak_table({n: v for n, v in lines.items() if n != "all classes"}, position),
             page.figure(
                 regions.track(position, layers, drawn, label=label, axis=axis),
                 "Attention along the spike, by layer",
@@ -458,15 +461,52 @@ def proportions(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return parts
 
 
-def _peaks(values: np.ndarray, position: np.ndarray, n: int = 3) -> str:
-    """Places of the n highest values that are at least 30 amino acids apart."""
-    found: list[float] = []
+def peaks(values: np.ndarray, position: np.ndarray, n: int, apart: float = 7.0) -> list[int]:
+    """Bins of the n highest values, at least `apart` amino acids from each other."""
+    found: list[int] = []
     for i in np.argsort(-np.nan_to_num(values), kind="stable"):
-        if all(abs(position[i] - other) >= 30 for other in found):
-            found.append(float(position[i]))
-        if len(found) == n:
-            break
-    return ", ".join(f"{p:.0f}" for p in found)
+        if len(found) < n and all(abs(position[i] - position[j]) >= apart for j in found):
+            found.append(int(i))
+    return found
+
+
+def _peak_table(lines: Mapping[str, np.ndarray], position: np.ndarray, n: int = 5) -> Html:
+    """The most attended places of every class, with the changes that define the class there."""
+    rows, met, total = [], 0, 0
+    for name, values in lines.items():
+        changes = defining_amino_acids(name)
+        cells = []
+        for i in peaks(values, position, n):
+            here = [c for at, c in changes.items() if abs(at - position[i]) <= _REACH]
+            met, total = met + bool(here), total + bool(changes)
+            known = ", ".join(here) or domain_of(position[i]) or "-"
+            cells.append(
+                join(
+                    [
+                        f"{position[i]:.0f} ",
+                        tag("b", known) if here else known,
+                        f" {values[i]:.0f}\u00d7",
+                    ]
+                )
+            )
+        rows.append([name, *cells])
+    said = (
+        f"{met} of the {total} most attended places of the variant classes hold a change that "
+        "defines the class (bold; within a token's reach of five amino acids)."
+        if total
+        else ""
+    )
+    return join(
+        [
+            paragraph(said) if said else "",
+            table(
+                "Most attended places: amino acid, change or domain, attention received.",
+                ["class", *(str(i + 1) for i in range(n))],
+                rows,
+                text=n + 1,
+            ),
+        ]
+    )
 
 
 def _domain_legend() -> str:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: Agreement of clusters with labels, and how a small panel names it.
+SCORES = {"homogeneity": "h", "completeness": "c", "adjusted_rand": "ARI"}
+
+
 @dataclass(frozen=True, eq=False)
 class Plane:
     """Vectors of one station on their first two principal axes.
@@ -59,11 +63,7 @@ def planes(found: Sequence[Plane], codes: np.ndarray, cohorts: Sequence[str]) ->
         _scatter(axes, one.points, codes, cohorts)
         title = one.name.replace("output_", "after layer ")
         if one.scores:
-            title += (
-                f"\nhomogeneity {one.scores['homogeneity']:.2f}, "
-                f"completeness {one.scores['completeness']:.2f}, ARI "
-                f"{one.scores['adjusted_rand']:.2f}"
-            )
+            title += "\n" + ", ".join(f"{k} {one.scores[n]:.2f}" for n, k in SCORES.items())
         axes.set_title(title, loc="left", size=8.5)
         axes.set_xlabel(f"axis 1 ({one.explained[0]:.0%})", size=8)
         axes.set_ylabel(f"axis 2 ({one.explained[1]:.0%})", size=8)
@@ -99,7 +99,7 @@ def scores(found: Sequence[Plane]) -> Figure:
     """Homogeneity, completeness and adjusted Rand index of k-means by station."""
     figure = style.new_figure(8.6, 2.6)
     axes = figure.subplots()
-    for i, name in enumerate(("homogeneity", "completeness", "adjusted_rand")):
+    for i, name in enumerate(SCORES):
         values = [one.scores[name] if one.scores else np.nan for one in found]
         axes.plot(
             values,

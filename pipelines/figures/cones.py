@@ -118,13 +118,11 @@ def angle_histograms(summary: Summary, cohort: str = ALL) -> Figure:
         share,
         cmap=style.SEQUENTIAL,
         aspect="auto",
-        interpolation="nearest",
+        interpolation="none",
         extent=(0, 180, len(names) - 0.5, -0.5),
         vmin=0,
     )
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label("% of pairs per degree")
-    bar.outline.set_visible(False)
+    style.bar(figure, image, axes, "% of pairs per degree")
     axes.plot(
         summary.of("angle_mean", cohort),
         range(len(names)),

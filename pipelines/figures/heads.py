@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Shared limits of block maps, in times the uniform share, on a logarithmic scale.
-MAP_LIMITS = (1 / 8, 64)
+#: Lower limit of attention maps, in times the uniform share, on a logarithmic scale.
+MAP_LEAST = 1 / 8
 
 
 @style.drawn
@@ -219,20 +219,36 @@ def _montage(maps: np.ndarray, layers: Sequence[str], heads: Sequence[str]) -> F
     from matplotlib.colors import LogNorm
 
     n_layers, n_heads, g, _ = maps.shape
+    limits = MAP_LEAST, upper_limit(maps * g * g)
     step = g + 2
-    board = np.full((n_layers * step - 2, n_heads * step - 2), np.nan)
-    for layer, head in np.ndindex(n_layers, n_heads):
-        place = slice(layer * step, layer * step + g), slice(head * step, head * step + g)
-        board[place] = np.clip(maps[layer, head] * g * g, *MAP_LIMITS)
     width = 8.6 if n_heads > 6 else min(8.6, 1.4 + 1.5 * n_heads)
     figure = style.new_figure(width, 0.6 + (width - 1.2) * n_layers / n_heads)
     axes = figure.subplots()
-    style.heat(figure, axes, board, label="times the uniform share", norm=LogNorm(*MAP_LIMITS))
+    for layer, head in np.ndindex(n_layers, n_heads):
+        x, y = head * step, layer * step
+        image = axes.imshow(
+            np.clip(maps[layer, head] * g * g, *limits),
+            cmap=style.SEQUENTIAL,
+            norm=LogNorm(*limits),
+            interpolation="none",
+            extent=(x - 0.5, x + g - 0.5, y + g - 0.5, y - 0.5),
+        )
+    axes.set(xlim=(-0.5, n_heads * step - 2.5), ylim=(n_layers * step - 2.5, -0.5))
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0)
+    style.bar(figure, image, axes, "times the uniform share")
     axes.set_aspect("equal")
     axes.set_xticks(np.arange(n_heads) * step + g / 2 - 0.5, heads)
     axes.set_yticks(np.arange(n_layers) * step + g / 2 - 0.5, layers)
     axes.set(xlabel="head (key positions to the right)", ylabel="layer (query positions down)")
     return figure
+
+
+def upper_limit(times: np.ndarray) -> float:
+    """The power of two, from 4 on, that holds all multiples of the uniform share."""
+    largest = float(np.nanmax(times, initial=4.0))
+    return float(2 ** np.ceil(np.log2(max(largest, 4.0))))
 
 
 @style.drawn
@@ -254,13 +270,11 @@ def block_map_differences(summary: Summary, cohorts: Sequence[str], most: int = 
     figure, panels = style.panels(len(found), columns=columns, width=8.6 / columns, height=1.62)
     for axes, (cohort, layer, head, difference) in zip(panels, found, strict=True):
         image = axes.imshow(
-            difference, cmap=style.DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest"
+            difference, cmap=style.DIVERGING, vmin=-limit, vmax=limit, interpolation="none"
         )
         axes.set_title(f"{style.shown(cohort, 12)}, {layer}.{head}", size=8)
         axes.set(xticks=[], yticks=[])
-    bar = figure.colorbar(image, ax=panels, fraction=0.02, pad=0.01)
-    bar.set_label("difference of mass (1/1000)")
-    bar.outline.set_visible(False)
+    style.bar(figure, image, panels, "difference of mass (1/1000)")
     return figure
 
 

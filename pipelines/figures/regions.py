@@ -21,16 +21,33 @@ def group_mass(summary: Summary, share: np.ndarray | None = None, cohort: str = 
     Args:
         share: (groups,) share of the tokens in every group; masses are divided by it.
     """
-    mass = summary.of("attention_group_mass", cohort)
-    n_layers, n_heads, n_groups = mass.shape
-    rows = mass.reshape(n_layers * n_heads, n_groups)
-    names = [f"{a}.{b}" for a in summary.names("layer") for b in summary.names("head")]
+    return heat_of_regions(
+        summary.of("attention_group_mass", cohort),
+        share,
+        summary.names("group"),
+        summary.names("layer"),
+        summary.names("head"),
+    )
+
+
+@style.drawn
+def heat_of_regions(
+    mass: np.ndarray,
+    share: np.ndarray | None,
+    groups: Sequence[str],
+    layers: Sequence[str],
+    heads: Sequence[str],
+) -> Figure:
+    """Masses (layers, heads, groups), or their ratio to `share` (groups,), as a heat map."""
+    rows = mass.reshape(-1, mass.shape[-1])
+    names = [f"{a}.{b}" for a in layers for b in heads]
     figure = style.new_figure(8.6, max(2.6, min(9.0, 1.2 + 0.2 * len(rows))))
     axes = figure.subplots()
     if share is None:
         style.heat(figure, axes, rows, label="attention mass", limits=(0, None))
     else:
-        ratio = np.log2(rows / np.where(share > 0, share, np.nan))
+        with np.errstate(divide="ignore"):
+            ratio = np.log2(rows / np.where(share > 0, share, np.nan))
         style.heat(
             figure,
             axes,
@@ -39,12 +56,10 @@ def group_mass(summary: Summary, share: np.ndarray | None = None, cohort: str = 
             colours=style.DIVERGING,
             limits=(-3, 3),
         )
-    style.ticks(
-        axes, "x", [style.shown(g, 18) for g in summary.names("group")], rotation=40, ha="right"
-    )
+    style.ticks(axes, "x", [style.shown(g, 18) for g in groups], rotation=40, ha="right")
     style.ticks(axes, "y", names, most=48 if len(names) <= 48 else 24)
-    for layer in range(1, n_layers):
-        axes.axhline(layer * n_heads - 0.5, color="#ffffff", lw=1.2)
+    for layer in range(1, len(layers)):
+        axes.axhline(layer * len(heads) - 0.5, color="#ffffff", lw=1.2)
     axes.set(ylabel="layer.head")
     return figure
 
@@ -114,12 +129,11 @@ def track(
     )[:, 0]
     top = max((float(np.nanmax(v)) for v in lines.values()), default=1.0)
     for i, (axes, (name, values)) in enumerate(zip(panels, lines.items(), strict=False)):
-        axes.fill_between(
-            position, values, color=style.COHORTS[i % 10], lw=0, alpha=0.85, step="mid"
-        )
+        axes.fill_between(position, values, color=style.COHORTS[i % 10], lw=0, alpha=0.85)
         axes.axhline(1, color=style.FAINT, lw=0.7, ls="--")
         axes.set_title(style.shown(name, 60), loc="left", size=8.5)
-        axes.set(ylim=(0, top * 1.02))
+        axes.set_yscale("function", functions=(_root, np.square))
+        axes.set(ylim=(0, top * 1.02), yticks=_root_ticks(top))
     band = panels[-1]
     for i, (name, first, last) in enumerate(regions):
         row = i % 2
@@ -132,3 +146,15 @@ def track(
         spine.set_visible(False)
     figure.supylabel(label, size=9)
     return figure
+
+
+def _root(values: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(values, 0))
+
+
+def _root_ticks(top: float) -> list[float]:
+    """0, 1 and two larger round values for a square root scale."""
+    round_values = [k * 10.0**e for e in range(-1, 5) for k in (1, 2, 5)]
+    most = max((v for v in round_values if v <= top), default=1.0)
+    middle = max((v for v in round_values if v <= most / 3.5), default=1.0)
+    return sorted({0.0, 1.0, middle, most})

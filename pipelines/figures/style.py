@@ -185,7 +185,7 @@ def heat(
         values,
         cmap=colours,
         aspect="auto",
-        interpolation="nearest",
+        interpolation="none",
         norm=norm,
         vmin=None if norm else low,
         vmax=None if norm else high,
@@ -193,11 +193,17 @@ def heat(
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.tick_params(length=0)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, format="{x:g}")
-    bar.minorticks_off()
-    bar.outline.set_visible(False)
-    bar.set_label(label)
+    bar(figure, image, axes, label)
     return image
+
+
+def bar(figure: Figure, image: Any, axes: Axes | Sequence[Axes], label: str) -> None:
+    """A colour bar beside one panel or several."""
+    slim = 0.05 if not isinstance(axes, Sequence) else 0.02
+    found = figure.colorbar(image, ax=axes, fraction=slim, pad=0.02, format="{x:g}")
+    found.minorticks_off()
+    found.outline.set_visible(False)
+    found.set_label(label)
 
 
 def finite_range(values: np.ndarray) -> tuple[float, float]:
