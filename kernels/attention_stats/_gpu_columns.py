@@ -25,6 +25,7 @@ from .._gpu import ceil_div
 from ._gpu_tiles import (
     LOG2E,
     NO_ROW,
+    PRECISION,
     UNIT,
     UNIT_BITS,
     UNIT_SHIFT,
@@ -34,7 +35,6 @@ from ._gpu_tiles import (
     load_tile,
     logits,
     multiply,
-    precision_of,
     tile_offsets,
     widen,
 )
@@ -88,6 +88,7 @@ def attention_columns(
     p_block_map,
     p_lengths,
     p_codes,
+    p_members,
     stride_qb,
     stride_qh,
     stride_qn,
@@ -115,7 +116,8 @@ def attention_columns(
 
     Buffers, with K = blocks of keys: p_columns (B, H, 3, N) and p_scalars (B, H, K, 11) are
     written whole; of the maps (B, H, K, 16, 16), zero before the launch, only what a block of
-    keys touches. p_codes (B, N): see `slot_codes`. theta in units of 1 / UNIT.
+    keys touches. p_codes (B, N), p_members (B, N, 16): see
+    `slot_codes` and `stretch_members`. theta in units of 1 / UNIT.
     """
     i_block = tl.program_id(0)
     i_head = tl.program_id(1).to(tl.int64)
@@ -158,6 +160,8 @@ def attention_columns(
     b_far = tl.zeros((ROWS, MAPS), tl.float32)
     b_near = tl.zeros((ROWS, MAPS), tl.float32)
     o_map = tl.arange(0, MAPS)
+    p_mem = p_members + i_batch * n_slots * MAPS
+    o_mem = tile_offsets(MAPS, 1, COLS, MAPS)
 
     n_far = band_first - first + last - band_last
     if WINDOW:
@@ -182,10 +186,8 @@ def attention_columns(
         confident += held
         confident_far += held
         count += tl.sum(tl.where(p >= theta, 1.0, 0.0), 1)
-        i_query = i_first + tl.arange(0, COLS)
-        code = tl.load(p_code + i_query, mask=i_query < n, other=NO_CODE)
-        here = tl.where((code & (MAPS - 1))[:, None] == o_map[None, :], 1.0, 0.0)
-        b_far = multiply(p.to(b_k.dtype), here.to(b_k.dtype), b_far, PRECISION, WIDEN)
+        here = load_tile(p_mem + i_first * MAPS, o_mem, n - i_first, True, MAPS, COLS, MAPS)
+        b_far = multiply(p.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
 
     for it in tl.range(band_first, band_last, num_stages=1):
         i_first = it * COLS
@@ -207,14 +209,13 @@ def attention_columns(
         count += tl.sum(tl.where(p >= theta, 1.0, 0.0), 1)
         near_forward += tl.sum(tl.where((away > 0) & (away <= near), p, 0.0), 1)
         near_backward += tl.sum(tl.where((away < 0) & (away >= -near), p, 0.0), 1)
-        code = tl.load(p_code + i_query, mask=i_query < n, other=NO_CODE)
-        here = tl.where((code & (MAPS - 1))[:, None] == o_map[None, :], 1.0, 0.0)
+        here = load_tile(p_mem + i_first * MAPS, o_mem, n - i_first, True, MAPS, COLS, MAPS)
         far = tl.where(tl.abs(away) > near, p, 0.0)
         confident_far += tl.sum(tl.where(far >= theta, far, 0.0), 1)
-        b_far = multiply(far.to(b_k.dtype), here.to(b_k.dtype), b_far, PRECISION, WIDEN)
+        b_far = multiply(far.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
         if FULL:
             w = tl.where(tl.abs(away) > near, 0.0, p).to(b_k.dtype)
-            b_near = multiply(w, here.to(b_k.dtype), b_near, PRECISION, WIDEN)
+            b_near = multiply(w, here, b_near, PRECISION, WIDEN)
 
     code = tl.load(p_code + i_key, mask=m_key, other=NO_CODE)
     m_content = code < MAPS
@@ -273,8 +274,8 @@ class ColumnSums:
 def columns_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     """The pinned configuration."""
     if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
-    return Tiles(64, 64, 4, 2)
+        return Tiles(16, 16, 8, 1) if block_dim(head_dim) > 64 else Tiles(32, 16, 4, 1)
+    return Tiles(64, 32, 4, 2)
 
 
 def slot_codes(lengths: Tensor, special: Tensor | None, n_slots: int) -> Tensor:
@@ -282,6 +283,12 @@ def slot_codes(lengths: Tensor, special: Tensor | None, n_slots: int) -> Tensor:
     slot = torch.arange(n_slots, device=lengths.device, dtype=torch.int32)
     codes = (slot * N_BLOCKS) // lengths.clamp(min=1)[:, None]
     return codes if special is None else codes + N_BLOCKS * special
+
+
+def stretch_members(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, N, 16): 1 in the column of the stretch that a slot belongs to."""
+    stretch = torch.arange(N_BLOCKS, device=codes.device, dtype=codes.dtype)
+    return (codes[..., None] % N_BLOCKS == stretch).to(dtype)
 
 
 def column_sums(
@@ -301,15 +308,16 @@ def column_sums(
     scalars = torch.empty((batch, n_heads, n_blocks, N_SCALARS), **single)
     shape = (2 if options.full else 1, batch, n_heads, n_blocks, N_BLOCKS, N_BLOCKS)
     maps = torch.zeros(shape, **single)
+    codes = slot_codes(lengths, special, n_slots)
     attention_columns[(n_blocks, n_heads, batch)](
         query, key, lse, columns, scalars, maps[0], maps[1] if options.full else None,
-        lengths, slot_codes(lengths, special, n_slots),
+        lengths, codes, stretch_members(codes, query.dtype),
         *query.stride(), *key.stride(), n_slots, n_heads // key.shape[1],
         options.scale * LOG2E, options.theta * (1 - SLACK) * 2.0**UNIT_BITS,
         options.near, -1 if options.window is None else options.window,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
         FULL=options.full, WINDOW=options.window is not None,
-        PRECISION=precision_of(query.dtype), WIDEN=widen(query.dtype),
+        PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
     return ColumnSums(

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._gpu_tiles import Tiles, block_dim, compile_options, load_tile, multiply, tile_offsets, widen
+from ._gpu_tiles import PRECISION, Tiles, block_dim, compile_options, load_tile, multiply, tile_offsets, widen
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def logit_sums(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
         query, key, gram, lengths,
         *query.stride(), *key.stride(), n_heads // key.shape[1],
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
-        PRECISION="ieee", WIDEN=widen(query.dtype),
+        PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
     queries, keys, cross = gram.unbind(2)

@@ -22,19 +22,19 @@ from .._gpu import ceil_div, next_power_of_two
 from ._gpu_tiles import (
     LOG2E,
     NO_ROW,
+    PRECISION,
     Tiles,
     block_dim,
     compile_options,
     load_tile,
     logits,
-    precision_of,
     tile_offsets,
     widen,
 )
 from ._options import K90_MASS, Options
 
 MASS = tl.constexpr(K90_MASS)
-#: Halvings of at most 30 octaves leave weights apart by 2 ** -19 of themselves between.
+#: Half of them halve at most 23 octaves: weights apart by 2 ** -19 of themselves are told apart.
 MAX_STEPS = 48
 RESIDENT_SLOTS = 512
 
@@ -133,6 +133,8 @@ def attention_k90(
     high = tl.full((ROWS,), 0.001, tl.float32)
     high_mass = tl.zeros((ROWS,), tl.float32)
     high_count = tl.zeros((ROWS,), tl.float32)
+    # Weights this close (in log2) count as equal: n of them shift the count by less than 0.1.
+    close = tl.maximum(0.1 / tl.maximum(n, 1).to(tl.float32), 4e-6)
     step = 0
     open_rows = tl.where(i_first < n, 1, 0)
     while (open_rows > 0) & (step < max_steps):
@@ -163,11 +165,11 @@ def attention_k90(
         high = tl.where(enough, high, middle)
         high_mass = tl.where(enough, high_mass, mass)
         high_count = tl.where(enough, high_count, count)
-        undecided = m_row & (low_count - high_count > 1.5) & (high - low > 1e-6)
+        undecided = m_row & (low_count - high_count > 1.5) & (high - low > close)
         open_rows = tl.max(undecided.to(tl.int32), 0)
         step += 1
 
-    # Between both thresholds: one weight, or equal ones to within 1e-6.
+    # Between both thresholds: one weight, or equal ones.
     between = low_count - high_count
     weight = (low_mass - high_mass) / tl.maximum(between, 1.0)
     share = tl.minimum((MASS - high_mass) / tl.maximum(weight, 1e-30), between) - 1e-3
@@ -179,10 +181,14 @@ def attention_k90(
 
 def k90_tiles(dtype: torch.dtype, head_dim: int, n_slots: int) -> tuple[Tiles, bool]:
     """The pinned configuration, and whether its columns hold the window."""
-    if n_slots <= RESIDENT_SLOTS:
-        return Tiles(16, next_power_of_two(n_slots, 64), 4, 1), True
+    wide = block_dim(head_dim) > 64
+    cols = next_power_of_two(n_slots, 64)
     if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1), False
+        if cols <= RESIDENT_SLOTS // 2 and not wide:
+            return Tiles(16, cols, 8, 1), True
+        return Tiles(16 if wide else 32, 32, 8 if wide else 4, 1), False
+    if cols <= RESIDENT_SLOTS:
+        return Tiles(16, cols, 8 if wide else 4, 1), True
     return Tiles(64, 64, 4, 2), False
 
 
@@ -200,7 +206,7 @@ def k90_counts(
         -1 if options.window is None else options.window, MAX_STEPS,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
         RESIDENT=resident, WINDOW=options.window is not None,
-        PRECISION=precision_of(query.dtype), WIDEN=widen(query.dtype),
+        PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
     return counts

@@ -20,12 +20,12 @@ from .._gpu import ceil_div
 from ._gpu_tiles import (
     LOG2E,
     NO_ROW,
+    PRECISION,
     Tiles,
     block_dim,
     compile_options,
     load_tile,
     logits,
-    precision_of,
     tile_offsets,
     widen,
 )
@@ -46,70 +46,48 @@ def _offset_bin(distance, n_side):
 
 
 @triton.jit
-def _pair(
-    p_q,
-    p_k,
-    p_lse,
-    o_q,
-    o_k,
-    stride_qn,
-    stride_kn,
+def _tile(
+    p_rows,
+    p_cols,
+    o_rows,
+    o_cols,
+    stride_rows,
+    stride_cols,
     row,
     col,
     n,
-    scale,
-    MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Weights of tile (row, col), and of tile (col, row) transposed."""
-    q_row = p_q + tl.cast(row, tl.int64) * BLOCK * stride_qn
-    k_row = p_k + tl.cast(row, tl.int64) * BLOCK * stride_kn
-    q_col = p_q + tl.cast(col, tl.int64) * BLOCK * stride_qn
-    k_col = p_k + tl.cast(col, tl.int64) * BLOCK * stride_kn
-    left = n - row * BLOCK
-    right = n - col * BLOCK
-    i_row = row * BLOCK + tl.arange(0, BLOCK)
-    i_col = col * BLOCK + tl.arange(0, BLOCK)
-    lse_row = tl.load(p_lse + i_row, mask=i_row < n, other=NO_ROW)
-    lse_col = tl.load(p_lse + i_col, mask=i_col < n, other=NO_ROW)
-    b_q = load_tile(q_row, o_q, left, MASKED, HEAD_DIM, BLOCK, BLOCK_DIM)
-    b_k = load_tile(k_col, o_k, right, MASKED, HEAD_DIM, BLOCK, BLOCK_DIM)
-    above = tl.exp2(logits(b_q, b_k, PRECISION, WIDEN) * scale - lse_row[:, None])
-    b_k = load_tile(k_row, o_k, left, MASKED, HEAD_DIM, BLOCK, BLOCK_DIM)
-    b_q = load_tile(q_col, o_q, right, MASKED, HEAD_DIM, BLOCK, BLOCK_DIM)
-    below = tl.exp2(logits(b_k, b_q, PRECISION, WIDEN) * scale - lse_col[None, :])
-    return above, below
+    """Products of block `row` of one matrix with block `col` of another."""
+    p_row = p_rows + tl.cast(row, tl.int64) * BLOCK * stride_rows
+    p_col = p_cols + tl.cast(col, tl.int64) * BLOCK * stride_cols
+    b_rows = load_tile(p_row, o_rows, n - row * BLOCK, True, HEAD_DIM, BLOCK, BLOCK_DIM)
+    b_cols = load_tile(p_col, o_cols, n - col * BLOCK, True, HEAD_DIM, BLOCK, BLOCK_DIM)
+    return logits(b_rows, b_cols, PRECISION, WIDEN)
 
 
 @triton.jit
-def _bytes_of_bin(p, m, low, factor):
-    """Bin / 4, and a 1 in byte bin % 4, of every cell; 0 in masked cells."""
+def _bins_of_rows(p, m, low, factor):
+    """Cells of every row by bin: five words of four bins, a byte each (a row has 64 cells)."""
     x = (p - low) * factor + BIN_SLACK
     value_bin = tl.minimum(tl.maximum(x, 0.0), VALUE_BINS - 1.0).to(tl.int32)
     one = tl.where(m, 1, 0) << ((value_bin & 3) * 8)
-    return value_bin >> 2, one
+    word = value_bin >> 2
+    w_0 = tl.sum(tl.where(word == 0, one, 0), 1)
+    w_1 = tl.sum(tl.where(word == 1, one, 0), 1)
+    w_2 = tl.sum(tl.where(word == 2, one, 0), 1)
+    w_3 = tl.sum(tl.where(word == 3, one, 0), 1)
+    w_4 = tl.sum(tl.where(word == 4, one, 0), 1)
+    return w_0, w_1, w_2, w_3, w_4
 
 
 @triton.jit
-def _histogram(word, one, WORD: tl.constexpr):
-    return tl.sum(tl.where(word == WORD, one, 0), 1)
-
-
-@triton.jit
-def _add_bins(bins, above, below, m_above, m_below, low, factor):
-    """Adds the cells of both tiles to bins (BLOCK, 32), row by row."""
-    word_a, one_a = _bytes_of_bin(above, m_above, low, factor)
-    word_b, one_b = _bytes_of_bin(below, m_below, low, factor)
-    # A byte holds at most the 2 x 64 cells of a row of both tiles.
-    w_0 = _histogram(word_a, one_a, 0) + _histogram(word_b, one_b, 0)
-    w_1 = _histogram(word_a, one_a, 1) + _histogram(word_b, one_b, 1)
-    w_2 = _histogram(word_a, one_a, 2) + _histogram(word_b, one_b, 2)
-    w_3 = _histogram(word_a, one_a, 3) + _histogram(word_b, one_b, 3)
-    w_4 = _histogram(word_a, one_a, 4) + _histogram(word_b, one_b, 4)
+def _unpack(w_0, w_1, w_2, w_3, w_4):
+    """(BLOCK, 32) counts from the words of `_bins_of_rows`."""
     o_bin = tl.arange(0, VALUE_SLOTS)[None, :]
     o_word = o_bin >> 2
     w = tl.where(o_word == 0, w_0[:, None], 0)
@@ -117,7 +95,7 @@ def _add_bins(bins, above, below, m_above, m_below, low, factor):
     w = tl.where(o_word == 2, w_2[:, None], w)
     w = tl.where(o_word == 3, w_3[:, None], w)
     w = tl.where(o_word == 4, w_4[:, None], w)
-    return bins + ((w >> ((o_bin & 3) * 8)) & 255)
+    return (w >> ((o_bin & 3) * 8)) & 255
 
 
 @triton.jit
@@ -186,20 +164,31 @@ def attention_pairs(
         last = tl.where(delta * BLOCK - BLOCK < window, last, 0)
     for row in range(0, last):
         col = row + delta
-        above, below = _pair(
-            p_q, p_k, p_l, o_q, o_k, stride_qn, stride_kn, row, col, n, scale,
-            True, HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
-        )  # fmt: skip
-        m = (row * BLOCK + o_row < n)[:, None] & (col * BLOCK + o_row < n)[None, :]
+        i_row = row * BLOCK + o_row
+        i_col = col * BLOCK + o_row
+        m = (i_row < n)[:, None] & (i_col < n)[None, :]
         if WINDOW:
             m = m & (tl.abs(distance) <= window)
-        above = tl.where(m, above, 0.0)
-        below = tl.where(m, below, 0.0)
+        lse = tl.load(p_l + i_row, mask=i_row < n, other=NO_ROW)
+        above = _tile(
+            p_q, p_k, o_q, o_k, stride_qn, stride_kn, row, col, n,
+            HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
+        )  # fmt: skip
+        above = tl.where(m, tl.exp2(above * scale - lse[:, None]), 0.0)
         sum_above += above
+        w_0, w_1, w_2, w_3, w_4 = _bins_of_rows(above, m, low, factor)
+        bins += _unpack(w_0, w_1, w_2, w_3, w_4)
+        lse = tl.load(p_l + i_col, mask=i_col < n, other=NO_ROW)
+        below = _tile(
+            p_k, p_q, o_k, o_q, stride_kn, stride_qn, row, col, n,
+            HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
+        )  # fmt: skip
+        below = tl.where(m, tl.exp2(below * scale - lse[None, :]), 0.0)
         sum_below += below
         crossed += tl.sum(above * below, 1)
         # The tile on the diagonal is its own transpose: its cells are counted once.
-        bins = _add_bins(bins, above, below, m, m & (delta > 0), low, factor)
+        w_0, w_1, w_2, w_3, w_4 = _bins_of_rows(below, m & (delta > 0), low, factor)
+        bins += _unpack(w_0, w_1, w_2, w_3, w_4)
 
     total = tl.sum(crossed, 0)
     tl.store(p_crossed + i_part, tl.where(delta > 0, 2 * total, total))
@@ -270,7 +259,7 @@ def pair_sums(
         -1 if options.window is None else options.window, options.n_offset_side,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
         WINDOW=options.window is not None,
-        PRECISION=precision_of(query.dtype), WIDEN=widen(query.dtype),
+        PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
     return PairSums(crossed.sum(2), profile.sum(2), bins.sum(2)[..., :N_VALUE_BINS])

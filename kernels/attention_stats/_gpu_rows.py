@@ -21,13 +21,13 @@ from ._gpu_tiles import (
     LOG2E,
     LOWEST,
     NO_ROW,
+    PRECISION,
     Tiles,
     block_dim,
     compile_options,
     load_tile,
     logits,
     multiply,
-    precision_of,
     tile_offsets,
     widen,
 )
@@ -218,9 +218,10 @@ class RowValues:
 
 def rows_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     """The pinned configuration."""
+    wide = block_dim(head_dim) > 64
     if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
-    return Tiles(64, 64, 4, 2)
+        return Tiles(16, 16, 8, 1) if wide else Tiles(32, 32, 4, 1)
+    return Tiles(64, 32 if wide else 64, 4, 2)
 
 
 def row_values(
@@ -240,7 +241,7 @@ def row_values(
         -1 if options.window is None else options.window,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
         FULL=options.full, WINDOW=options.window is not None,
-        PRECISION=precision_of(query.dtype), WIDEN=widen(query.dtype),
+        PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
     return output, RowValues(lse=rows[0], entropy=rows[1], top=rows[2], low=low)

@@ -17,7 +17,10 @@ from ._gpu_gram import logit_sums
 from ._gpu_k90 import k90_counts, median_and_minimum
 from ._gpu_pairs import pair_sums
 from ._gpu_rows import RowValues, row_values
+from ._gpu_shipped import SHIPPED
 from ._options import Options
+
+__all__ = ["SHIPPED", "run"]
 
 _MAX_HEAD_DIM = 128
 
