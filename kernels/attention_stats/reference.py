@@ -2,7 +2,8 @@
 
 The oracle: every other implementation is tested against this file and shares nothing with it
 but constants. It is written to be compared with `docs/statistics.md` section 1 line by line,
-not to be fast. Memory is O(H n^2) per batch element.
+not to be fast. Memory is O(H n^2) per batch element. `slack` lowers every threshold a little
+(see `_options.SLACK`); varying it shows which numbers hang on a weight next to a threshold.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from ._options import (
     GATE_MIXED,
     GATES,
     HUB_MASS,
-    K90_MASS,
     N_BLOCKS,
     N_VALUE_BINS,
     ONE_BLOCK,
@@ -35,11 +35,14 @@ def run(
     special: Tensor | None,
     groups: Tensor | None,
     options: Options,
+    *,
+    slack: float = SLACK,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and statistics of a batch; arguments as checked by `api.attention_stats`.
 
     Returns:
-        output (B, H, N, d) in the query's dtype, and the values in float64 (k90 int32, gate uint8).
+        output (B, H, N, d) in the query's dtype, and the values in `dtype` (k90 int32, gate uint8).
     """
     batch, n_heads, n_slots, _ = query.shape
     repeat = n_heads // key.shape[1]
@@ -47,9 +50,9 @@ def run(
     values: dict[str, list[Tensor]] = {}
     for b in range(batch):
         n = int(lengths[b])
-        q = query[b, :, :n].double()
-        k = key[b, :, :n].double().repeat_interleave(repeat, dim=0)
-        v = value[b, :, :n].double().repeat_interleave(repeat, dim=0)
+        q = query[b, :, :n].to(dtype)
+        k = key[b, :, :n].to(dtype).repeat_interleave(repeat, dim=0)
+        v = value[b, :, :n].to(dtype).repeat_interleave(repeat, dim=0)
         is_special = torch.zeros(n, dtype=torch.bool, device=query.device)
         if special is not None:
             is_special = special[b, :n]
@@ -57,19 +60,25 @@ def run(
         weights = attention_weights(q, k, options)
         output[b, :, :n] = (weights @ v).to(query.dtype)
         if n:
-            found = head_statistics(q, k, weights, is_special, member, options)
+            found = head_statistics(q, k, weights, is_special, member, options, slack)
         else:
-            found = _no_tokens(query.new_zeros(n_heads, 1, 1).double(), options)
+            found = _no_tokens(query.new_zeros(n_heads, 1, 1).to(dtype), options)
         for name, x in found.items():
             values.setdefault(name, []).append(_pad(x, n_slots) if name in _TRACKS else x)
     return output, {name: torch.stack(x) for name, x in values.items()}
 
 
 def head_statistics(
-    q: Tensor, k: Tensor, a: Tensor, special: Tensor, groups: Tensor, options: Options
+    q: Tensor,
+    k: Tensor,
+    a: Tensor,
+    special: Tensor,
+    groups: Tensor,
+    options: Options,
+    slack: float = SLACK,
 ) -> dict[str, Tensor]:
     """All statistics of the heads of one window: q, k (H, n, d), a (H, n, n), n >= 1."""
-    found = weight_statistics(a, special, options) | logit_statistics(q, k)
+    found = weight_statistics(a, special, options, slack) | logit_statistics(q, k)
     if options.n_groups:
         found["attention_group_mass"] = group_mass(a, groups, options.n_groups)
     return found
@@ -83,13 +92,15 @@ def attention_weights(q: Tensor, k: Tensor, options: Options) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
-def weight_statistics(a: Tensor, special: Tensor, options: Options) -> dict[str, Tensor]:
+def weight_statistics(
+    a: Tensor, special: Tensor, options: Options, slack: float = SLACK
+) -> dict[str, Tensor]:
     """Every statistic that depends on the weights a (H, n, n) and on the special tokens alone."""
     n = a.shape[-1]
     offset = _offsets(a)
     entropy = -torch.special.xlogy(a, a).sum(-1)
     received = a.sum(-2)
-    confident = a >= options.theta * (1 - SLACK)
+    confident = a >= options.theta * (1 - slack)
     share = received / n
 
     def mean_mass(cells: Tensor) -> Tensor:
@@ -110,15 +121,15 @@ def weight_statistics(a: Tensor, special: Tensor, options: Options) -> dict[str,
         "attention_confident_count": confident.sum((-2, -1)) / n,
         "attention_received_entropy": -torch.special.xlogy(share, share).sum(-1),
         "attention_received_max": share.amax(-1),
-        "gate_mass": gate_mass(a, special, options),
+        "gate_mass": gate_mass(a, special, options, slack),
     }
     found["gate"] = dominant_gate(found["gate_mass"])
     if options.full:
-        k90 = smallest_count(a)
+        k90 = smallest_count(a, slack)
         found |= {
             "attention_k90_median": k90.median(-1).values,
             "attention_k90_min": k90.amin(-1),
-            "attention_value_entropy": value_entropy(a),
+            "attention_value_entropy": value_entropy(a, slack),
             "attention_asymmetry": ((a - a.mT) ** 2).sum((-2, -1)) / (2 * (a**2).sum((-2, -1))),
             "attention_offset_profile": offset_profile(a, options.n_offset_side),
             "block_map": stretch_map(a) / n,
@@ -130,14 +141,14 @@ def weight_statistics(a: Tensor, special: Tensor, options: Options) -> dict[str,
     return found
 
 
-def gate_mass(a: Tensor, special: Tensor, options: Options) -> Tensor:
+def gate_mass(a: Tensor, special: Tensor, options: Options, slack: float = SLACK) -> Tensor:
     """The gate spectrum (H, 8) of the weights a (H, n, n), in the order of GATES."""
     n = a.shape[-1]
     offset = _offsets(a)
     content = ~special
     far = content & (offset.abs() > options.near)
-    hub = (a.sum(-2, keepdim=True) >= min(HUB_MASS, n / 2) * (1 - SLACK)).expand_as(a)
-    confident = a >= options.theta * (1 - SLACK)
+    hub = (a.sum(-2, keepdim=True) >= min(HUB_MASS, n / 2) * (1 - slack)).expand_as(a)
+    confident = a >= options.theta * (1 - slack)
     cells = {
         "closed": special.expand_as(a),
         "open": (content & (offset == 0)).expand_as(a),
@@ -175,19 +186,19 @@ def dominant_gate(mass: Tensor) -> Tensor:
     return torch.where(half, mass.argmax(-1), GATE_MIXED).to(torch.uint8)
 
 
-def smallest_count(a: Tensor) -> Tensor:
+def smallest_count(a: Tensor, slack: float = SLACK) -> Tensor:
     """k_i (H, n): the least number of weights of row i whose sum is at least 0.9."""
     held = a.sort(dim=-1, descending=True).values.cumsum(-1)
-    return ((held < K90_MASS).sum(-1) + 1).to(torch.int32)
+    return ((held < 0.9 * (1 - slack)).sum(-1) + 1).to(torch.int32)
 
 
-def value_entropy(a: Tensor) -> Tensor:
+def value_entropy(a: Tensor, slack: float = SLACK) -> Tensor:
     """Entropy (H,) of the n^2 weights of a head in 20 equal bins between their extremes."""
     low, high = a.amin((-2, -1), keepdim=True), a.amax((-2, -1), keepdim=True)
     flat = (high - low <= FLAT * high)[..., 0, 0]
-    x = N_VALUE_BINS * (a - low) / (high - low) + SLACK * N_VALUE_BINS
+    x = N_VALUE_BINS * (a - low) / (high - low) + slack * N_VALUE_BINS
     bins = x.nan_to_num().floor().clamp(0, N_VALUE_BINS - 1).long()
-    share = torch.nn.functional.one_hot(bins, N_VALUE_BINS).double().mean((-3, -2))
+    share = torch.nn.functional.one_hot(bins, N_VALUE_BINS).to(a).mean((-3, -2))
     return torch.where(flat, 0.0, -torch.special.xlogy(share, share).sum(-1))
 
 
