@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from .events import Subscriber
 
 #: Modules that add commands: each has `register(app)` and imports heavy things when called.
-COMMANDS: tuple[str, ...] = ("bertgeom.pipelines.report", "bertgeom.pipelines.catalogue_cli")
+COMMANDS: tuple[str, ...] = (
+    "bertgeom.pipelines.report",
+    "bertgeom.pipelines.catalogue_cli",
+    "bertgeom.pipelines.casestudy.cli",
+)
 
 app = typer.Typer(
     name="bertgeom",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .train import Progress as TrainProgress
 
 app = typer.Typer(
-    help="SARS-CoV-2 variants: simulated genomes, a trained classifier, its evaluation.",
+    help="SARS-CoV-2 variants: simulated genomes, a trained classifier, what it does and why.",
     no_args_is_help=True,
 )
 _console = Console(stderr=True)
@@ -175,6 +175,68 @@ def evaluate(
     if out is not None:
         out.write_text(text + "\n", "utf-8")
     typer.echo(text if as_json else summary)
+
+
+@app.command()
+def analyze(
+    source: Annotated[str, typer.Argument(help="Genomes, spikes, or a store of bertgeom run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; with genomes also the store.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Table record<TAB>class; needed with genomes.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder; the shipped one if absent.")
+    ] = None,
+    relabel: Annotated[
+        list[str] | None, typer.Option(help="CLASS=CLASS, e.g. gh=background; may be repeated.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of the run.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Find out what the model does with labelled genomes: heads, places on the spike, cones.
+
+    One pass over the spikes makes a store; everything else is computed from it, and from some
+    of its windows run once more (domains, spectra, an exact attention map).
+    """
+    from .analyze import analyze as analyze_source
+
+    found = analyze_source(
+        source,
+        out,
+        labels=labels,
+        model=model,
+        relabel=dict(_pair(text) for text in relabel or []),
+        tell=_log,
+        workers=workers,
+    )
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    one = found["classification"]
+    typer.echo(
+        f"{one['n']} spikes: accuracy {one['accuracy']:.4f}, macro F1 {one['macro_f1']:.4f} "
+        f"(most probable class)\n{out}: now bertgeom casestudy report {out}"
+    )
+
+
+@app.command()
+def report(
+    analysis: Annotated[Path, typer.Argument(help="Folder made by casestudy analyze.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path(
+        "casestudy.html"
+    ),
+    evaluation: Annotated[
+        Path | None, typer.Option(help="JSON written by casestudy evaluate --out.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Where the analysed store is, if it was moved.")
+    ] = None,
+) -> None:
+    """Write one HTML page that is read from top to bottom, without a network."""
+    from .report import report as write_report
+
+    found = write_report(analysis, out, evaluation=evaluation, store=store)
+    typer.echo(f"{out}: {found['figures']} figures, {found['bytes'] / 1e6:.1f} MB")
 
 
 def _evaluate_labelled(

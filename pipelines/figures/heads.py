@@ -242,6 +242,8 @@ def _montage(maps: np.ndarray, layers: Sequence[str], heads: Sequence[str]) -> F
     axes.set_xticks(np.arange(n_heads) * step + g / 2 - 0.5, heads)
     axes.set_yticks(np.arange(n_layers) * step + g / 2 - 0.5, layers)
     axes.set(xlabel="head (key positions to the right)", ylabel="layer (query positions down)")
+    # Equal scales change the place of the labels, which the layout sees when drawn once more.
+    figure.draw_without_rendering()
     return figure
 
 
