@@ -1,10 +1,10 @@
-"""Cohorts of windows: exact mergeable sums of every statistic, and contrasts between two.
+"""Cohorts of windows: exact mergeable sums of every statistic.
 
 A cohort is a set of windows with the same label (a variant, a species, a chromosome). For
 every statistic and cohort, count, mean and M2 = sum (x - mean)^2 are kept in float64 and
 merged by Chan's update, so that any partitioning of a database gives the same sums but for
-rounding. Missing values (NaN) are left out statistic by statistic. All contrasts are
-computed from these sums; no window is looked at again.
+rounding. Missing values (NaN) are left out statistic by statistic. `bertgeom.contrasts`
+compares cohorts from these sums alone.
 
 Definitions: `docs/statistics.md` section 6 and `docs/catalogue.md`.
 """
@@ -324,116 +324,6 @@ def sums_of_dataset(dataset: xarray.Dataset) -> Sums:
     }
 
 
-def contrast(
-    sums: xarray.Dataset,
-    first: str,
-    second: str,
-    *,
-    statistics: Sequence[str] | None = None,
-    family: str = "statistic",
-) -> xarray.Dataset:
-    """Compare two cohorts, statistic by statistic, from their sums alone.
-
-    Welch's t-test assumes independent values whose means are about normal; it does not assume
-    equal variances. Overlapping windows, and windows of one record, are not independent: use
-    sums with `unit="record"` for such data. q values control the false discovery rate
-    (Benjamini and Hochberg 1995).
-
-    Args:
-        sums: from `sums_dataset`.
-        first, second: names of two cohorts.
-        statistics: which ones; default all.
-        family: "statistic": the tests of one statistic over layers, heads and its other
-            dimensions are one family; "all": all tests together.
-
-    Returns:
-        Per statistic `_difference` (first - second), `_cohens_d` (difference over the pooled
-        standard deviation), `_t`, `_df`, `_p` (two-sided) and `_q`; NaN where a cohort has
-        fewer than 2 values or nothing varies.
-
-    Raises:
-        UsageError: for an unknown cohort, statistic or family.
-    """
-    import xarray
-
-    if family not in ("statistic", "all"):
-        raise UsageError(f"expected family 'statistic' or 'all', found {family!r}")
-    known = [str(name) for name in sums["cohort"].values]
-    if missing := {first, second} - set(known):
-        raise UsageError(f"expected cohorts out of {', '.join(known)}, found {sorted(missing)}")
-    available = sums_of_dataset(sums)
-    if unknown := set(statistics or ()) - set(available):
-        raise UsageError(f"expected statistics of the sums, found {sorted(unknown)}")
-    pair = known.index(first), known.index(second)
-    results = {
-        name: welch(moments, *pair)
-        for name, moments in available.items()
-        if statistics is None or name in statistics
-    }
-    _add_q_values(results, family)
-    arrays = {}
-    for name, values in results.items():
-        dims = sums[f"{name}_mean"].dims[1:]
-        for part, array in values.items():
-            units = sums[f"{name}_mean"].attrs["units"] if part == "difference" else "1"
-            text = f"{part} between {first} and {second} of {name}"
-            arrays[f"{name}_{part}"] = (dims, array, {"units": units, "description": text})
-    coords = {dim: sums[dim] for dim in sums.coords if dim != "cohort"}
-    attributes = {"first": first, "second": second, "family": family}
-    return xarray.Dataset(arrays, coords=coords, attrs=attributes)
-
-
-def welch(moments: Moments, first: int, second: int) -> dict[str, np.ndarray]:
-    """Difference, Cohen's d, Welch's t, its degrees of freedom, and two-sided p."""
-    from scipy.special import stdtr
-
-    n1, n2 = moments.count[first], moments.count[second]
-    variance = moments.variance()
-    v1, v2 = variance[first], variance[second]
-    difference = moments.mean[first] - moments.mean[second]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pooled = (moments.m2[first] + moments.m2[second]) / (n1 + n2 - 2)
-        pooled = np.where((n1 > 1) & (n2 > 1), pooled, np.nan)
-        e1, e2 = v1 / n1, v2 / n2
-        t = difference / np.sqrt(e1 + e2)
-        df = (e1 + e2) ** 2 / (e1**2 / (n1 - 1) + e2**2 / (n2 - 1))
-        d = difference / np.sqrt(pooled)
-    p = 2 * stdtr(df, -np.abs(t))
-    return {"difference": difference, "cohens_d": d, "t": t, "df": df, "p": p}
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """q values of a family of tests; NaN is no test and stays NaN."""
-    q = np.full(p.shape, np.nan)
-    tested = np.isfinite(p)
-    values = p[tested]
-    order = np.argsort(values, kind="stable")
-    scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
-    least = np.minimum.accumulate(scaled[::-1])[::-1]
-    back = np.empty_like(values)
-    back[order] = np.minimum(least, 1)
-    q[tested] = back
-    return q
-
-
-def contrast_table(result: xarray.Dataset) -> Iterator[dict[str, object]]:
-    """Rows of a contrast, one a test, by rising q and falling |d| within a statistic."""
-    for name in [str(n)[: -len("_q")] for n in result.data_vars if str(n).endswith("_q")]:
-        columns = {
-            part: np.asarray(result[f"{name}_{part}"])
-            for part in ("difference", "cohens_d", "t", "df", "p", "q")
-        }
-        dims = result[f"{name}_q"].dims
-        size = np.abs(columns["cohens_d"]).ravel()
-        order = np.lexsort((-np.nan_to_num(size), columns["q"].ravel()))
-        for flat in order:
-            place = np.unravel_index(flat, columns["q"].shape)
-            row: dict[str, object] = {"statistic": name}
-            for dim, i in zip(dims, place, strict=True):
-                row[str(dim)] = result[dim].values.tolist()[i] if dim in result.coords else int(i)
-            yield row | {part: float(values[place]) for part, values in columns.items()}
-
-
 def _dims(name: str) -> tuple[str, ...]:
     return _DERIVED_DIMS.get(name) or variables.VARIABLES[name].dims
 
@@ -539,16 +429,3 @@ def _empty(dataset: xarray.Dataset, wanted: Sequence[str], n_cohorts: int) -> Su
         shape = (n_cohorts, *tail)
         out[name] = Moments(np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape))
     return out
-
-
-def _add_q_values(results: dict[str, dict[str, np.ndarray]], family: str) -> None:
-    if family == "statistic":
-        for values in results.values():
-            values["q"] = benjamini_hochberg(values["p"])
-        return
-    joined = benjamini_hochberg(np.concatenate([v["p"].ravel() for v in results.values()]))
-    start = 0
-    for values in results.values():
-        size = values["p"].size
-        values["q"] = joined[start : start + size].reshape(values["p"].shape)
-        start += size

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import catalogue_tables as tables
+
 if TYPE_CHECKING:
     import numpy as np
     import xarray
@@ -70,7 +72,7 @@ def weights(
 
     logging.disable_progress_bar()
     loaded, _ = _load_model(model, trust_remote_code)
-    _show(weight_statistics(loaded), out, as_json, _weight_table)
+    _show(weight_statistics(loaded), out, as_json, tables.weight_table)
 
 
 def spectra(
@@ -88,7 +90,7 @@ def spectra(
     """
     from .samples import store_spectra
 
-    _show(store_spectra(store, windows, model=model), out, as_json, _spectra_table)
+    _show(store_spectra(store, windows, model=model), out, as_json, tables.spectra_table)
 
 
 def rollout(
@@ -107,7 +109,7 @@ def rollout(
     from .samples import store_rollout
 
     found = store_rollout(store, windows, model=model, row=row)
-    _show(found, out, as_json, _rollout_table)
+    _show(found, out, as_json, tables.rollout_table)
 
 
 def regions(
@@ -135,7 +137,7 @@ def regions(
 
     regions = read_annotations(annotations, group_by=group_by)
     found = store_regions(store, regions, windows, model=model, theta=theta)
-    _show(found, out, as_json, _region_table)
+    _show(found, out, as_json, tables.region_table)
 
 
 def cohorts(
@@ -168,6 +170,7 @@ def cohorts(
     """
     import bertgeom
     from bertgeom import cohorts as core
+    from bertgeom import contrasts
 
     dataset = bertgeom.open(store)
     codes, names = _cohorts(dataset, labels)
@@ -178,10 +181,11 @@ def cohorts(
         {str(k): c.values for k, c in dataset.coords.items() if "window" not in c.dims},
     )
     if contrast is None:
-        _show(sums, out, as_json, _cohort_table)
+        _show(sums, out, as_json, tables.cohort_table)
         return
     first, _, second = contrast.partition(",")
-    _show(core.contrast(sums, first, second, family=family), out, as_json, _contrast_table)
+    found = contrasts.contrast(sums, first, second, family=family)
+    _show(found, out, as_json, tables.contrast_table)
 
 
 def angles(
@@ -219,14 +223,8 @@ def angles(
     """
     import bertgeom
 
-    from .angles import (
-        AngleSettings,
-        database_angles,
-        prepare,
-        result_as_json,
-        run_row,
-        write_result,
-    )
+    from .angle_results import result_as_json, write_result
+    from .angles import AngleSettings, database_angles, prepare, run_row
 
     dataset = bertgeom.open(store)
     codes, names = (None, None) if labels is None else _cohorts(dataset, labels)
@@ -254,7 +252,7 @@ def angles(
     if as_json:
         _print_json(result_as_json(result))
     else:
-        _print(_angle_table(result))
+        _print(tables.angle_table(result))
 
 
 def cluster(
@@ -292,7 +290,7 @@ def cluster(
         n_components=components, n_clusters=clusters, seed=seed, memory=int(memory * 1e9)
     )
     found = cluster_layers(dataset[vectors], codes if has_labels else None, settings)
-    _show(found, out, as_json, _cluster_table)
+    _show(found, out, as_json, tables.cluster_table)
 
 
 def tracks(
@@ -356,7 +354,7 @@ def distributions(
     codes, names = _cohorts(dataset, labels)
     hidden = dataset.attrs["model"]["hidden"]
     found = distribution_analysis(dataset, hidden, codes, tuple(names))
-    _show(found, out, as_json, _distribution_table)
+    _show(found, out, as_json, tables.distribution_table)
 
 
 def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, list[str]]:
@@ -388,146 +386,6 @@ def _show(result: xarray.Dataset, out: Path | None, as_json: bool, table: Any) -
         _print_json(json_of(result))
     else:
         _print(table(result))
-
-
-def _weight_table(result: xarray.Dataset) -> Table:
-    columns = {
-        "symmetry": result["weight_symmetry"],
-        "directionality": result["weight_directionality"],
-        "subspace cosine": result["weight_subspace_cosines"].mean("component"),
-        "eigenvalues > 0": result["weight_eigen_positive"] / result.sizes["component"],
-        "effective rank": result["weight_effective_rank"],
-    }
-    rows = {name: x.mean("head").values for name, x in columns.items()}
-    return _table("weights, mean over heads", "layer", result["layer"].values, rows)
-
-
-def _spectra_table(result: xarray.Dataset) -> Table:
-    over = ("sample", "head")
-    attention = result.sel(spectrum="attention")
-    columns = {
-        "rank of A": attention["spectrum_rank"],
-        "spectral entropy of A": attention["spectral_entropy"],
-        "of Q K^T": result["spectral_entropy"].sel(spectrum="logit"),
-        "paper's von Neumann": result["paper_von_neumann_entropy"],
-        "paper's Shannon": result["paper_shannon_entropy"],
-    }
-    rows = {name: x.mean(over).values for name, x in columns.items()}
-    title = f"spectra, mean over heads of {result.sizes['sample']} windows"
-    return _table(title, "layer", range(result.sizes["layer"]), rows)
-
-
-def _rollout_table(result: xarray.Dataset) -> Table:
-    """The tokens that each window's rollout rests on most."""
-    from rich.table import Table
-
-    table = Table(title="rollout, five largest shares", title_justify="left")
-    for name in ("window", "record", "token: share (bases)"):
-        table.add_column(name)
-    for i in range(result.sizes["sample"]):
-        one = result.isel(sample=i)
-        values = one["rollout"].fillna(-1).values
-        cells = []
-        for j in values.argsort()[::-1][:5]:
-            start, stop = (int(one[f"token_{end}"].values[j]) for end in ("start", "stop"))
-            place = f" ({start}-{stop})" if start >= 0 else ""
-            cells.append(f"{j}: {values[j]:.3f}{place}")
-        table.add_row(str(int(one["window_index"])), str(one["record_id"].values), ", ".join(cells))
-    return table
-
-
-def _region_table(result: xarray.Dataset) -> Table:
-
-    def mean(name: str) -> np.ndarray:
-        array = result[name]
-        return array.mean([dim for dim in array.dims if dim != "group"]).values
-
-    parts = ("mass", "relative_mass", "confident_mass", "confident_share")
-    rows = {"token share": mean("token_share")}
-    rows |= {part.replace("_", " "): mean(f"region_{part}") for part in parts}
-    title = f"attention on regions, mean over {result.sizes['sample']} windows, layers and heads"
-    return _table(title, "region", result["group"].values, rows)
-
-
-def _cohort_table(result: xarray.Dataset) -> Table:
-    """Means over layers, heads and whatever else of some statistics."""
-    shown = ("attention_entropy", "attention_distance", "attention_special", "cone_resultant")
-    found = [name for name in shown if f"{name}_mean" in result]
-    found = found or [str(n)[:-5] for n in result.data_vars if str(n).endswith("_mean")][:4]
-    rows = {
-        name: result[f"{name}_mean"].mean([d for d in result[f"{name}_mean"].dims if d != "cohort"])
-        for name in found
-    }
-    counts = result[f"{found[0]}_count"]
-    n = counts.max([d for d in counts.dims if d != "cohort"])
-    return _table("means by cohort", "cohort", result["cohort"].values, {"n": n, **rows})
-
-
-def _contrast_table(result: xarray.Dataset) -> Table:
-    from rich.table import Table
-
-    from bertgeom.cohorts import contrast_table
-
-    first, second = result.attrs["first"], result.attrs["second"]
-    table = Table(title=f"{first} against {second}, strongest heads", title_justify="left")
-    for name in ("statistic", "where", "difference", "Cohen's d", "q"):
-        table.add_column(name)
-    numbers = {"difference", "cohens_d", "t", "df", "p", "q"}
-    seen: dict[str, int] = {}
-    for row in contrast_table(result):
-        name = str(row["statistic"])
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 3:
-            continue
-        place = " ".join(f"{k} {v}" for k, v in row.items() if k not in numbers | {"statistic"})
-        values = [f"{row[k]:.3g}" for k in ("difference", "cohens_d", "q")]
-        table.add_row(name, place, *values)
-    return table
-
-
-def _cluster_table(result: xarray.Dataset) -> Table:
-    names = ("homogeneity", "completeness", "adjusted_rand")
-    named = "hidden_state" in result.coords
-    states: Any = result["hidden_state"].values if named else range(result.sizes["hidden_state"])
-    title = f"{result.attrs['n_clusters']} clusters of {result.attrs['n_windows']} windows"
-    return _table(title, "hidden state", states, {n: result[n].values for n in names})
-
-
-def _distribution_table(result: xarray.Dataset) -> Table:
-    one = result.isel(cohort=0)
-    names = ("mean", "variance", "skewness", "kurtosis", "jarque_bera_per_entry")
-    rows = {name.replace("_", " "): one[f"stream_{name}"].values for name in names}
-    title = f"entries of the token vectors, cohort {result['cohort'].values[0]}"
-    return _table(title, "station", result["station"].values, rows)
-
-
-def _angle_table(result: xarray.Dataset) -> Table:
-    from rich.table import Table
-
-    table = Table(title="angles between windows, degrees", title_justify="left")
-    for name in ("cohort", "other cohort", "pairs", "mean", "std", "least", "largest"):
-        table.add_column(name)
-    names = result["cohort"].values.tolist()
-    parts = ("angle_mean", "angle_std", "angle_min", "angle_max")
-    for a, first in enumerate(names):
-        for b in range(a, len(names)):
-            one = result.isel(cohort=a, other_cohort=b)
-            values = [f"{float(one[part]):.2f}" for part in parts]
-            table.add_row(first, names[b], f"{int(one['n_pairs']):,}", *values)
-    values = [f"{float(result[f'all_{part}']):.2f}" for part in parts]
-    table.add_row("all", "all", f"{int(result['all_n_pairs']):,}", *values)
-    return table
-
-
-def _table(title: str, first: str, names: Any, columns: dict[str, Any]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in (first, *columns):
-        table.add_column(name, justify="right")
-    for i, name in enumerate(names):
-        table.add_row(str(name), *(f"{float(values[i]):.4g}" for values in columns.values()))
-    return table
 
 
 @contextmanager

@@ -16,10 +16,7 @@ from bertgeom import variables
 from bertgeom.cohorts import (
     Moments,
     assign_labels,
-    benjamini_hochberg,
     cohort_sums,
-    contrast,
-    contrast_table,
     merge_sums,
     read_labels,
     statistics_of,
@@ -27,6 +24,7 @@ from bertgeom.cohorts import (
     sums_dataset,
     sums_of_dataset,
 )
+from bertgeom.contrasts import benjamini_hochberg, contrast, contrast_table
 from bertgeom.errors import InputError, StoreError, UsageError
 
 N = 60

@@ -11,13 +11,13 @@ import xarray
 
 from bertgeom.errors import MismatchError, StoreError, UsageError
 from bertgeom.pipelines import angles
+from bertgeom.pipelines.angle_results import write_result
 from bertgeom.pipelines.angles import (
     AngleSettings,
     database_angles,
     finalise,
     prepare,
     run_row,
-    write_result,
 )
 
 N, HIDDEN = 150, 12
