@@ -15,8 +15,7 @@ Importing the package loads neither torch nor transformers. The attention implem
 "bertgeom" is registered as soon as both are there, in either order of the imports.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: its name would hide the submodule of that name.
 import importlib
 from typing import Any
 
