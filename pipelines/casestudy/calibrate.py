@@ -58,15 +58,19 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
 
 
-def choose_threshold(logits: np.ndarray, truth: np.ndarray, risk: float = 0.003) -> float:
-    """The least confidence, at least 0.5, above which at most `risk` of the answers are wrong."""
+def choose_threshold(
+    logits: np.ndarray, truth: np.ndarray, *, risk: float = 0.01, bounds: tuple = (0.5, 0.9)
+) -> float:
+    """The least confidence above which at most `risk` of the answers are wrong.
+
+    Kept within `bounds`: with calibrated probabilities an answer of more than 0.9 is good
+    enough by itself, and one below 0.5 never is.
+    """
     probabilities = softmax(logits)
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence)
     wrong = (probabilities.argmax(axis=1) != truth)[order]
     rates = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
     kept = np.flatnonzero(rates <= risk)
-    if not len(kept):
-        return 0.99
-    last = int(kept[-1])
-    return round(float(np.clip(confidence[order][last], 0.5, 0.99)), 4)
+    least = confidence[order][kept[-1]] if len(kept) else 1.0
+    return round(float(np.clip(least, *bounds)), 4)

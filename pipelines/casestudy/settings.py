@@ -114,4 +114,4 @@ TRAINING = Simulation(
 """What the training stream draws: more of the classes that hold more lineages."""
 
 VALIDATION = Simulation(profiles=(("typical", 0.7), ("poor", 0.25), ("sparse", 0.05)))
-"""What early stopping and calibration look at; its seed is never that of the stream."""
+"""What early stopping and calibration draw, with seeds other than the training stream's."""

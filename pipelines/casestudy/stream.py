@@ -18,7 +18,7 @@ from .lineages import CLASSES, SPIKE
 from .settings import TRAINING, VALIDATION, TrainSettings
 from .simulate import Sample, draw
 
-_STREAM, _VALIDATION, _VOCABULARY, _AUGMENT = range(4)
+_STREAM, _VALIDATION, _VOCABULARY, _AUGMENT, _CALIBRATION = range(5)
 _CHUNK = 1000
 _COMPLEMENT = np.zeros(256, np.uint8)
 _COMPLEMENT[np.frombuffer(b"ACGTN", np.uint8)] = np.frombuffer(b"TGCAN", np.uint8)
@@ -88,9 +88,15 @@ def training_batch(
 
 
 def validation_samples(settings: TrainSettings) -> list[Sample]:
-    """Simulated sequences for early stopping and calibration."""
+    """Simulated sequences for early stopping."""
     seed = stream_seed(settings, _VALIDATION)
     return [draw(seed, index, VALIDATION) for index in range(settings.n_validation)]
+
+
+def calibration_samples(settings: TrainSettings) -> list[Sample]:
+    """Others of the same kind, three times as many, that early stopping has not seen."""
+    seed = stream_seed(settings, _CALIBRATION)
+    return [draw(seed, index, VALIDATION) for index in range(3 * settings.n_validation)]
 
 
 def training_sequences(

@@ -36,6 +36,7 @@ from .lineages import CLASSES
 from .settings import TrainSettings
 from .stream import (
     LabelledSequences,
+    calibration_samples,
     encode,
     stream_seed,
     training_batch,
@@ -292,8 +293,9 @@ def _size_of(name: str) -> int:
 
 def _finish(folder: Path, loop: _Loop) -> dict[str, Any]:
     """Calibrate, write the model folder, and return the figures of the run."""
-    truth = np.array([CLASSES.index(sample.label) for sample in loop.samples])
-    logits = loop.logits([sample.bases for sample in loop.samples]).double().numpy()
+    samples = calibration_samples(loop.settings)
+    truth = np.array([CLASSES.index(sample.label) for sample in samples])
+    logits = loop.logits([sample.bases for sample in samples]).double().numpy()
     temperature = fit_temperature(logits, truth)
     decision = Decision(min_confidence=choose_threshold(logits / temperature, truth))
     figures = {

@@ -82,7 +82,8 @@ def test_threshold_is_the_least_that_keeps_the_risk():
     truth = np.array([0, 0, 0, 0, 1, 0])
     assert choose_threshold(logits, truth, risk=0.0) == 0.7
     assert choose_threshold(logits, truth, risk=0.2) == 0.55
-    assert choose_threshold(logits, 1 - truth, risk=0.0) == 0.99
+    assert choose_threshold(logits, truth, risk=0.2, bounds=(0.6, 0.9)) == 0.6
+    assert choose_threshold(logits, 1 - truth, risk=0.0) == 0.9
 
 
 def prediction(name, answer, best, confidence):
