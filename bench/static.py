@@ -165,11 +165,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.static", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output")
     parser.add_argument("--only", default="", help="names that contain this text")
+    parser.add_argument("--sm", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     parser.add_argument("--workers", type=int, default=1, help="compilations at a time")
     options = parser.parse_args(arguments)
     names = [name for name in shipped() if options.only in name]
     table = []
-    for row in measure_all(names, workers=options.workers) if names else ():
+    for row in measure_all(names, options.sm, options.workers) if names else ():
         table.append(row)
         if not options.json:
             print(_line(row), flush=True)

@@ -166,7 +166,7 @@ def attention_columns(
     n_far = band_first - first + last - band_last
     if WINDOW:
         n_far = 0
-    for it in range(0, n_far):
+    for it in range(n_far):
         i_first = tl.where(it < band_first, it, it - band_first + band_last) * COLS
         p = _received(
             b_k, p_q, p_l, o_q, i_first, stride_qn, n, scale,

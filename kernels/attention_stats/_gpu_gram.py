@@ -8,7 +8,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._gpu_tiles import PRECISION, Tiles, block_dim, compile_options, load_tile, multiply, tile_offsets, widen
+from ._gpu_tiles import (
+    PRECISION,
+    Tiles,
+    block_dim,
+    compile_options,
+    load_tile,
+    multiply,
+    tile_offsets,
+    widen,
+)
 
 
 @triton.jit
@@ -32,41 +41,41 @@ def attention_gram(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Program (which, head, window) writes p_gram (B, H, 3, d, d): Q'Q, K'K or K'Q."""
-    which = tl.program_id(0)
+    """Program (0, head, window) writes p_gram (B, H, 3, d, d): Q'Q, K'K, K'Q."""
     i_head = tl.program_id(1).to(tl.int64)
     i_batch = tl.program_id(2).to(tl.int64)
     i_flat = i_batch * tl.num_programs(1) + i_head
     n = tl.load(p_lengths + i_batch)
     p_q = p_query + i_batch * stride_qb + i_head * stride_qh
     p_k = p_key + i_batch * stride_kb + (i_head // heads_per_key) * stride_kh
-    p_left = tl.where(which == 0, p_q.to(tl.int64), p_k.to(tl.int64)).to(p_query.dtype)
-    p_right = tl.where(which == 1, p_k.to(tl.int64), p_q.to(tl.int64)).to(p_query.dtype)
-    left_n = tl.where(which == 0, stride_qn, stride_kn)
-    left_d = tl.where(which == 0, stride_qd, stride_kd)
-    right_n = tl.where(which == 1, stride_kn, stride_qn)
-    right_d = tl.where(which == 1, stride_kd, stride_qd)
-    o_left = tile_offsets(left_n, left_d, BLOCK, BLOCK_DIM)
-    o_right = tile_offsets(right_n, right_d, BLOCK, BLOCK_DIM)
-    gram = tl.zeros((BLOCK_DIM, BLOCK_DIM), tl.float32)
-    for tile in range(0, tl.cdiv(n, BLOCK)):
+    o_q = tile_offsets(stride_qn, stride_qd, BLOCK, BLOCK_DIM)
+    o_k = tile_offsets(stride_kn, stride_kd, BLOCK, BLOCK_DIM)
+    queries = tl.zeros((BLOCK_DIM, BLOCK_DIM), tl.float32)
+    keys = tl.zeros((BLOCK_DIM, BLOCK_DIM), tl.float32)
+    cross = tl.zeros((BLOCK_DIM, BLOCK_DIM), tl.float32)
+    for tile in range(tl.cdiv(n, BLOCK)):
         first = tl.cast(tile, tl.int64) * BLOCK
         left = n - tile * BLOCK
-        b_l = load_tile(p_left + first * left_n, o_left, left, True, HEAD_DIM, BLOCK, BLOCK_DIM)
-        b_r = load_tile(p_right + first * right_n, o_right, left, True, HEAD_DIM, BLOCK, BLOCK_DIM)
-        gram = multiply(tl.trans(b_l), b_r, gram, PRECISION, WIDEN)
+        b_q = load_tile(p_q + first * stride_qn, o_q, left, True, HEAD_DIM, BLOCK, BLOCK_DIM)
+        b_k = load_tile(p_k + first * stride_kn, o_k, left, True, HEAD_DIM, BLOCK, BLOCK_DIM)
+        queries = multiply(tl.trans(b_q), b_q, queries, PRECISION, WIDEN)
+        keys = multiply(tl.trans(b_k), b_k, keys, PRECISION, WIDEN)
+        cross = multiply(tl.trans(b_k), b_q, cross, PRECISION, WIDEN)
     o_row = tl.arange(0, BLOCK_DIM)
     o_out = o_row[:, None] * HEAD_DIM + o_row[None, :]
     m_out = (o_row < HEAD_DIM)[:, None] & (o_row < HEAD_DIM)[None, :]
-    tl.store(p_gram + (i_flat * 3 + which) * HEAD_DIM * HEAD_DIM + o_out, gram, mask=m_out)
+    p_out = p_gram + i_flat * 3 * HEAD_DIM * HEAD_DIM + o_out
+    tl.store(p_out, queries, mask=m_out)
+    tl.store(p_out + HEAD_DIM * HEAD_DIM, keys, mask=m_out)
+    tl.store(p_out + 2 * HEAD_DIM * HEAD_DIM, cross, mask=m_out)
 
 
 def gram_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     """The pinned configuration."""
-    wide = block_dim(head_dim) > 64
+    warps = 16 if block_dim(head_dim) > 64 else 4
     if dtype == torch.float32:
-        return Tiles(32, 32, 8 if wide else 4, 1)
-    return Tiles(64, 64, 8 if wide else 4, 2)
+        return Tiles(16, 16, max(8, warps), 1)
+    return Tiles(64, 64, warps, 2)
 
 
 def logit_sums(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
@@ -74,7 +83,7 @@ def logit_sums(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
     batch, n_heads, _, head_dim = query.shape
     tiles = gram_tiles(query.dtype, head_dim)
     gram = query.new_empty((batch, n_heads, 3, head_dim, head_dim), dtype=torch.float32)
-    attention_gram[(3, n_heads, batch)](
+    attention_gram[(1, n_heads, batch)](
         query, key, gram, lengths,
         *query.stride(), *key.stride(), n_heads // key.shape[1],
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,

@@ -162,7 +162,7 @@ def attention_pairs(
     last = tl.maximum(tl.cdiv(n, BLOCK) - delta, 0)
     if WINDOW:
         last = tl.where(delta * BLOCK - BLOCK < window, last, 0)
-    for row in range(0, last):
+    for row in range(last):
         col = row + delta
         i_row = row * BLOCK + o_row
         i_col = col * BLOCK + o_row

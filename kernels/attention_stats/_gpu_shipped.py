@@ -105,7 +105,14 @@ def _shipped() -> dict[str, ShippedKernel]:
     tiles = columns_tiles(half, d)
     add("attention_columns/fp16/d64/core", attention_columns, tiles, half, d, FULL=False)
     add("attention_columns/fp16/d64/window", attention_columns, tiles, half, d, WINDOW=True)
-    add("attention_pairs/fp16/d64/window", attention_pairs, pairs_tiles(half, d), half, d, WINDOW=True)
+    add(
+        "attention_pairs/fp16/d64/window",
+        attention_pairs,
+        pairs_tiles(half, d),
+        half,
+        d,
+        WINDOW=True,
+    )
     tiles, resident = k90_tiles(half, d, 512)
     add(
         "attention_k90/fp16/d64/resident/window", attention_k90, tiles, half, d, _RESIDENT,

@@ -157,7 +157,11 @@ def allowed(case: Case, inputs: dict[str, Any], name: str, exact: Tensor, b: int
         rough = reference.weight_statistics(single, special, options(case))[name]
         fine = reference.weight_statistics(double, special, options(case))[name]
         error = (rough.double() - fine.double()).abs().max().item()
-    return 2 * error + unit * max(1.0, size) + straddling(case, inputs, name, double, b, max(1.0, size))
+    return (
+        2 * error
+        + unit * max(1.0, size)
+        + straddling(case, inputs, name, double, b, max(1.0, size))
+    )
 
 
 def straddling(
@@ -280,7 +284,9 @@ def test_integer_values_come_out_exactly(n: int, dtype: torch.dtype, device: str
     weights = member / member.sum(-1, keepdim=True)
     q, k, v = (x[None, None].to(device) for x in (query, key, value))
     found = attention_stats(q, k, v, scale=1.0, columns=True, rows=True, impl="triton")
-    assert torch.equal(found.output[0, 0].double().cpu(), (weights @ value.double()).to(dtype).double())
+    assert torch.equal(
+        found.output[0, 0].double().cpu(), (weights @ value.double()).to(dtype).double()
+    )
     received = found.values["attention_received"][0, 0].double().cpu()
     assert torch.equal(received, weights.sum(0))
     offset = torch.arange(n)[None, :] - torch.arange(n)[:, None]
@@ -334,7 +340,9 @@ def test_results_are_bitwise_repeatable_and_read_no_uninitialised_memory(
 def test_padding_and_neighbours_change_nothing(device: str) -> None:
     inputs = tensors(SMALL, device)
     whole = attention_stats(**inputs, **settings(SMALL), impl="triton")
-    alone = {k: x[1:, :33] if x.dim() == 2 else x[1:, :, :33] for k, x in inputs.items() if x.dim() > 1}
+    alone = {
+        k: x[1:, :33] if x.dim() == 2 else x[1:, :, :33] for k, x in inputs.items() if x.dim() > 1
+    }
     garbage = {k: x.clone() for k, x in inputs.items()}
     for name in ("query", "key", "value"):
         garbage[name][1, :, 33:] = torch.nan if name != "query" else torch.inf
@@ -424,6 +432,8 @@ def test_numba_and_triton_agree(device: str) -> None:
         assert torch.equal(have.isnan(), want.isnan()), name
         for b in range(case.batch):
             error = (have[b].double() - want[b].double()).abs().nan_to_num().max().item()
-            limit = 0 if "k90" in name or name == "gate" else 2 * allowed(case, inputs, name, want, b)
+            limit = (
+                0 if "k90" in name or name == "gate" else 2 * allowed(case, inputs, name, want, b)
+            )
             assert error <= limit, (name, b, error)
     assert torch.allclose(triton.output, numba.output, rtol=0, atol=1e-5)
