@@ -34,8 +34,8 @@ _TEAM_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorator of compiled functions: without the GIL, division as in numpy, cached on disk.
 
-    Code on disk is used as long as the sources of the function's folder and of this one are the
-    same: Numba's own rule looks at one file, and misses a change in what the function calls.
+    Code on disk is used as long as the sources of the function's folder and of this package are
+    the same: Numba's own rule looks at one file, and misses a change in what the function calls.
     """
     if function is None:
         return functools.partial(jit, **options)
@@ -64,7 +64,7 @@ class _FolderCache(FunctionCache):
 @functools.cache
 def _source_stamp(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")}):
+    for path in sorted({*folder.glob("*.py"), *Path(__file__).parent.rglob("*.py")}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numba
 import numpy as np
 
 from .._cpu import inner, sgemm
-from .._cpu_vectors import widest_vectors
+from .._cpu_vectors import floats_at, widest_vectors
 from ._cpu_work import PHASES
 from ._options import (
     FLAT,
@@ -60,6 +61,9 @@ FULL_SCALARS = ("attention_value_entropy", "attention_asymmetry")
     VALUE_ENTROPY,
     ASYMMETRY,
 ) = range(len(SCALARS) + len(FULL_SCALARS))
+
+#: |S|^2 / (|Q|^2 |K|^2) below which float32 products lose more than 1e-4 of |S|^2.
+_ORTHOGONAL = 1e-3
 
 _CLOSED, _OPEN, _BACK, _FORTH, _DIRECTIONAL, _INSTANCE, _CLUSTER, _DIFFUSE = range(GATE_MIXED)
 
@@ -269,9 +273,53 @@ def k90_summary(n, k_rows, out):
 
 @inner
 def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
-    """Asymmetry and effective rank of Q K^T from the products Q'Q, K'K and K'Q.
+    """Asymmetry and effective rank of S = Q K^T: from S where it is small, else from d x d products.
 
-    All are divided by tr(Q'Q) tr(K'K), which keeps the fourth powers inside float32.
+    Args:
+        query, key: addresses; query_row, key_row: distances of their rows.
+        gram: (4, d, d) float32 to work in.
+    """
+    if n < d:
+        norm, square, quartic = _of_scores(blas, n, d, query, query_row, key, key_row, gram)
+    else:
+        norm, square, quartic = _of_products(blas, n, d, query, query_row, key, key_row, gram)
+    out[_LOGIT_ASYMMETRY] = 0.0
+    out[_LOGIT_RANK] = 0.0
+    if norm != 0:
+        out[_LOGIT_ASYMMETRY] = min(max(0.5 * (norm - square) / norm, 0.0), 1.0)
+        out[_LOGIT_RANK] = norm * norm / quartic
+
+
+@inner
+def _of_scores(blas, n, d, query, query_row, key, key_row, gram):
+    """|S|^2, tr(S^2) and tr((S S')^2) of the n x n matrix S, divided by |S|^2 once and twice."""
+    flat = gram.reshape(gram.size)
+    s = flat[: n * n].reshape((n, n))
+    product = flat[n * n : 2 * n * n].reshape((n, n))
+    one = np.float32(1)
+    sgemm(blas, 0, 1, n, n, d, one, query, query_row, key, key_row, s.ctypes.data, n)
+    norm = square = quartic = 0.0
+    for i in range(n):
+        for j in range(n):
+            norm += np.float64(s[i, j]) * np.float64(s[i, j])
+            square += np.float64(s[i, j]) * np.float64(s[j, i])
+    unit = 1 / norm if norm != 0 else 0.0
+    sgemm(
+        blas, 0, 1, n, n, n, np.float32(unit), s.ctypes.data, n, s.ctypes.data, n,
+        product.ctypes.data, n,
+    )  # fmt: skip
+    for i in range(n):
+        for j in range(n):
+            quartic += np.float64(product[i, j]) * np.float64(product[i, j])
+    return norm * unit, square * unit, quartic
+
+
+@inner
+def _of_products(blas, n, d, query, query_row, key, key_row, gram):
+    """The same from Q'Q, K'K and K'Q: tr(Q'Q K'K), tr((K'Q)^2) and tr((Q'Q K'K)^2).
+
+    Rounding of the products is magnified where queries and keys are nearly orthogonal and S is
+    small for its factors; they are then taken in float64.
     """
     qq, kk, kq, product = gram[0], gram[1], gram[2], gram[3]
     one = np.float32(1)
@@ -287,14 +335,40 @@ def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
         blas, 0, 0, d, d, d, np.float32(unit), qq.ctypes.data, d, kk.ctypes.data, d,
         product.ctypes.data, d,
     )  # fmt: skip
+    norm, square, quartic = _traces(product, kq)
+    if norm < _ORTHOGONAL:
+        return _of_products_in_double(n, d, query, query_row, key, key_row, unit)
+    return norm, square * unit, quartic
+
+
+@inner
+def _traces(product, kq):
     norm = square = quartic = 0.0
-    for r in range(d):
+    for r in range(len(product)):
         norm += product[r, r]
-        for c in range(d):
+        for c in range(len(product)):
             square += np.float64(kq[r, c]) * np.float64(kq[c, r])
             quartic += np.float64(product[r, c]) * np.float64(product[c, r])
-    out[_LOGIT_ASYMMETRY] = 0.0
-    out[_LOGIT_RANK] = 0.0
-    if norm != 0:
-        out[_LOGIT_ASYMMETRY] = min(max(0.5 * (norm - square * unit) / norm, 0.0), 1.0)
-        out[_LOGIT_RANK] = norm * norm / quartic
+    return norm, square, quartic
+
+
+@inner
+def _of_products_in_double(n, d, query, query_row, key, key_row, unit):
+    q = numba.carray(floats_at(query), (n * query_row,), np.float32)
+    k = numba.carray(floats_at(key), (n * key_row,), np.float32)
+    qq, kk, kq = np.zeros((d, d)), np.zeros((d, d)), np.zeros((d, d))
+    for i in range(n):
+        q_row = q[i * query_row : i * query_row + d]
+        k_row = k[i * key_row : i * key_row + d]
+        for r in range(d):
+            for c in range(d):
+                qq[r, c] += np.float64(q_row[r]) * np.float64(q_row[c])
+                kk[r, c] += np.float64(k_row[r]) * np.float64(k_row[c])
+                kq[r, c] += np.float64(k_row[r]) * np.float64(q_row[c])
+    product = np.zeros((d, d))
+    for r in range(d):
+        for x in range(d):
+            for c in range(d):
+                product[r, c] += unit * qq[r, x] * kk[x, c]
+    norm, square, quartic = _traces(product, kq)
+    return norm, square * unit, quartic

@@ -122,13 +122,15 @@ def run(
 
 
 def _readable(x: Tensor) -> Tensor:
-    """x as float32 with contiguous rows; itself if it is that already."""
+    """x as float32 whose rows BLAS can read; itself if it is that already."""
     x = x.detach().float()
-    return x if x.stride(-1) == 1 else x.contiguous()
+    apart = x.stride(-2) >= x.shape[-1] or x.shape[-2] == 1
+    return x if apart and x.stride(-1) == 1 else x.contiguous()
 
 
 def _heads(x: Tensor) -> Heads:
-    return Heads(x.data_ptr(), *x.stride()[:3])
+    batch, head, row, _ = x.stride()
+    return Heads(x.data_ptr(), batch, head, max(row, x.shape[-1]))
 
 
 def _slots(x: Tensor | None, batch: int, n_slots: int, dtype: type) -> np.ndarray:

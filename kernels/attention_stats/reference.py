@@ -118,7 +118,7 @@ def weight_statistics(
         "attention_backward": mean_mass(offset < 0),
         "attention_special": mean_mass(special),
         "attention_confident_mass": mean_mass(confident),
-        "attention_confident_count": confident.sum((-2, -1)) / n,
+        "attention_confident_count": confident.to(a).sum((-2, -1)) / n,
         "attention_received_entropy": -torch.special.xlogy(share, share).sum(-1),
         "attention_received_max": share.amax(-1),
         "gate_mass": gate_mass(a, special, options, slack),
