@@ -6,18 +6,14 @@ depends on the number of threads or on the padding.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ._cpu import jit, on_torch_threads, sgemm
+from ._cpu import inner, on_torch_threads, sgemm
 
-#: Decorator of compiled functions that compiled functions call. They leave no copy of their own:
-#: Numba keeps one in every module that calls a function, rounded as that module was optimised, and
-#: a process that compiles would run another one than a process that finds the code on disk.
-inner = functools.partial(jit, forceinline=True)
+_compiled: set[Any] = set()
 
 #: Rows of a block; its vectors stay in the L2 cache.
 ROWS = 64
@@ -41,8 +37,9 @@ def share_out(function: Any, n_tasks: int, *arguments: Any) -> None:
     The function claims tasks 0 ... n_tasks - 1 with `claim(counters, 0)`, and may number its
     thread with `claim(counters, 1)`.
     """
-    if not function.signatures:
+    if function not in _compiled:
         function(0, np.zeros(2, np.int64), *arguments)
+        _compiled.add(function)
     counters = np.zeros(2, np.int64)
     on_torch_threads(lambda: function(n_tasks, counters, *arguments))
 
@@ -53,51 +50,73 @@ def n_blocks(n_rows: int) -> int:
 
 
 @inner
-def unit_rows(flat, start, step, first, last, norm, total):  # type: ignore[no-untyped-def]
-    """Norms of a block of rows, and the sum of their unit vectors; zero rows add nothing.
+def unit_rows(flat, start, step, first, last, norm, total):
+    """Norms of a few rows; adds their unit vectors to `total`. Zero rows add nothing.
 
     Args:
         flat: see `flat_rows`; row i begins at start + i * step.
-        first, last: the block.
+        first, last: the rows.
         norm: (>= last,) float64; [first:last] is written.
-        total: (D,) float32, overwritten.
+        total: (D,) float32.
     """
     width = len(total)
-    total[:] = 0
-    scale = np.zeros(4, np.float32)
-    for i in range(first, last, 4):
-        count = min(4, last - i)
-        for r in range(count):
-            row = flat[start + (i + r) * step : start + (i + r) * step + width]
-            square = 0.0
-            for d in range(width):
-                square += np.float64(row[d]) * np.float64(row[d])
-            norm[i + r] = np.sqrt(square)
-            scale[r] = np.float32(1 / norm[i + r] if square > 0 else 0.0)
-        add_scaled(flat, start + i * step, step, count, scale, total)
+    whole = last - (last - first) % 4
+    for i in range(first, whole, 4):
+        row_a, row_b, row_c, row_d = _four_rows(flat, start + i * step, step, width)
+        a, b, c, d = 0.0, 0.0, 0.0, 0.0
+        for k in range(width):
+            a += np.float64(row_a[k]) * np.float64(row_a[k])
+            b += np.float64(row_b[k]) * np.float64(row_b[k])
+            c += np.float64(row_c[k]) * np.float64(row_c[k])
+            d += np.float64(row_d[k]) * np.float64(row_d[k])
+        a, b, c, d = np.sqrt(a), np.sqrt(b), np.sqrt(c), np.sqrt(d)
+        norm[i], norm[i + 1], norm[i + 2], norm[i + 3] = a, b, c, d
+        u, v, w, x = _inverse(a), _inverse(b), _inverse(c), _inverse(d)
+        for k in range(width):
+            total[k] += (row_a[k] * u + row_b[k] * v) + (row_c[k] * w + row_d[k] * x)
+    for i in range(whole, last):
+        row = flat[start + i * step : start + i * step + width]
+        square = 0.0
+        for k in range(width):
+            square += np.float64(row[k]) * np.float64(row[k])
+        norm[i] = np.sqrt(square)
+        scale = _inverse(norm[i])
+        for k in range(width):
+            total[k] += row[k] * scale
 
 
 @inner
-def add_scaled(flat, start, step, count, scale, total):  # type: ignore[no-untyped-def]
-    """total += sum of `count` <= 4 rows from `start` on, each times its scale."""
+def add_rows(flat, start, step, first, last, total):
+    """Adds a few rows to `total` (D,) float32; arguments as in `unit_rows`."""
     width = len(total)
-    if count == 4:
-        a, b, c, d = scale[0], scale[1], scale[2], scale[3]
-        row_a = flat[start : start + width]
-        row_b = flat[start + step : start + step + width]
-        row_c = flat[start + 2 * step : start + 2 * step + width]
-        row_d = flat[start + 3 * step : start + 3 * step + width]
+    whole = last - (last - first) % 4
+    for i in range(first, whole, 4):
+        row_a, row_b, row_c, row_d = _four_rows(flat, start + i * step, step, width)
         for k in range(width):
-            total[k] += (row_a[k] * a + row_b[k] * b) + (row_c[k] * c + row_d[k] * d)
-        return
-    for r in range(count):
-        row = flat[start + r * step : start + r * step + width]
+            total[k] += (row_a[k] + row_b[k]) + (row_c[k] + row_d[k])
+    for i in range(whole, last):
+        row = flat[start + i * step : start + i * step + width]
         for k in range(width):
-            total[k] += row[k] * scale[r]
+            total[k] += row[k]
 
 
 @inner
-def inner_products(address, a, b, transposed, out):  # type: ignore[no-untyped-def]
+def _four_rows(flat, start, step, width):
+    return (
+        flat[start : start + width],
+        flat[start + step : start + step + width],
+        flat[start + 2 * step : start + 2 * step + width],
+        flat[start + 3 * step : start + 3 * step + width],
+    )
+
+
+@inner
+def _inverse(norm):
+    return np.float32(1 / norm if norm > 0 else 0.0)
+
+
+@inner
+def inner_products(address, a, b, transposed, out):
     """out[:r, :c] = a b^T, or a^T b where `transposed`, by one single-threaded sgemm.
 
     Args:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .._rows import inner, inner_products
+from .._cpu import inner
+from .._cpu_vectors import larger, smaller
+from .._rows import inner_products
 
 #: Rows and columns of a tile of cosines.
 TILE_ROWS, TILE_COLUMNS = 96, 1024
@@ -40,6 +42,7 @@ _P = tuple(
 _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7 = _P
 
 
+@functools.lru_cache(maxsize=16)
 def versine_edges(bins: int) -> Any:
     """1 - cos of the bin edges, (bins + 1,) float32; the ends lie outside of every angle."""
     edges = (2 * np.sin(np.linspace(0, np.pi / 2, bins + 1)) ** 2).astype(np.float32)
@@ -48,7 +51,7 @@ def versine_edges(bins: int) -> Any:
 
 
 @inner
-def cone_axis(total, n, axis):  # type: ignore[no-untyped-def]
+def cone_axis(total, n, axis):
     """Length I of the sum of n unit vectors; axis (D,) = total / I, or NaN where they cancel."""
     square = 0.0
     for d in range(len(total)):
@@ -60,7 +63,7 @@ def cone_axis(total, n, axis):  # type: ignore[no-untyped-def]
 
 
 @inner
-def axis_angles(flat, start, step, first, last, norm, axis, out):  # type: ignore[no-untyped-def]
+def axis_angles(flat, start, step, first, last, norm, axis, out):
     """Sum and maximum (degrees) of the angles between rows and the axis, into out[0], out[1]."""
     width = len(axis)
     total, largest = 0.0, 0.0
@@ -78,7 +81,7 @@ def axis_angles(flat, start, step, first, last, norm, axis, out):  # type: ignor
 
 
 @inner
-def centre_units(flat, start, step, first, last, norm, slot, shift, unit, half, size):  # type: ignore[no-untyped-def]
+def centre_units(flat, start, step, first, last, norm, slot, shift, unit, half, size):
     """Writes y_i = x_i / |x_i| - shift of the non-zero rows of a block, packed.
 
     Args:
@@ -112,7 +115,7 @@ _finite = functools.partial(inner, fastmath=True)
 
 
 @_finite()
-def angle_tile(  # type: ignore[no-untyped-def]
+def angle_tile(
     address, a, b, half_a, half_b, size_a, size_b, shift, diagonal, edges, guess, tile, counts, sums
 ):
     """Angles of the pairs (i, j) of a tile; leaves 1 - cos in `tile`.
@@ -147,7 +150,7 @@ def angle_tile(  # type: ignore[no-untyped-def]
 
 
 @_finite()
-def _row_angles(row, half_a, half_b, size_a, size_b, degrees):  # type: ignore[no-untyped-def]
+def _row_angles(row, half_a, half_b, size_a, size_b, degrees):
     """row: products of the centred vectors in, 1 - cos out; returns whether a pair is near."""
     zero, half, one, two = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
     bound = np.float32(NEAR) * size_a
@@ -168,7 +171,7 @@ def _row_angles(row, half_a, half_b, size_a, size_b, degrees):  # type: ignore[n
 
 
 @_finite()
-def _near_angles(row, a, b, size_a, size_b, shift, degrees):  # type: ignore[no-untyped-def]
+def _near_angles(row, a, b, size_a, size_b, shift, degrees):
     """Angles of (anti)parallel pairs from |u - w|, or |u + w|: the cosine has lost its digits."""
     bound = np.float32(NEAR) * size_a
     for j in range(len(row)):
@@ -191,28 +194,23 @@ def _near_angles(row, a, b, size_a, size_b, shift, degrees):  # type: ignore[no-
 
 
 @_finite()
-def _add_row(degrees, guess, sums):  # type: ignore[no-untyped-def]
+def _add_row(degrees, guess, sums):
     first, second = np.float32(0), np.float32(0)
+    least, largest = np.float32(180), np.float32(0)
     for j in range(len(degrees)):
         off = degrees[j] - guess
         first += off
         second += off * off
-    # Floats that are not negative are ordered like their bits, whose extremes vectorise.
-    bits, ends = degrees.view(np.int32), np.empty(2, np.float32)
-    ends[0], ends[1] = 180, 0
-    least, largest = ends.view(np.int32)[0], ends.view(np.int32)[1]
-    for j in range(len(bits)):
-        least = min(least, bits[j])
-        largest = max(largest, bits[j])
-    ends.view(np.int32)[0], ends.view(np.int32)[1] = least, largest
+        least = smaller(least, degrees[j])
+        largest = larger(largest, degrees[j])
     sums[0] += first
     sums[1] += second
-    sums[2] = min(sums[2], np.float64(ends[0]))
-    sums[3] = max(sums[3], np.float64(ends[1]))
+    sums[2] = min(sums[2], np.float64(least))
+    sums[3] = max(sums[3], np.float64(largest))
 
 
 @_finite()
-def _bins_of_row(degrees, bins, place):  # type: ignore[no-untyped-def]
+def _bins_of_row(degrees, bins, place):
     """Bins by the rounded angle; returns whether one is so close to an edge that it may be off."""
     scale, last = np.float32(bins / 180), np.int32(bins - 1)
     margin = np.float32(EDGE_MARGIN * bins)
@@ -228,7 +226,7 @@ def _bins_of_row(degrees, bins, place):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _compare_with_edges(row, edges, place):  # type: ignore[no-untyped-def]
+def _compare_with_edges(row, edges, place):
     for j in range(len(row)):
         if row[j] < edges[place[j]]:
             place[j] -= 1
@@ -237,7 +235,7 @@ def _compare_with_edges(row, edges, place):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _count(place, partial):  # type: ignore[no-untyped-def]
+def _count(place, partial):
     """Neighbours often share a bin: eight counters take turns, so that none waits for itself."""
     a, b, c, d = partial[0], partial[1], partial[2], partial[3]
     e, f, g, h = partial[4], partial[5], partial[6], partial[7]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._cpu import claim, jit, sgemm_address
+from .._cpu_vectors import widest_vectors
 from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
 from ._sweeps import (
     NARROW,
@@ -28,7 +29,7 @@ from ._sweeps import (
 def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
     """Cone statistics of x (B, H, N, D) over the first lengths[b] rows; values are (B, H)."""
     shape = x.shape[:2]
-    sums = _sum_units(x, lengths.numpy().repeat(shape[1]))
+    sums = _sum_units(x, lengths.numpy())
     index, kept = _lengths_of(sums.total, sums.kept), sums.kept
     pairs = kept * (kept - 1.0)
     values = {
@@ -67,31 +68,38 @@ class _UnitSums:
 
 
 def _sum_units(x: Tensor, lengths: Any) -> _UnitSums:
-    """Of the sets x[b, h], in this order; x (B, H, N, D), lengths (B * H,)."""
+    """Of the sets x[b, h], in this order; x (B, H, N, D), lengths (B,)."""
     batch, heads, n_slots, width = x.shape
     flat, (step_b, step_h, step) = flat_rows(x)
     starts = (np.arange(batch)[:, None] * step_b + np.arange(heads) * step_h).ravel()
     lengths = lengths.astype(np.int64)
     norm = np.zeros((batch * heads, n_slots))
-    parts = np.zeros((batch * heads, n_blocks(n_slots), width), np.float32)
-    n_tasks = parts.shape[0] * parts.shape[1]
-    share_out(_unit_blocks, n_tasks, flat, starts, step, lengths, norm, parts)
+    parts = np.zeros((batch, n_blocks(n_slots), heads, width), np.float32)
+    share_out(
+        _unit_blocks, parts.shape[0] * parts.shape[1], flat, starts, step, lengths, norm, parts
+    )
     finite = np.isfinite(norm).all(1)
-    total = np.where(finite[:, None], parts.sum(1, dtype=np.float64), np.nan)
+    total = parts.sum(1, dtype=np.float64).reshape(-1, width)
+    total[~finite] = np.nan
+    lengths = lengths.repeat(heads)
     return _UnitSums(flat, starts, step, lengths, (norm != 0).sum(1), finite, norm, total)
 
 
 @jit
-def _unit_blocks(n_tasks, counters, flat, starts, step, lengths, norm, parts):  # type: ignore[no-untyped-def]
-    n_parts = parts.shape[1]
+def _unit_blocks(n_tasks, counters, flat, starts, step, lengths, norm, parts):
+    widest_vectors()
+    n_parts, heads = parts.shape[1], parts.shape[2]
     while True:
         task = claim(counters, 0)
         if task >= n_tasks:
             return
-        s, k = task // n_parts, task % n_parts
-        first, last = k * ROWS, min((k + 1) * ROWS, lengths[s])
-        if first < last:
-            unit_rows(flat, starts[s], step, first, last, norm[s], parts[s, k])
+        b, k = task // n_parts, task % n_parts
+        last = min((k + 1) * ROWS, lengths[b])
+        # Heads lie side by side in memory: row by row, all of them.
+        for i in range(k * ROWS, last, 4):
+            for h in range(heads):
+                s = b * heads + h
+                unit_rows(flat, starts[s], step, i, min(i + 4, last), norm[s], parts[b, k, h])
 
 
 def _lengths_of(total: Any, kept: Any) -> Any:
@@ -116,7 +124,8 @@ def _axis_angles(sums: _UnitSums, index: Any) -> tuple[Any, Any]:
 
 
 @jit
-def _axis_blocks(n_tasks, counters, flat, starts, step, lengths, norm, axis, parts):  # type: ignore[no-untyped-def]
+def _axis_blocks(n_tasks, counters, flat, starts, step, lengths, norm, axis, parts):
+    widest_vectors()
     n_parts = parts.shape[1]
     while True:
         task = claim(counters, 0)
@@ -216,7 +225,8 @@ def _centred(sums: _UnitSums, shift: Any) -> _Side:
 
 
 @jit
-def _centre_blocks(n_tasks, counters, flat, starts, step, lengths, norm, slot, shift, side):  # type: ignore[no-untyped-def]
+def _centre_blocks(n_tasks, counters, flat, starts, step, lengths, norm, slot, shift, side):
+    widest_vectors()
     n_parts = -(-norm.shape[1] // ROWS)
     while True:
         task = claim(counters, 0)
@@ -244,7 +254,7 @@ def _tiles(kept: Any, triangle: bool) -> Any:
 
 
 @jit
-def _angle_tiles(  # type: ignore[no-untyped-def]
+def _angle_tiles(
     n_tasks,
     counters,
     address,
@@ -258,6 +268,7 @@ def _angle_tiles(  # type: ignore[no-untyped-def]
     counts,
     sums,
 ):
+    widest_vectors()
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     while True:
         task = claim(counters, 0)

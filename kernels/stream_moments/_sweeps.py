@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from .._rows import add_scaled, inner, inner_products
+from .._cpu import inner
+from .._rows import add_rows, inner_products
 
 #: Rows whose entries get one provisional mean; they fit into the L1 cache.
 GROUP = 8
@@ -21,7 +22,7 @@ OUTLIER = 6.0
 
 
 @inner
-def moment_rows(flat, start, step, first, last, norm, total, moments):  # type: ignore[no-untyped-def]
+def moment_rows(flat, start, step, first, last, norm, total, moments):
     """Moments of all entries of a block of rows, and the sum of the rows.
 
     Args:
@@ -31,19 +32,17 @@ def moment_rows(flat, start, step, first, last, norm, total, moments):  # type: 
     """
     width = len(total)
     total[:] = 0
-    ones = np.ones(4, np.float32)
     group = np.zeros(5)
     moments[:] = 0
     for i in range(first, last, GROUP):
         stop = min(i + GROUP, last)
         _group_moments(flat, start, step, i, stop, width, norm, group)
         merge_moments(moments, group)
-        for k in range(i, stop, 4):
-            add_scaled(flat, start + k * step, step, min(4, stop - k), ones, total)
+        add_rows(flat, start, step, i, stop, total)
 
 
 @inner
-def _group_moments(flat, start, step, first, last, width, norm, moments):  # type: ignore[no-untyped-def]
+def _group_moments(flat, start, step, first, last, width, norm, moments):
     """About a provisional mean, and scaled to about 1 so that no power over- or underflows."""
     entries = 0.0
     largest = 0.0
@@ -52,7 +51,7 @@ def _group_moments(flat, start, step, first, last, width, norm, moments):  # typ
         line = np.float32(0)
         for d in range(width):
             line += row[d]
-        entries += line
+        entries += np.float64(line)
         largest = max(largest, norm[i])
     count = float((last - first) * width)
     unit = math.sqrt(width) / largest if largest > 0 else 1.0
@@ -69,12 +68,15 @@ def _group_moments(flat, start, step, first, last, width, norm, moments):  # typ
             a2 += square
             a3 += square * x
             a4 += square * square
-        s1, s2, s3, s4 = s1 + a1, s2 + a2, s3 + a3, s4 + a4
+        s1 += np.float64(a1)
+        s2 += np.float64(a2)
+        s3 += np.float64(a3)
+        s4 += np.float64(a4)
     _recentre(count, about, s1, s2, s3, s4, scale, moments)
 
 
 @inner
-def _recentre(count, about, s1, s2, s3, s4, scale, moments):  # type: ignore[no-untyped-def]
+def _recentre(count, about, s1, s2, s3, s4, scale, moments):
     """Moments from power sums of scale * x about a point near the mean; s1 is a rounding error."""
     off = s1 / count
     m2 = s2 - count * off**2
@@ -89,7 +91,7 @@ def _recentre(count, about, s1, s2, s3, s4, scale, moments):  # type: ignore[no-
 
 
 @inner
-def merge_moments(into, other):  # type: ignore[no-untyped-def]
+def merge_moments(into, other):
     """into = moments of both samples (Chan et al. 1983; Pebay 2008); (5,) float64 each."""
     na, nb = into[0], other[0]
     n = na + nb
@@ -113,7 +115,7 @@ def merge_moments(into, other):  # type: ignore[no-untyped-def]
 
 
 @inner
-def moments_of(values, moments):  # type: ignore[no-untyped-def]
+def moments_of(values, moments):
     """Moments of a float64 vector, by two passes."""
     count = float(len(values))
     total = 0.0
@@ -131,7 +133,7 @@ def moments_of(values, moments):  # type: ignore[no-untyped-def]
 
 
 @inner
-def describe(moments, out):  # type: ignore[no-untyped-def]
+def describe(moments, out):
     """Mean, population variance, skewness, excess kurtosis; the last two NaN for a constant."""
     count, mean, m2 = moments[0], moments[1], moments[2]
     variance = m2 / count if count > 0 else np.nan
@@ -143,7 +145,7 @@ def describe(moments, out):  # type: ignore[no-untyped-def]
 
 
 @inner
-def outlier_dims(total):  # type: ignore[no-untyped-def]
+def outlier_dims(total):
     """Entries of a vector beyond `OUTLIER` population standard deviations of its entries."""
     moments = np.empty(5)
     moments_of(total, moments)
@@ -156,7 +158,7 @@ def outlier_dims(total):  # type: ignore[no-untyped-def]
 
 
 @inner
-def centre_rows(flat, start, step, first, last, mean, scale, centred):  # type: ignore[no-untyped-def]
+def centre_rows(flat, start, step, first, last, mean, scale, centred):
     """centred[i] = (x_i - mean) * scale for a block of rows; returns the sum of its squares.
 
     Args:
@@ -171,12 +173,12 @@ def centre_rows(flat, start, step, first, last, mean, scale, centred):  # type: 
             value = (row[d] - mean[d]) * scale
             y[d] = value
             square += value * value
-        total += square
+        total += np.float64(square)
     return total
 
 
 @inner
-def square_tile(address, a, b, transposed, diagonal, tile):  # type: ignore[no-untyped-def]
+def square_tile(address, a, b, transposed, diagonal, tile):
     """Sum of the squares of a b^T (or a^T b): the diagonal once, entries right of it twice.
 
     Args:
@@ -199,7 +201,7 @@ def square_tile(address, a, b, transposed, diagonal, tile):  # type: ignore[no-u
 
 
 @inner
-def covariance_row(versine, norm, norms, half_row, half_rows):  # type: ignore[no-untyped-def]
+def covariance_row(versine, norm, norms, half_row, half_rows):
     """Sum over j of <x_i - m, x_j - m>^2, from the angles of a row of pairs.
 
     <x_i, x_j> = |x_i| |x_j| (1 - versine_j); m is the mean vector, half_i = <x_i, m> - |m|^2 / 2.

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._cpu import claim, jit, sgemm_address
-from .._rows import ROWS, flat_rows, inner, n_blocks, share_out, unit_rows
+from .._cpu import claim, inner, jit, sgemm_address
+from .._cpu_vectors import widest_vectors
+from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
 from ..cone_angles._sweeps import (
     NARROW,
     NO_AXIS,
@@ -165,7 +166,8 @@ def _pairs(n: int, m: int) -> Any:
 
 
 def _run(work: _Work, step: int, tasks: Any) -> None:
-    share_out(_claim_tasks, len(tasks), work, step, tasks, sgemm_address())
+    # Numba takes arrays faster than a tuple of arrays.
+    share_out(_claim_tasks, len(tasks), step, tasks, sgemm_address(), *work)
 
 
 def _allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work:
@@ -215,8 +217,9 @@ def _tiles(n: int) -> Any:
 
 
 def _named(work: _Work, angles: bool) -> dict[str, Tensor]:
-    found = torch.from_numpy(work.out).float()
-    values = {name: found[:, k] for k, name in enumerate(_FLOATS) if angles or name not in _ANGLE}
+    names = _FLOATS if angles else _FLOATS[:_AT_ANGLE]
+    found = torch.from_numpy(work.out.astype(np.float32)).unbind(1)
+    values = dict(zip(names, found, strict=False))
     values["zero_vectors"] = torch.from_numpy(
         np.where(work.kept < 0, 0, work.lengths - work.kept).astype(np.int32)
     )
@@ -227,7 +230,9 @@ def _named(work: _Work, angles: bool) -> dict[str, Tensor]:
 
 
 @jit
-def _claim_tasks(n_tasks, counters, w, step, tasks, address):  # type: ignore[no-untyped-def]
+def _claim_tasks(n_tasks, counters, step, tasks, address, *arrays):
+    widest_vectors()
+    w = _Work(*arrays)
     mine = claim(counters, 1)
     scratch = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     while True:
@@ -250,7 +255,7 @@ def _claim_tasks(n_tasks, counters, w, step, tasks, address):  # type: ignore[no
 
 
 @inner
-def _window(w, b, at, scratch, address):  # type: ignore[no-untyped-def]
+def _window(w, b, at, scratch, address):
     n_parts = w.moments.shape[1]
     for k in range(n_parts):
         _sweep(w, b, k)
@@ -263,18 +268,19 @@ def _window(w, b, at, scratch, address):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _sweep(w, b, k):  # type: ignore[no-untyped-def]
+def _sweep(w, b, k):
     first, last = k * ROWS, min((k + 1) * ROWS, w.lengths[b])
     if first >= last:
         return
     start, step = b * w.step[0], w.step[1]
     norm = w.norm[b]
+    w.unit_sum[b, k] = 0
     unit_rows(w.flat, start, step, first, last, norm, w.unit_sum[b, k])
     moment_rows(w.flat, start, step, first, last, norm, w.row_sum[b, k], w.moments[b, k])
 
 
 @inner
-def _merge(w, b):  # type: ignore[no-untyped-def]
+def _merge(w, b):
     n = w.lengths[b]
     kept = _pack(w.norm[b, :n], w.slot[b])
     w.kept[b] = kept
@@ -312,7 +318,7 @@ def _merge(w, b):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _pack(norm, slot):  # type: ignore[no-untyped-def]
+def _pack(norm, slot):
     """Numbers the non-zero rows in `slot`; returns their number, -1 if a norm is not finite."""
     kept = 0
     for i in range(len(norm)):
@@ -324,7 +330,7 @@ def _pack(norm, slot):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _sum_parts(parts):  # type: ignore[no-untyped-def]
+def _sum_parts(parts):
     total = np.zeros(parts.shape[1])
     for k in range(len(parts)):
         for d in range(len(total)):
@@ -333,7 +339,7 @@ def _sum_parts(parts):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _cone(total, kept, axis, out):  # type: ignore[no-untyped-def]
+def _cone(total, kept, axis, out):
     index = cone_axis(total, kept, axis)
     out[0] = index
     out[1] = index / kept if kept > 0 else np.nan
@@ -341,7 +347,7 @@ def _cone(total, kept, axis, out):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _centre(w, b, k, at):  # type: ignore[no-untyped-def]
+def _centre(w, b, k, at):
     first, last = k * ROWS, min((k + 1) * ROWS, w.lengths[b])
     if first >= last or w.kept[b] < 0:
         return
@@ -362,7 +368,7 @@ def _centre(w, b, k, at):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _weights(flat, start, step, first, last, norm, slot, mean, packed_norm, weight):  # type: ignore[no-untyped-def]
+def _weights(flat, start, step, first, last, norm, slot, mean, packed_norm, weight):
     """Norms, and <x_i, m> - |m|^2 / 2 (see `covariance_row`), of the non-zero rows, packed."""
     width = len(mean)
     square = 0.0
@@ -380,7 +386,7 @@ def _weights(flat, start, step, first, last, norm, slot, mean, packed_norm, weig
 
 
 @inner
-def _tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
+def _tile(w, b, k, at, scratch, address):
     if w.kept[b] < 0:
         return
     if len(w.edges) == 0:
@@ -390,7 +396,7 @@ def _tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _gram_tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
+def _gram_tile(w, b, k, at, scratch, address):
     """Of X X^T or of X^T X: they have the same norm, and the smaller one costs less."""
     n, width = w.lengths[b], w.vectors.shape[2]
     transposed = n > width
@@ -408,7 +414,7 @@ def _gram_tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _angle_tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
+def _angle_tile(w, b, k, at, scratch, address):
     kept = w.kept[b]
     i, j = w.tiles[k, 0], w.tiles[k, 1]
     if i >= kept or j >= kept:
@@ -441,7 +447,7 @@ def _angle_tile(w, b, k, at, scratch, address):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _finish(w, b, at):  # type: ignore[no-untyped-def]
+def _finish(w, b, at):
     n, kept, out = w.lengths[b], w.kept[b], w.out[b]
     if n == 0 or kept < 0:
         return
@@ -459,7 +465,7 @@ def _finish(w, b, at):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _covariance(w, b, at):  # type: ignore[no-untyped-def]
+def _covariance(w, b, at):
     """Trace and squared norm of the centred Gram matrix, and of the one that is not, the trace."""
     kept = w.kept[b]
     mean_square = (w.mean[b] ** 2).sum()
@@ -480,7 +486,7 @@ def _covariance(w, b, at):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _angles(w, b):  # type: ignore[no-untyped-def]
+def _angles(w, b):
     kept, out = w.kept[b], w.out[b]
     if kept < 2:
         return
