@@ -454,6 +454,20 @@ def demo(
     print_rich(cone_table(found))
     typer.echo(_flagged(done.counts))
     typer.echo(f"store: {where}")
+    typer.echo(f"report: {_demo_report(where, out / 'report.html')}")
+
+
+def _demo_report(store: Path, page: Path) -> str:
+    """Write the report of the demo; where it is, or what is missing for it."""
+    from bertgeom.errors import ImplementationUnavailableError
+
+    from .report import report
+
+    try:
+        report(store, page)
+    except ImplementationUnavailableError as error:
+        return str(error)
+    return str(page)
 
 
 @contextmanager

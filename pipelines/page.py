@@ -228,7 +228,8 @@ code{font:.87em ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere
 table{border-collapse:collapse;font-size:.9rem}
 caption{white-space:nowrap;text-align:left;color:var(--faint);padding:0 0 .4rem}
 th,td{text-align:start;vertical-align:top;padding:.28rem .9rem .28rem 0;
-border-bottom:1px solid var(--line);overflow-wrap:anywhere}
+border-bottom:1px solid var(--line)}
+td{overflow-wrap:anywhere}
 thead th{color:var(--faint);font-weight:500;white-space:nowrap}
 tbody th{font-weight:500}
 .facts th{color:var(--faint);white-space:nowrap}
@@ -237,7 +238,8 @@ details{margin:1rem 0}
 summary{cursor:pointer;color:var(--link)}
 .warn{border-left:.25rem solid #d55e00;padding:.2rem 0 .2rem .8rem}
 @media(max-width:40rem){body{padding:1.2rem .8rem 3rem}figure{padding:.6rem;
-margin-inline:-.3rem}.facts th{white-space:normal}}
+margin-inline:-.3rem;overflow-x:auto}figure img{max-width:none;width:40rem}
+figcaption{position:sticky;left:0}.facts th{white-space:normal}}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav{display:none}
 figure,tr{break-inside:avoid}h2,h3{break-after:avoid}details{display:block}
 :root{--ground:#fff;--panel:#fff;--ink:#000;--faint:#444;--line:#ccc;--link:#000}}

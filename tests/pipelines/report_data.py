@@ -1,6 +1,11 @@
-"""A Dataset as `bertgeom.open` gives it, with random but consistent numbers."""
+"""A Dataset as `bertgeom.open` gives it, with random numbers, and a reader of pages."""
 
 from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import xarray
@@ -77,3 +82,43 @@ def _values(variable: variables.Variable, shape: tuple[int, ...], rng: np.random
         return np.zeros(shape, dtype=bool)
     base = rng.random((1, *shape[1:]))
     return (base + 0.1 * rng.random(shape)).astype(variable.dtype)
+
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """Tags in order; complains of any that is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def outline(text: str) -> Outline:
+    parsed = Outline()
+    parsed.feed(text)
+    parsed.close()
+    assert parsed.open == []
+    return parsed
+
+
+def pictures(text):
+    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', text)
+    return [ElementTree.fromstring(base64.b64decode(one)) for one in found]

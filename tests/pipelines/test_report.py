@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -28,41 +25,9 @@ _SPEC = importlib.util.spec_from_file_location(
 )
 report_data = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(report_data)
+outline, pictures = report_data.outline, report_data.pictures
 
 HOSTILE = ("</title><script>alert(1)</script>", '" onerror="alert(2)', "$\\frac{$ & \x00 \u202e")
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Outline(HTMLParser):
-    """Tags in order; complains of any that is not closed."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.found if name == tag]
-
-
-def outline(text: str) -> Outline:
-    parsed = Outline()
-    parsed.feed(text)
-    parsed.close()
-    assert parsed.open == []
-    return parsed
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +74,6 @@ def test_nothing_is_fetched_and_nothing_runs(text):
                 assert not name.startswith("on")
                 if name.endswith("href"):
                     assert value.startswith(("#", "data:image/png;base64,"))
-
-
-def pictures(text):
-    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', text)
-    return [ElementTree.fromstring(base64.b64decode(one)) for one in found]
 
 
 def test_labels_ids_and_names_are_escaped(tmp_path):
