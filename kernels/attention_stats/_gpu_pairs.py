@@ -153,7 +153,9 @@ def attention_pairs(
     o_q = tile_offsets(stride_qn, stride_qd, BLOCK, BLOCK_DIM)
     o_k = tile_offsets(stride_kn, stride_kd, BLOCK, BLOCK_DIM)
     o_row = tl.arange(0, BLOCK)
-    distance = delta * BLOCK + o_row[None, :] - o_row[:, None]
+    # First and last column of a tile's row that a sliding window shows.
+    first = o_row - (delta * BLOCK + window)
+    final = o_row - (delta * BLOCK - window)
 
     sum_above = tl.zeros((BLOCK, BLOCK), tl.float32)
     sum_below = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -168,7 +170,7 @@ def attention_pairs(
         i_col = col * BLOCK + o_row
         m = (i_row < n)[:, None] & (i_col < n)[None, :]
         if WINDOW:
-            m = m & (tl.abs(distance) <= window)
+            m = m & (o_row[None, :] >= first[:, None]) & (o_row[None, :] <= final[:, None])
         lse = tl.load(p_l + i_row, mask=i_row < n, other=NO_ROW)
         above = _tile(
             p_q, p_k, o_q, o_k, stride_qn, stride_kn, row, col, n,
@@ -197,6 +199,7 @@ def attention_pairs(
 
     width = 2 * n_side + 1
     p_mid = p_profile + i_part * width + n_side
+    distance = delta * BLOCK + o_row[None, :] - o_row[:, None]
     side = _offset_bin(tl.abs(distance), n_side)
     nearest = tl.maximum(delta * BLOCK - BLOCK + 1, 1)
     farthest = delta * BLOCK + BLOCK - 1

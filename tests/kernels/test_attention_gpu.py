@@ -84,7 +84,7 @@ CASES = [
     Case(130, 24, SINGLE, near=64, sharpness=6),
     Case(130, 32, HALF, window=20),
     Case(65, 32, SINGLE, window=0),
-    Case(600, 16, HALF, near=64, sharpness=3),
+    Case(530, 16, HALF, near=64, sharpness=3, tier="core"),
 ]
 
 
@@ -410,6 +410,21 @@ def test_large_logits_do_not_overflow(device: str) -> None:
     exact = attention_stats(q, k, v, impl="reference").values
     for name in ("attention_entropy", "attention_top1", "logit_asymmetry", "logit_effective_rank"):
         assert found[name].item() == pytest.approx(exact[name].item(), rel=1e-4, abs=1e-4), name
+
+
+def test_k90_of_long_windows_is_swept_to_the_same_counts(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(97, 16, HALF, sharpness=3)
+    inputs = tensors(case, device)
+    resident = attention_stats(**inputs, **settings(case), impl="triton")
+    # Imported here: importing it imports Triton.
+    from bertgeom.kernels.attention_stats import _gpu_k90
+
+    monkeypatch.setattr(_gpu_k90, "RESIDENT_SLOTS", 0)
+    swept = attention_stats(**inputs, **settings(case), impl="triton")
+    assert same(resident.values, swept.values) == []
+    assert_k90(case, inputs, swept.values)
 
 
 def test_a_head_dimension_above_128_is_refused(device: str) -> None:
