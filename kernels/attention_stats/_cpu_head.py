@@ -273,7 +273,7 @@ def k90_summary(n, k_rows, out):
 
 @inner
 def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
-    """Asymmetry and effective rank of S = Q K^T: from S where it is small, else from d x d products.
+    """Asymmetry and effective rank of S = Q K^T, from S if n < d, else from d x d products.
 
     Args:
         query, key: addresses; query_row, key_row: distances of their rows.
