@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import flash_attention_mask
 
 from bertgeom import kernels, variables
+from bertgeom.dataset import as_dataset
 from bertgeom.errors import ModelError, UsageError
 
 NAME = "bertgeom"
@@ -139,9 +140,11 @@ class Recorder:
 
     def dataset(self) -> Any:
         """The statistics as an `xarray.Dataset` with units and descriptions."""
-        from bertgeom.dataset import as_dataset
-
-        return as_dataset(self.arrays(), self.settings)
+        return as_dataset(
+            self.arrays(),
+            n_offset_side=self.settings.n_offset_side,
+            angles=self.settings.angles,
+        )
 
     def _finish(self, forward: _Forward) -> dict[str, np.ndarray]:
         if len(forward.stations) != 1 + 2 * len(forward.layers):

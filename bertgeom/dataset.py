@@ -1,70 +1,33 @@
-"""Statistics as `xarray` objects: coordinates, units and descriptions from `variables`."""
+"""Statistics in memory as `xarray` objects, with the coordinates, units and words of a store."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertgeom import variables
+from bertgeom.layout import coordinates
 
 if TYPE_CHECKING:
     import xarray
 
-    from bertgeom.attention import MeasureSettings
 
-
-def station_names(n_layers: int) -> list[str]:
-    """Names of the 1 + 2L residual stations, in the order of the stream."""
-    return ["embedding"] + [
-        f"{part}_{layer}" for layer in range(n_layers) for part in ("attention", "output")
-    ]
-
-
-def hidden_state_names(n_layers: int) -> list[str]:
-    """Names of the 1 + L stations at which a layer ends."""
-    return ["embedding"] + [f"output_{layer}" for layer in range(n_layers)]
-
-
-def coordinates(
-    n_layers: int, n_heads: int, n_offset_side: int, angles: str = "default"
-) -> dict[str, Any]:
-    """Coordinate arrays of the fixed dimensions, by dimension name.
-
-    `angle` is the centre of each 2-degree bin; block numbers count 16 equal stretches.
-    """
-    width = 180 / variables.N_ANGLES
-    ends = hidden_state_names(n_layers)
-    return {
-        "layer": np.arange(n_layers),
-        "head": np.arange(n_heads),
-        "station": station_names(n_layers),
-        "angle_station": station_names(n_layers) if angles == "all" else ends,
-        "hidden_state": ends,
-        "head_station": list(variables.HEAD_STATIONS),
-        "gate_name": ("gate", list(variables.GATES)),
-        "offset": variables.offset_labels(n_offset_side),
-        "angle": (np.arange(variables.N_ANGLES) + 0.5) * width,
-        "query_block": np.arange(variables.N_BLOCKS),
-        "key_block": np.arange(variables.N_BLOCKS),
-    }
-
-
-def as_dataset(arrays: dict[str, np.ndarray], settings: MeasureSettings) -> xarray.Dataset:
+def as_dataset(
+    arrays: dict[str, np.ndarray], *, n_offset_side: int, angles: str = "default"
+) -> xarray.Dataset:
     """An `xarray.Dataset` of statistics, one row a window.
 
     Args:
         arrays: by name, dimensions as declared in `bertgeom.variables`.
-        settings: what was measured.
+        n_offset_side: one-sided bins of the offset profile.
+        angles: "default" or "all", the stations that have pairwise angles.
     """
     import xarray
 
-    entropy = arrays["attention_entropy"]
-    coords = coordinates(
-        entropy.shape[1], entropy.shape[2], settings.n_offset_side, settings.angles
-    )
     declared = {name: variables.VARIABLES[name] for name in arrays if name in variables.VARIABLES}
     used = {dim for variable in declared.values() for dim in variable.dims}
+    _, n_layers, n_heads = arrays["attention_entropy"].shape
     dataset = xarray.Dataset(
         {
             name: (
@@ -75,9 +38,9 @@ def as_dataset(arrays: dict[str, np.ndarray], settings: MeasureSettings) -> xarr
             for name, variable in declared.items()
         },
         coords={
-            name: values
-            for name, values in coords.items()
-            if (values[0] if isinstance(values, tuple) else name) in used
+            c.name: (c.dim, np.asarray(c.values), {"units": c.unit, "description": c.description})
+            for c in coordinates(n_layers, n_heads, n_offset_side, angles=angles)
+            if c.dim in used - {"group", "class"}
         },
     )
     return name_gates(dataset)

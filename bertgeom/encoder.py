@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bertgeom.attention import NAME, MeasureSettings, record
+from bertgeom.dataset import as_dataset
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.variables import VARIABLES, flag_bit
 
@@ -409,6 +410,4 @@ def measure(
                 f"{type(model).__name__}"
             )
         arrays["logits"] = output.logits.float().cpu().numpy()
-    from bertgeom.dataset import as_dataset
-
-    return as_dataset(arrays, settings)
+    return as_dataset(arrays, n_offset_side=settings.n_offset_side, angles=settings.angles)

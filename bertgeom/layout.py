@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from bertgeom import variables
-from bertgeom.dataset import hidden_state_names, station_names
 from bertgeom.variables import Variable
 
 #: No chunk is larger, uncompressed; a window wider than that is a chunk of its own.
@@ -115,7 +114,16 @@ class Layout:
     def coordinates(self) -> tuple[Coordinate, ...]:
         """Coordinates of the dimensions that the arrays use."""
         used = {dim for variable in self.variables for dim in variable.dims}
-        return tuple(c for c in _coordinates(self.shape_of) if c.dim in used)
+        shape = self.shape_of
+        known = coordinates(
+            shape.n_layers,
+            shape.n_heads,
+            shape.n_offset_side,
+            angles=shape.angles,
+            group_names=shape.group_names,
+            class_names=shape.class_names,
+        )
+        return tuple(c for c in known if c.dim in used)
 
     @property
     def auxiliary(self) -> list[str]:
@@ -215,24 +223,45 @@ def _masked(variable: Variable) -> bool:
     return np.dtype(variable.dtype).kind in "iu"
 
 
-def _coordinates(shape: Shape) -> list[Coordinate]:
-    names = station_names(shape.n_layers)
-    ends = hidden_state_names(shape.n_layers)
+def station_names(n_layers: int) -> list[str]:
+    """Names of the 1 + 2L residual stations, in the order of the stream."""
+    return ["embedding"] + [
+        f"{part}_{layer}" for layer in range(n_layers) for part in ("attention", "output")
+    ]
+
+
+def hidden_state_names(n_layers: int) -> list[str]:
+    """Names of the 1 + L stations at which a layer ends."""
+    return ["embedding"] + [f"output_{layer}" for layer in range(n_layers)]
+
+
+def coordinates(
+    n_layers: int,
+    n_heads: int,
+    n_offset_side: int,
+    *,
+    angles: str = "default",
+    group_names: Sequence[str] = (),
+    class_names: Sequence[str] = (),
+) -> list[Coordinate]:
+    """Coordinates of all dimensions but `window`, `hidden` and `token`."""
+    names = station_names(n_layers)
+    ends = hidden_state_names(n_layers)
     width = 180 / variables.N_ANGLES
     low = np.arange(variables.N_ANGLES) * width
-    edges = variables.offset_edges(shape.n_offset_side)
+    edges = variables.offset_edges(n_offset_side)
     offset_low = np.concatenate([-_far(edges)[::-1], [0], edges])
     offset_high = np.concatenate([-edges[::-1], [0], _far(edges)])
     blocks = np.arange(variables.N_BLOCKS)
     block = "stretch of positions, 16 equal ones from the first token to the last"
     return [
-        Coordinate("layer", "layer", np.arange(shape.n_layers), "1", "encoder layer, from 0"),
-        Coordinate("head", "head", np.arange(shape.n_heads), "1", "attention head, from 0"),
+        Coordinate("layer", "layer", np.arange(n_layers), "1", "encoder layer, from 0"),
+        Coordinate("head", "head", np.arange(n_heads), "1", "attention head, from 0"),
         Coordinate("station", "station", names, "1", "station of the residual stream"),
         Coordinate(
             "angle_station",
             "angle_station",
-            names if shape.angles == "all" else ends,
+            names if angles == "all" else ends,
             "1",
             "station of the residual stream with pairwise angles",
         ),
@@ -241,7 +270,7 @@ def _coordinates(shape: Shape) -> list[Coordinate]:
             "head_station", "head_station", list(variables.HEAD_STATIONS), "1", "vectors of a head"
         ),
         Coordinate("gate_name", "gate", list(variables.GATES), "1", "name of the gate"),
-        Coordinate("group", "group", list(shape.group_names), "1", "token group"),
+        Coordinate("group", "group", list(group_names), "1", "token group"),
         Coordinate("angle", "angle", low + width / 2, "degree", "centre of the angle bin"),
         Coordinate("angle_low", "angle", low, "degree", "lower edge of the angle bin, in it"),
         Coordinate(
@@ -254,7 +283,7 @@ def _coordinates(shape: Shape) -> list[Coordinate]:
         Coordinate(
             "offset",
             "offset",
-            variables.offset_labels(shape.n_offset_side),
+            variables.offset_labels(n_offset_side),
             "token",
             "signed offset key - query of the bin",
         ),
@@ -262,7 +291,7 @@ def _coordinates(shape: Shape) -> list[Coordinate]:
         Coordinate("offset_high", "offset", offset_high, "token", "largest offset of the bin"),
         Coordinate("query_block", "query_block", blocks, "1", f"query {block}"),
         Coordinate("key_block", "key_block", blocks, "1", f"key {block}"),
-        Coordinate("class", "class", list(shape.class_names), "1", "class of the model's head"),
+        Coordinate("class", "class", list(class_names), "1", "class of the model's head"),
     ]
 
 

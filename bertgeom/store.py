@@ -20,6 +20,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
+from bertgeom.dataset import name_gates
 from bertgeom.errors import StoreError
 from bertgeom.storage import Storage, patiently
 
@@ -268,9 +269,7 @@ def open(path: str | Path) -> xarray.Dataset:
         dataset = xarray.open_zarr(
             _zarr_store(storage, read_only=True), consolidated=bool(attributes["complete"])
         )
-    if "gate" in dataset.coords:
-        # xarray takes it for a coordinate of the dimension of the same name.
-        dataset = dataset.reset_coords("gate").set_xindex("gate_name")
+    dataset = name_gates(dataset)
     if not attributes["complete"]:
         warnings.warn(
             f"{path}: the run has not finished; rows still to come are missing",
