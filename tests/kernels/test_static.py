@@ -69,8 +69,12 @@ def test_a_spill_or_a_missing_wgmma_is_a_fault_on_sm_90_alone(static: ModuleType
     assert "without wgmma" in resources(static, wgmma=0).fault
 
 
-def test_every_module_with_triton_kernels_ships_them(static: ModuleType) -> None:
-    for module in static.MODULES:
+def test_every_module_with_triton_kernels_ships_them(root: Path, static: ModuleType) -> None:
+    found = sorted(x.parent.name for x in (root / "kernels").glob("*/gpu.py"))
+    assert found
+    for name in found:
+        module = f"bertgeom.kernels.{name}.gpu"
+        assert module in static.MODULES
         assert static.shipped([module]), module
 
 
