@@ -22,7 +22,7 @@ from torch import Tensor
 from bench import materialised
 from bench.run import RESULTS, environment, side_by_side, summary
 from bertgeom.kernels import attention_stats
-from bertgeom.kernels._cpu import jit, sgemm, sgemm_address
+from bertgeom.kernels._cpu import dgemm_address, jit, sgemm, sgemm_address
 from bertgeom.kernels.attention_stats import _cpu_head, _cpu_rows, _cpu_work, api
 from bertgeom.kernels.attention_stats.tolerance import bounds, disagreements
 from bertgeom.variables import n_offset_side
@@ -113,7 +113,7 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
         "stretches": (_stretches, work, weights),
         "k90": (_k90, (block, n, low, top), weights),
         "P V": (_multiply, (blas, block, v, output, n, False), weights),
-        "Gram matrices": (_gram, (blas, q, k, work), weights),
+        "Gram matrices": (_gram, ((blas, dgemm_address()), q, k, work), weights),
         "per head": (_per_head, work, weights),
         "value bins": (_bins, (block, n, low.min(), top.max(), work), weights),
         "A_ij A_ji": (_crossed, (block, n), weights),

@@ -34,8 +34,8 @@ _TEAM_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorator of compiled functions: without the GIL, division as in numpy, cached on disk.
 
-    Code on disk is used as long as the sources of the function's folder and of this package are
-    the same: Numba's own rule looks at one file, and misses a change in what the function calls.
+    Code on disk is used as long as the sources of the function's folder and of this one are the
+    same: Numba's own rule looks at one file, and misses a change in what the function calls.
     """
     if function is None:
         return functools.partial(jit, **options)
@@ -64,7 +64,7 @@ class _FolderCache(FunctionCache):
 @functools.cache
 def _source_stamp(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted({*folder.glob("*.py"), *Path(__file__).parent.rglob("*.py")}):
+    for path in sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -133,10 +133,20 @@ def _threadpools() -> Any:
 
 def sgemm_address() -> int:
     """Address of a Fortran `sgemm`: torch's BLAS where it exports one, else SciPy's."""
-    function = _symbol("sgemm_")
+    return _blas_address("sgemm")
+
+
+def dgemm_address() -> int:
+    """The same of `dgemm`."""
+    return _blas_address("dgemm")
+
+
+@functools.cache
+def _blas_address(name: str) -> int:
+    function = _symbol(f"{name}_")
     if function is not None:
         return ctypes.cast(function, ctypes.c_void_p).value or 0
-    return int(get_cython_function_address("scipy.linalg.cython_blas", "sgemm"))
+    return int(get_cython_function_address("scipy.linalg.cython_blas", name))
 
 
 @functools.cache
@@ -166,57 +176,62 @@ def claim(typingctx: Any, counters: Any, at: Any) -> Any:
     return types.int64(counters, types.int64), codegen
 
 
-@intrinsic
-def sgemm(
-    typingctx: Any,
-    address: Any,
-    flip_a: Any,
-    flip_b: Any,
-    m: Any,
-    n: Any,
-    k: Any,
-    alpha: Any,
-    a: Any,
-    lda: Any,
-    b: Any,
-    ldb: Any,
-    c: Any,
-    ldc: Any,
-) -> Any:
-    """Row-major C (m, n) = alpha op(A) op(B) with op(A) (m, k), op(B) (k, n).
+def _gemm(number: Any, real: Any) -> Any:
+    @intrinsic
+    def gemm(
+        typingctx: Any,
+        address: Any,
+        flip_a: Any,
+        flip_b: Any,
+        m: Any,
+        n: Any,
+        k: Any,
+        alpha: Any,
+        a: Any,
+        lda: Any,
+        b: Any,
+        ldb: Any,
+        c: Any,
+        ldc: Any,
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            address, flip_a, flip_b, m, n, k, alpha, a, lda, b, ldb, c, ldc = args
+            byte, word = ir.IntType(8), ir.IntType(32)
 
-    op transposes where flip is 1. `address` is that of the BLAS function; a, b, c are addresses
-    of float32, and lda, ldb, ldc the distances of stored rows in elements.
-    """
+            def stored(value: Any) -> Any:
+                slot = cgutils.alloca_once(builder, value.type)
+                builder.store(value, slot)
+                return slot
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address, flip_a, flip_b, m, n, k, alpha, a, lda, b, ldb, c, ldc = args
-        byte, word, real = ir.IntType(8), ir.IntType(32), ir.FloatType()
+            def size(value: Any) -> Any:
+                return stored(builder.trunc(value, word))
 
-        def stored(value: Any) -> Any:
-            slot = cgutils.alloca_once(builder, value.type)
-            builder.store(value, slot)
-            return slot
+            def letter(flip: Any) -> Any:
+                flipped = builder.trunc(flip, ir.IntType(1))
+                return stored(builder.select(flipped, byte(ord("T")), byte(ord("N"))))
 
-        def size(value: Any) -> Any:
-            return stored(builder.trunc(value, word))
+            def numbers(value: Any) -> Any:
+                return builder.inttoptr(value, real.as_pointer())
 
-        def letter(flip: Any) -> Any:
-            flipped = builder.trunc(flip, ir.IntType(1))
-            return stored(builder.select(flipped, byte(ord("T")), byte(ord("N"))))
+            # Column-major BLAS sees every row-major matrix transposed: C^T = op(B)^T op(A)^T.
+            values = [
+                *(letter(flip_b), letter(flip_a), size(n), size(m), size(k)),
+                *(stored(alpha), numbers(b), size(ldb), numbers(a), size(lda)),
+                *(stored(real(0.0)), numbers(c), size(ldc)),
+            ]
+            kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+            builder.call(builder.inttoptr(address, kind.as_pointer()), values)
+            return context.get_dummy_value()
 
-        def floats(value: Any) -> Any:
-            return builder.inttoptr(value, real.as_pointer())
+        whole = types.int64
+        return types.void(*[whole] * 6, number, *[whole] * 6), codegen
 
-        # Column-major BLAS sees every row-major matrix transposed: C^T = op(B)^T op(A)^T.
-        values = [
-            *(letter(flip_b), letter(flip_a), size(n), size(m), size(k)),
-            *(stored(alpha), floats(b), size(ldb), floats(a), size(lda)),
-            *(stored(real(0.0)), floats(c), size(ldc)),
-        ]
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-        builder.call(builder.inttoptr(address, kind.as_pointer()), values)
-        return context.get_dummy_value()
+    return gemm
 
-    whole, real = types.int64, types.float32
-    return types.void(*[whole] * 6, real, *[whole] * 6), codegen
+
+#: (address, flip_a, flip_b, m, n, k, alpha, a, lda, b, ldb, c, ldc): row-major
+#: C (m, n) = alpha op(A) op(B) with op(A) (m, k), op(B) (k, n); op transposes where flip is 1.
+#: `address` is that of the BLAS function; a, b, c are addresses of float32 (dgemm: float64), and
+#: lda, ldb, ldc the distances of stored rows in elements.
+sgemm = _gemm(types.float32, ir.FloatType())
+dgemm = _gemm(types.float64, ir.DoubleType())

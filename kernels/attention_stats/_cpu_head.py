@@ -7,7 +7,7 @@ import math
 import numba
 import numpy as np
 
-from .._cpu import inner, sgemm
+from .._cpu import dgemm, inner, sgemm
 from .._cpu_vectors import floats_at, widest_vectors
 from ._cpu_work import PHASES
 from ._options import (
@@ -276,11 +276,12 @@ def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
     """Asymmetry and effective rank of S = Q K^T, from S if n < d, else from d x d products.
 
     Args:
+        blas: addresses of sgemm and dgemm.
         query, key: addresses; query_row, key_row: distances of their rows.
         gram: (4, d, d) float32 to work in.
     """
     if n < d:
-        norm, square, quartic = _of_scores(blas, n, d, query, query_row, key, key_row, gram)
+        norm, square, quartic = _of_scores(blas[0], n, d, query, query_row, key, key_row, gram)
     else:
         norm, square, quartic = _of_products(blas, n, d, query, query_row, key, key_row, gram)
     out[_LOGIT_ASYMMETRY] = 0.0
@@ -323,21 +324,21 @@ def _of_products(blas, n, d, query, query_row, key, key_row, gram):
     """
     qq, kk, kq, product = gram[0], gram[1], gram[2], gram[3]
     one = np.float32(1)
-    sgemm(blas, 1, 0, d, d, n, one, query, query_row, query, query_row, qq.ctypes.data, d)
-    sgemm(blas, 1, 0, d, d, n, one, key, key_row, key, key_row, kk.ctypes.data, d)
-    sgemm(blas, 1, 0, d, d, n, one, key, key_row, query, query_row, kq.ctypes.data, d)
+    sgemm(blas[0], 1, 0, d, d, n, one, query, query_row, query, query_row, qq.ctypes.data, d)
+    sgemm(blas[0], 1, 0, d, d, n, one, key, key_row, key, key_row, kk.ctypes.data, d)
+    sgemm(blas[0], 1, 0, d, d, n, one, key, key_row, query, query_row, kq.ctypes.data, d)
     q_trace = k_trace = 0.0
     for c in range(d):
         q_trace += qq[c, c]
         k_trace += kk[c, c]
     unit = 1 / (q_trace * k_trace) if q_trace * k_trace != 0 else 0.0
     sgemm(
-        blas, 0, 0, d, d, d, np.float32(unit), qq.ctypes.data, d, kk.ctypes.data, d,
+        blas[0], 0, 0, d, d, d, np.float32(unit), qq.ctypes.data, d, kk.ctypes.data, d,
         product.ctypes.data, d,
     )  # fmt: skip
     norm, square, quartic = _traces(product, kq)
     if norm < _ORTHOGONAL:
-        return _of_products_in_double(n, d, query, query_row, key, key_row, unit)
+        return _of_products_in_double(blas[1], n, d, query, query_row, key, key_row, unit)
     return norm, square * unit, quartic
 
 
@@ -353,22 +354,24 @@ def _traces(product, kq):
 
 
 @inner
-def _of_products_in_double(n, d, query, query_row, key, key_row, unit):
-    q = numba.carray(floats_at(query), (n * query_row,), np.float32)
-    k = numba.carray(floats_at(key), (n * key_row,), np.float32)
-    qq, kk, kq = np.zeros((d, d)), np.zeros((d, d)), np.zeros((d, d))
-    for i in range(n):
-        q_row = q[i * query_row : i * query_row + d]
-        k_row = k[i * key_row : i * key_row + d]
-        for r in range(d):
-            for c in range(d):
-                qq[r, c] += np.float64(q_row[r]) * np.float64(q_row[c])
-                kk[r, c] += np.float64(k_row[r]) * np.float64(k_row[c])
-                kq[r, c] += np.float64(k_row[r]) * np.float64(q_row[c])
-    product = np.zeros((d, d))
-    for r in range(d):
-        for x in range(d):
-            for c in range(d):
-                product[r, c] += unit * qq[r, x] * kk[x, c]
+def _of_products_in_double(blas, n, d, query, query_row, key, key_row, unit):
+    q, k = _in_double(n, d, query, query_row), _in_double(n, d, key, key_row)
+    products = np.empty((4, d, d))
+    qq, kk, kq, product = products[0], products[1], products[2], products[3]
+    for a, b, c in ((q, q, qq), (k, k, kk), (k, q, kq)):
+        dgemm(blas, 1, 0, d, d, n, 1.0, a.ctypes.data, d, b.ctypes.data, d, c.ctypes.data, d)
+    dgemm(
+        blas, 0, 0, d, d, d, unit, qq.ctypes.data, d, kk.ctypes.data, d, product.ctypes.data, d
+    )  # fmt: skip
     norm, square, quartic = _traces(product, kq)
     return norm, square * unit, quartic
+
+
+@inner
+def _in_double(n, d, address, row):
+    x = numba.carray(floats_at(address), (n * row,), np.float32)
+    copy = np.empty((n, d))
+    for i in range(n):
+        for c in range(d):
+            copy[i, c] = x[i * row + c]
+    return copy

@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._cpu import claim, inner, jit, on_torch_threads, sgemm, sgemm_address
+from .._cpu import (
+    claim,
+    dgemm_address,
+    inner,
+    jit,
+    on_torch_threads,
+    sgemm,
+    sgemm_address,
+)
 from .._cpu_vectors import TILE, exp2
 from ._cpu_head import (
     ASYMMETRY,
@@ -102,7 +110,7 @@ def run(
     counters = np.zeros(2, np.int64)
     arguments = (
         counters,
-        sgemm_address(),
+        (sgemm_address(), dgemm_address()),
         settings,
         (batch, n_heads, n_heads // key.shape[1], head_dim),
         (_heads(q), _heads(k), _heads(v), _heads(output)),
@@ -286,7 +294,7 @@ def _first_look(blas, settings, n, d, matrices, work, out):
         i1, c0, c1, block = _block(n, reach, i0, work)
         pitch = block.shape[1]
         sgemm(
-            blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
+            blas[0], 0, 1, i1 - i0, c1 - c0, d, settings.scale,
             query + 4 * i0 * query_row, query_row, key + 4 * c0 * key_row, key_row,
             block.ctypes.data, pitch,
         )  # fmt: skip
@@ -336,7 +344,7 @@ def _first_look(blas, settings, n, d, matrices, work, out):
         purity += add_near(block, i0, c0, summed, i1, n, near, content, near_column, near_sums)
         summed = i1
         sgemm(
-            blas, 0, 0, i1 - i0, d, c1 - c0, f32(1),
+            blas[0], 0, 0, i1 - i0, d, c1 - c0, f32(1),
             block.ctypes.data, pitch, value + 4 * c0 * value_row, value_row,
             output + 4 * i0 * output_row, output_row,
         )  # fmt: skip
@@ -393,12 +401,12 @@ def _look_again(blas, settings, n, d, matrices, work, smallest, factor):
         pitch = block.shape[1]
         mirrored = work.weights[half : half + block.size].reshape(block.shape)
         sgemm(
-            blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
+            blas[0], 0, 1, i1 - i0, c1 - c0, d, settings.scale,
             query + 4 * i0 * query_row, query_row, key + 4 * c0 * key_row, key_row,
             block.ctypes.data, pitch,
         )  # fmt: skip
         sgemm(
-            blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
+            blas[0], 0, 1, i1 - i0, c1 - c0, d, settings.scale,
             key + 4 * i0 * key_row, key_row, query + 4 * c0 * query_row, query_row,
             mirrored.ctypes.data, pitch,
         )  # fmt: skip
