@@ -72,6 +72,7 @@ def build(summary: Summary) -> Page:
     page.add("cone", "How the cone opens and closes", sections.cone(page, summary))
     page.add("stream", "The information stream", sections.information_stream(page, summary))
     page.add("spectra", "Spectra", sections.spectra(page, summary))
+    page.add("weights", "What the weights say", sections.weights(page, summary))
     page.add(
         "cohorts", "What sets cohorts apart", sections.cohorts(page, summary, cls_planes(summary))
     )

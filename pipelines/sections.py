@@ -374,6 +374,26 @@ def spectra(page: Page, summary: Summary) -> Html:
     return join(parts)
 
 
+def weights(page: Page, summary: Summary) -> Html:
+    """What the weights alone say, where the store holds them."""
+    shown = [name for name, *_ in stream.WEIGHT_MAPS if name in summary.static]
+    if not shown:
+        return Html()
+    if "weight_subspace_cosines" in summary.static:
+        shown.append("weight_subspace_cosines")
+    return page.figure(
+        stream.weights(summary),
+        "Weights of the heads",
+        "Of the product of query and key weights: 1 symmetric, -1 skew; directionality compares "
+        "what is looked at with what looks; the effective rank counts the directions in use. "
+        "Principal angles between what a head asks with and what it is asked by (from dark to "
+        "bright as layers go up): 0 degrees where both select the same subspace, 90 degrees "
+        "where they share nothing.",
+        shown,
+        "Heat maps of weight statistics by layer and head, and principal angles by layer.",
+    )
+
+
 def cohorts(
     page: Page,
     summary: Summary,

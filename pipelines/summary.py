@@ -26,7 +26,7 @@ ALL = "all windows"
 SAMPLE = 2000
 #: Numbers of one array that are in memory at a time.
 _AT_ONCE = 4 * 2**20
-_SAMPLED = ("attention_k90_median", "cls", "logits", "cone_index", "attention_group_mass")
+_SAMPLED = ("attention_k90_median", "cls", "logits", "cone_index", "n_tokens")
 _MISSING = variables.flag_bit("empty") | variables.flag_bit("quarantined")
 
 
@@ -223,7 +223,7 @@ def _sample(dataset: xarray.Dataset, chosen: np.ndarray) -> xarray.Dataset:
     import xarray
 
     picked = {}
-    for name in (*_SAMPLED, "n_tokens", "record_id"):
+    for name in _SAMPLED:
         if name not in dataset:
             continue
         array = dataset[name]

@@ -123,6 +123,43 @@ def spectral_entropies(summary: Summary) -> Figure:
     return figure
 
 
+#: Maps of the weights: array, label, limits, palette.
+WEIGHT_MAPS: tuple[tuple[str, str, tuple[float, float] | None, str], ...] = (
+    ("weight_symmetry", "symmetry", (-1, 1), style.DIVERGING),
+    ("weight_directionality", "directionality", (-1, 1), style.DIVERGING),
+    ("weight_effective_rank", "effective rank", None, style.SEQUENTIAL),
+)
+
+
+@style.drawn
+def weights(summary: Summary) -> Figure:
+    """Weights of every head: maps of `WEIGHT_MAPS`, and principal angles of its subspaces."""
+    static = summary.static
+    wanted = [entry for entry in WEIGHT_MAPS if entry[0] in static]
+    cosines = "weight_subspace_cosines" in static
+    figure, panels = style.panels(len(wanted) + cosines, columns=2, width=4.3, height=2.5)
+    for axes, (name, label, limits, colours) in zip(panels, wanted, strict=False):
+        values = np.asarray(static[name], dtype=np.float64)
+        image = style.heat(figure, axes, values, label="", limits=limits, colours=colours)
+        if values.shape[1] <= 6:
+            style.write_numbers(axes, values, image)
+        axes.set_title(label, loc="left")
+        axes.set(xlabel="head", ylabel="layer")
+    if cosines:
+        angles = np.degrees(np.arccos(np.clip(np.asarray(static["weight_subspace_cosines"]), 0, 1)))
+        for layer, rows in enumerate(angles):
+            panels[-1].plot(
+                np.arange(1, rows.shape[1] + 1),
+                rows.mean(axis=0),
+                color=_shade(layer, len(angles)),
+                lw=1.2,
+            )
+        panels[-1].set_title("principal angles, mean over heads", loc="left")
+        panels[-1].set(xlabel="component", ylabel="degrees", ylim=(0, 92))
+        panels[-1].grid(axis="y")
+    return figure
+
+
 def _shade(i: int, n: int) -> tuple[float, ...]:
     from matplotlib import colormaps
 

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
 from bertgeom import variables
 from bertgeom.errors import ImplementationUnavailableError, UsageError
-from bertgeom.pipelines import page, report, summary
+from bertgeom.pipelines import page, report, sections, summary
 from bertgeom.pipelines.figures import cohorts, style
 from bertgeom.pipelines.summary import ALL, summarise
 
@@ -171,6 +171,21 @@ def test_principal_planes_keep_the_distances_that_two_axes_can_keep():
         np.linalg.norm(found.points[0] - found.points[1:], axis=1),
         np.linalg.norm(flat[0] - flat[1:], axis=1),
     )
+
+
+def test_weights_and_spectra_are_drawn_where_the_store_holds_them(data):
+    rng = np.random.default_rng(0)
+    sizes = {"sample": 2, "layer": 3, "head": 4, "component": 5, "projection": 3, "spectrum": 4}
+    static = {
+        v.name: (v.dims, rng.random([sizes.get(d, 6) for d in v.dims]))
+        for v in (*variables.WEIGHT_VARIABLES, *variables.SPECTRUM_VARIABLES)
+    }
+    found = summarise(data[["gate_mass", "flags"]].assign(static))
+    assert set(found.static.data_vars) == set(static)
+    whole = page.Page("x", "y")
+    for make in (sections.weights, sections.spectra):
+        assert outline(make(whole, found)).all("img")
+    assert whole.n_figures == 3
 
 
 def test_a_core_store_without_labels_and_options_has_a_report(tmp_path):
