@@ -32,14 +32,12 @@ class Bounds:
         output: (B, H, N, d) float64.
         output_error: largest allowed difference, rounding to the output's dtype not included.
         low, high: by name, the values' bounds in float64, NaN where a value is missing.
-        mass: (B, H, 8) the oracle's gate masses, which decide about `gate`.
     """
 
     output: Tensor
     output_error: float
     low: dict[str, Tensor]
     high: dict[str, Tensor]
-    mass: Tensor
 
 
 def bounds(
@@ -52,15 +50,18 @@ def bounds(
     options: Options,
 ) -> Bounds:
     """The bounds for one input; arguments as those of `reference.run`."""
-    arguments = (query, key, value, lengths, special, groups, options)
-    doubles = [x.double() for x in (query, key, value)]
-    output, exact = reference.run(*doubles, *arguments[3:])
-    plain_output, plain = _plain(*arguments)
-    relative = _weight_error(*arguments)
-    shifted = [_shifted(factor * relative, *arguments) for factor in (-2, 2)]
+
+    def oracle(slack: float, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+        return reference.run(q, k, v, lengths, special, groups, options, slack=slack, dtype=dtype)
+
+    output, exact = oracle(SLACK, torch.float64)
+    plain_output, plain = oracle(SLACK, torch.float32)
+    relative = _weight_error(query, key, lengths, options)
+    shifted = [oracle(SLACK + by * relative, torch.float64)[1] for by in (-2, 2)]
     low, high = {}, {}
     for name, x in exact.items():
-        variants = torch.stack([x.double(), *(s.get(name, x).double() for s in shifted)])
+        variants = torch.stack([x.double(), *(values[name].double() for values in shifted)])
         least, most = variants.amin(0), variants.amax(0)
         if name not in _COUNTS and name != "gate":
             error = 2 * _largest(plain[name].double() - x)
@@ -69,14 +70,14 @@ def bounds(
             least, most = least - error - band, most + error + band
         low[name], high[name] = least, most
     error = 2 * _largest(plain_output.double() - output)
-    error += _BAND * _EPSILON * _largest(value.double()) if value.numel() else 0.0
-    return Bounds(output, error, low, high, exact["gate_mass"])
+    error += _BAND * _EPSILON * _largest(value.double())
+    return Bounds(output, error, low, high)
 
 
 def disagreements(bound: Bounds, output: Tensor, values: dict[str, Tensor]) -> list[str]:
     """One line for everything outside the bounds; none where an implementation agrees."""
     lines = []
-    rounding = torch.finfo(output.dtype).eps * bound.output.abs() if output.numel() else 0.0
+    rounding = torch.finfo(output.dtype).eps * bound.output.abs()
     off = (output.double() - bound.output).abs() - rounding
     if not bool((off <= bound.output_error).all()):
         lines.append(f"output: off by {float(off.max()):.2e}, allowed {bound.output_error:.2e}")
@@ -84,7 +85,7 @@ def disagreements(bound: Bounds, output: Tensor, values: dict[str, Tensor]) -> l
         lines.append(f"names: {sorted(set(values) ^ set(bound.low))} on one side alone")
     for name in sorted(set(values) & set(bound.low)):
         if name == "gate":
-            lines += _gate_disagreements(bound, values["gate_mass"], values["gate"])
+            lines += _gate_disagreements(values["gate_mass"], values["gate"])
             continue
         found, low, high = values[name].double(), bound.low[name], bound.high[name]
         if found.shape != low.shape:
@@ -103,29 +104,7 @@ def disagreements(bound: Bounds, output: Tensor, values: dict[str, Tensor]) -> l
     return lines
 
 
-def _plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor,
-    special: Tensor | None,
-    groups: Tensor | None,
-    options: Options,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The oracle's formulas in float32."""
-    floats = [x.float() for x in (query, key, value)]
-    return reference.run(*floats, lengths, special, groups, options, dtype=torch.float32)
-
-
-def _weight_error(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor,
-    special: Tensor | None,
-    groups: Tensor | None,
-    options: Options,
-) -> float:
+def _weight_error(query: Tensor, key: Tensor, lengths: Tensor, options: Options) -> float:
     """Largest relative error of a float32 weight that matters to a threshold."""
     repeat = query.shape[1] // key.shape[1]
     worst = _EPSILON
@@ -138,22 +117,7 @@ def _weight_error(
     return worst
 
 
-def _shifted(
-    by: float,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Tensor,
-    special: Tensor | None,
-    groups: Tensor | None,
-    options: Options,
-) -> dict[str, Tensor]:
-    doubles = [x.double() for x in (query, key, value)]
-    _, values = reference.run(*doubles, lengths, special, groups, options, slack=SLACK + by)
-    return values
-
-
-def _gate_disagreements(bound: Bounds, mass: Tensor, gate: Tensor) -> list[str]:
+def _gate_disagreements(mass: Tensor, gate: Tensor) -> list[str]:
     """The code must be that of the masses found, except where two of them are about equal."""
     expected = reference.dominant_gate(mass.double())
     sorted_mass = mass.double().sort(-1, descending=True).values
