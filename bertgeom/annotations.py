@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -115,6 +116,21 @@ class Annotations:
                 for sequence, groups in sorted(self.by_sequence.items())
             },
         }
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any], source: str = "the store") -> Annotations:
+        """The inverse of `settings`."""
+        return cls(
+            tuple(settings["names"]),
+            {
+                sequence: tuple(
+                    Intervals(np.array(a, dtype=np.int64), np.array(b, dtype=np.int64))
+                    for a, b in groups
+                )
+                for sequence, groups in settings["regions"].items()
+            },
+            source,
+        )
 
     def require(self, record_ids: Iterable[str]) -> None:
         """Check that at least one record has regions.

@@ -289,6 +289,18 @@ ATTENTION_VARIABLES: tuple[Variable, ...] = (
     ),
 )
 
+REGION_VARIABLES: tuple[Variable, ...] = (
+    Variable(
+        "group_tokens",
+        ("window", "group"),
+        "uint32",
+        "token",
+        "tokens in each group; divided by n_tokens, the share of attention a region gets by chance",
+        kind="window",
+        source=_VIG,
+    ),
+)
+
 TRACK_VARIABLES: tuple[Variable, ...] = (
     Variable(
         "token_start",
@@ -664,6 +676,7 @@ VARIABLES: dict[str, Variable] = {
     variable.name: variable
     for variable in (
         *WINDOW_VARIABLES,
+        *REGION_VARIABLES,
         *ATTENTION_VARIABLES,
         *CONE_VARIABLES,
         *ANGLE_VARIABLES,

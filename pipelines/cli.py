@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Modules that add commands: each has `register(app)` and imports heavy things when called.
 COMMANDS: tuple[str, ...] = (
+    "bertgeom.pipelines.export",
     "bertgeom.pipelines.report",
     "bertgeom.pipelines.catalogue_cli",
     "bertgeom.pipelines.casestudy.cli",
@@ -38,6 +40,9 @@ app = typer.Typer(
         "--model MODEL --out run.zarr[/bold]; open the result with bertgeom.open in Python."
     ),
 )
+
+#: What the command line library returns after Ctrl-C.
+_INTERRUPTED = 130
 
 _WHAT, _CUT, _NUMBERS, _MACHINE = "What to measure", "Windows", "Precision", "Where to work"
 
@@ -60,6 +65,10 @@ SequencesOption = Annotated[
 LabelsOption = Annotated[
     str | None,
     typer.Option(help="Table record<TAB>label; the keys are record ids or indices from 0."),
+]
+AnnotationsOption = Annotated[
+    str | None,
+    typer.Option(help="BED or GFF3 regions in record coordinates: attention by region."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON for a program to read.")
@@ -208,16 +217,26 @@ TrustOption = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"bertgeom {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and stop.",
+            is_eager=True,
+            callback=_print_version,
+        ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
-    if version:
-        typer.echo(f"bertgeom {__version__}")
-        raise typer.Exit
+    pass
 
 
 @app.command()
@@ -244,6 +263,7 @@ def plan(
     *,
     model: ModelOption,
     sequences: SequencesOption = None,
+    annotations: AnnotationsOption = None,
     window: WindowOption = None,
     stride: StrideOption = None,
     min_length: MinLengthOption = 1,
@@ -275,6 +295,7 @@ def plan(
         sources,
         model=model,
         sequences=sequences,
+        annotations=annotations,
         workers=workers,
         threads=threads,
         memory=memory,
@@ -309,6 +330,7 @@ def run(
     out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL of the store.")],
     sequences: SequencesOption = None,
     labels: LabelsOption = None,
+    annotations: AnnotationsOption = None,
     window: WindowOption = None,
     stride: StrideOption = None,
     min_length: MinLengthOption = 1,
@@ -344,6 +366,7 @@ def run(
             out=out,
             sequences=sequences,
             labels=labels,
+            annotations=annotations,
             workers=workers,
             threads=threads,
             scheduler=scheduler,
@@ -506,6 +529,14 @@ def _flagged(counts: dict[str, int]) -> str:
     return "flagged windows: " + (", ".join(met) or "none")
 
 
+@cache
+def _command() -> Any:
+    """All commands, those of other modules included."""
+    for module in COMMANDS:
+        importlib.import_module(module).register(app)
+    return typer.main.get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
     from bertgeom.errors import BertgeomError
@@ -514,11 +545,10 @@ def main(arguments: list[str] | None = None) -> int:
     # Understood before and after the name of the command.
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    for module in COMMANDS:
-        importlib.import_module(module).register(app)
-    command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments, prog_name="bertgeom", standalone_mode=False)
+        code = _command().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except BertgeomError as error:
         return _fail(str(error), error.exit_code, debug)

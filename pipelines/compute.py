@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bertgeom import variables
+from bertgeom.annotations import record_intervals
 from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.layout import missing_value, row_bytes
 from bertgeom.variables import flag_bit
@@ -28,7 +29,7 @@ T = TypeVar("T")
 #: Batches that are tokenised before the device asks for them.
 _AHEAD = 2
 #: What is known of a window even where its statistics are missing.
-_ALWAYS = {"n_tokens", "n_unknown", "n_ambiguous", "truncated"}
+_ALWAYS = {"n_tokens", "n_unknown", "n_ambiguous", "truncated", "group_tokens"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _blank(place: Workplace, batch: Prepared) -> dict[str, np.ndarray]:
 def _fill(place: Workplace, batch: Prepared, results: dict[str, np.ndarray]) -> None:
     """Measure a batch and put it in its rows."""
     rows = batch.rows
-    values = measure_batch(place, batch.encoded, place.measure_settings)
+    windows = batch.windows.take(rows)
+    values = measure_batch(place, batch.encoded, windows, place.measure_settings)
     flags = values.pop("flags")
     lost = flags & (flag_bit("empty") | flag_bit("quarantined")) != 0
     results["flags"][rows] = (results["flags"][rows] & ~np.uint16(flag_bit("empty"))) | flags
@@ -139,15 +141,18 @@ def _fill(place: Workplace, batch: Prepared, results: dict[str, np.ndarray]) -> 
         keep = slice(None) if name in _ALWAYS else ~lost
         _put(results[name], rows[keep], value[keep])
     if "token_start" in results:
-        start, stop = _token_bases(batch.encoded, batch.windows, rows)
+        start, stop = _token_bases(batch.encoded, windows)
         _put(results["token_start"], rows, start)
         _put(results["token_stop"], rows, stop)
 
 
 def measure_batch(
-    place: Workplace, encoded: EncodedBatch, settings: MeasureSettings
+    place: Workplace, encoded: EncodedBatch, windows: Windows, settings: MeasureSettings
 ) -> dict[str, np.ndarray]:
     """Statistics of windows, and what their tokens tell: counts and flags.
+
+    Args:
+        encoded: the tokens. windows: where they are from, in the same order.
 
     Returns:
         Arrays by name, in the types of the kernels; a row flagged empty or quarantined has
@@ -158,7 +163,8 @@ def measure_batch(
     valid = np.arange(encoded.ids.shape[1]) < encoded.lengths[:, None]
     content = (~encoded.special & valid).sum(axis=1)
     lengths = np.where(content > 0, encoded.lengths, 0)
-    values = _measure(place, TokenBatch(encoded.ids, lengths, encoded.special), settings)
+    groups = token_groups(place, encoded, windows)
+    values = _measure(place, TokenBatch(encoded.ids, lengths, encoded.special, groups), settings)
     unknown = encoded.n_unknown > place.settings.max_unknown * np.maximum(content, 1)
     flags = values["flags"]
     values["flags"] = flags | np.where(unknown, flag_bit("unknown"), 0).astype(flags.dtype)
@@ -168,7 +174,28 @@ def measure_batch(
         "n_ambiguous": encoded.n_ambiguous,
         "truncated": encoded.truncated,
     }
+    if groups is not None:
+        bits = groups[..., None] >> np.arange(settings.n_groups) & 1
+        told["group_tokens"] = bits.sum(axis=1)
     return {**values, **told}
+
+
+def token_groups(place: Workplace, encoded: EncodedBatch, windows: Windows) -> np.ndarray | None:
+    """(B, N) int32 bit mask of annotated regions of every token; None without annotations."""
+    if place.annotations is None:
+        return None
+    groups = np.zeros(encoded.ids.shape, dtype=np.int32)
+    for row, n in enumerate(encoded.lengths):
+        start, stop = record_intervals(
+            encoded.start[row, :n],
+            encoded.stop[row, :n],
+            int(windows.start[row]),
+            int(windows.stop[row]),
+            int(windows.strand[row]),
+        )
+        record = place.record_ids[int(windows.record[row])]
+        groups[row, :n] = place.annotations.groups(record, start, stop)
+    return groups
 
 
 def _put(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
@@ -180,13 +207,11 @@ def _put(target: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
             target[rows] = values
 
 
-def _token_bases(
-    encoded: EncodedBatch, windows: Windows, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _token_bases(encoded: EncodedBatch, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
     """First base and one past the last of every token, counted along the record."""
     start, stop = encoded.start, encoded.stop
-    length = (windows.stop - windows.start)[rows, None].astype(start.dtype)
-    reverse = (windows.strand[rows] < 0)[:, None] & (start >= 0)
+    length = (windows.stop - windows.start)[:, None].astype(start.dtype)
+    reverse = (windows.strand < 0)[:, None] & (start >= 0)
     return np.where(reverse, length - stop, start), np.where(reverse, length - start, stop)
 
 

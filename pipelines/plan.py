@@ -37,6 +37,10 @@ class Windows:
     def __len__(self) -> int:
         return len(self.record)
 
+    def take(self, rows: np.ndarray) -> Windows:
+        """Those at `rows`, in that order."""
+        return Windows(self.record[rows], self.start[rows], self.stop[rows], self.strand[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class WindowIndex:

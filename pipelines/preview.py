@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertgeom.annotations import read_annotations
 from bertgeom.config import Settings
 from bertgeom.fasta import read_chunks
 from bertgeom.layout import Layout, row_group
@@ -74,6 +75,7 @@ def preview(
     *,
     model: str | Path,
     sequences: str | Path | None = None,
+    annotations: str | Path | None = None,
     workers: int = 1,
     threads: int | None = None,
     memory: int | str | None = None,
@@ -92,7 +94,8 @@ def preview(
     elsewhere = outside_shards(sources, sequences)
     encoder = load_model(str(model), options)
     lengths = _lengths(sources, elsewhere)
-    resolved, shape = resolve(options, encoder)
+    regions = None if annotations is None else read_annotations(annotations)
+    resolved, shape = resolve(options, encoder, regions)
     size, tokens = resolved.partition_windows or 1, resolved.batch_tokens or 1
     index = window_index(lengths, resolved)
     plan = Plan(index, size, row_group(shape, size, index.n_windows), tokens)

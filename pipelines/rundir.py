@@ -2,6 +2,7 @@
 
     run/run.json                      what the run is: identity, settings, plan
     run/labels.i4                     label code of every record, if there are labels
+    run/annotations.json              regions by record, if there are annotations
     run/partitions/00000042.spool     results of a finished partition, until its row group is whole
     run/groups/00000003.json          completion record of a row group: counts, checksums
     run/history.jsonl                 when, where, how long; the only file with a clock in it
@@ -24,11 +25,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from bertgeom import store
+from bertgeom.annotations import Annotations
 from bertgeom.errors import StoreError
 from bertgeom.storage import Storage
 
 FOLDER = "run"
 _RUN, _LABELS, _LOCK, _HISTORY = "run.json", "labels.i4", "lock", "history.jsonl"
+_ANNOTATIONS = "annotations.json"
 _SPOOL = ".spool"
 _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
@@ -103,6 +106,15 @@ class RunFolder:
 
     def write_labels(self, codes: np.ndarray) -> None:
         self.storage.write(_LABELS, codes.astype("<i4").tobytes())
+
+    def read_annotations(self) -> Annotations | None:
+        """The regions of the run, None without any."""
+        if not self.storage.exists(_ANNOTATIONS):
+            return None
+        return Annotations.of_settings(json.loads(self.storage.read(_ANNOTATIONS)))
+
+    def write_annotations(self, annotations: Annotations) -> None:
+        self.storage.write(_ANNOTATIONS, json.dumps(annotations.settings()).encode())
 
     def spooled(self) -> list[int]:
         """Partitions whose results wait for their row group."""

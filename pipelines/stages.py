@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertgeom import store
+from bertgeom.annotations import Annotations, read_annotations
 from bertgeom.cohorts import assign_labels, read_labels
 from bertgeom.config import Settings, check_same, fingerprint
 from bertgeom.errors import BertgeomError, InputError, StoreError, UsageError
@@ -100,6 +101,7 @@ def run(
     out: str | Path,
     sequences: str | Path | None = None,
     labels: str | Path | None = None,
+    annotations: str | Path | None = None,
     workers: int = 1,
     threads: int | None = None,
     scheduler: str | None = None,
@@ -119,6 +121,8 @@ def run(
         out: folder or fsspec URL of the store.
         sequences: sequence shards made by `ingest`, in place of `sources`.
         labels: table `record<TAB>label`, see `bertgeom.cohorts.read_labels`.
+        annotations: BED or GFF3 file of regions in record coordinates: the token groups of
+            `attention_group_mass`, see `bertgeom.annotations.read_annotations`.
         workers: worker processes; more than one starts a Dask cluster on this machine.
         threads: compute threads of a worker; default: the cores divided by the workers.
         scheduler: address of a running Dask scheduler, `tcp://host:8786`.
@@ -147,12 +151,20 @@ def run(
         with folder.alone():
             bus.subscribers.append(history(folder.log))
             shards = _ingest_into(storage, sources, elsewhere, bus)
+            regions = None if annotations is None else read_annotations(annotations)
             place, codes = draw_up(
-                storage, encoder, str(model), shards, options, labels=labels, elsewhere=elsewhere
+                storage,
+                encoder,
+                str(model),
+                shards,
+                options,
+                labels=labels,
+                annotations=regions,
+                elsewhere=elsewhere,
             )
             executor = choose(place, workers, threads, scheduler)
             _check_memory(place, executor, memory)
-            set_up(place, codes)
+            set_up(place, codes, regions)
             with executor:
                 execute(place, executor, bus)
             done = finalise(storage.url)
@@ -190,6 +202,7 @@ def draw_up(
     settings: Settings,
     *,
     labels: str | Path | None = None,
+    annotations: Annotations | None = None,
     elsewhere: str | None = None,
 ) -> tuple[Workplace, np.ndarray | None]:
     """A run on these sequences, and the label code of every record. Nothing is written.
@@ -200,8 +213,10 @@ def draw_up(
     Raises:
         InputError: if there is nothing to measure.
     """
-    resolved, shape = resolve(settings, encoder)
+    resolved, shape = resolve(settings, encoder, annotations)
     codes, names = _labels(labels, sequences)
+    if annotations is not None:
+        annotations.require(sequences.ids())
     identity = {
         "definitions_version": DEFINITIONS_VERSION,
         "model": model_identity(encoder),
@@ -209,6 +224,7 @@ def draw_up(
         "sequences": {name: sequences.attributes[name] for name in ("n_records", "content_sha256")},
         "labels": None if codes is None else hashlib.sha256(codes.tobytes()).hexdigest(),
         "label_names": names,
+        "annotations": None if annotations is None else fingerprint(annotations.settings()),
     }
     index = window_index(sequences.lengths, resolved)
     if not index.n_windows:
@@ -229,7 +245,9 @@ def draw_up(
     return Workplace(storage, facts, encoder, sequences), codes
 
 
-def set_up(place: Workplace, codes: np.ndarray | None) -> None:
+def set_up(
+    place: Workplace, codes: np.ndarray | None, annotations: Annotations | None = None
+) -> None:
     """Make the arrays of a run, or check that they were made by the same run.
 
     Raises:
@@ -241,11 +259,15 @@ def set_up(place: Workplace, codes: np.ndarray | None) -> None:
         return
     if codes is not None:
         place.folder.write_labels(codes)
+    if annotations is not None:
+        place.folder.write_annotations(annotations)
     store.create(place.storage, place.layout, _attributes(place))
     place.folder.write_run(place.facts)
 
 
-def resolve(settings: Settings, encoder: Encoder) -> tuple[Settings, Shape]:
+def resolve(
+    settings: Settings, encoder: Encoder, annotations: Annotations | None = None
+) -> tuple[Settings, Shape]:
     """Settings with every default decided, and the sizes of the arrays.
 
     Raises:
@@ -271,6 +293,7 @@ def resolve(settings: Settings, encoder: Encoder) -> tuple[Settings, Shape]:
         settings.tier,
         settings.keep,
         settings.angles,
+        () if annotations is None else annotations.names,
     )
     facts = cost.model_cost(encoder)
     size = cost.bytes_per_window(shape)

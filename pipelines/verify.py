@@ -196,7 +196,7 @@ def compare(place: Workplace, windows: Iterable[int]) -> list[Comparison]:
     parts = [place.plan.index.windows(i, i + 1) for i in numbers]
     oracle_settings = replace(place.measure_settings, impl="reference")
     measured = [
-        measure_batch(place, encode_windows(place, part), oracle_settings) for part in parts
+        measure_batch(place, encode_windows(place, part), part, oracle_settings) for part in parts
     ]
     arrays = store.Arrays(place.storage, read_only=True)
     found = []

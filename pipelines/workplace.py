@@ -19,6 +19,7 @@ from .plan import Plan, window_index
 from .rundir import RunFolder
 
 if TYPE_CHECKING:
+    from bertgeom.annotations import Annotations
     from bertgeom.attention import MeasureSettings
     from bertgeom.encoder import Encoder
 
@@ -83,6 +84,14 @@ class Workplace:
     @cached_property
     def labels(self) -> np.ndarray | None:
         return self.folder.read_labels()
+
+    @cached_property
+    def annotations(self) -> Annotations | None:
+        return self.folder.read_annotations()
+
+    @cached_property
+    def record_ids(self) -> list[str]:
+        return self.sequences.ids()
 
     @cached_property
     def measure_settings(self) -> MeasureSettings:

@@ -50,6 +50,7 @@ def test_every_offset_has_a_bin_of_its_own_length(max_tokens: int) -> None:
 def test_names_are_declared_once() -> None:
     groups = (
         variables.WINDOW_VARIABLES,
+        variables.REGION_VARIABLES,
         variables.ATTENTION_VARIABLES,
         variables.CONE_VARIABLES,
         variables.ANGLE_VARIABLES,
