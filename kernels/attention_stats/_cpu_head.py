@@ -64,6 +64,8 @@ FULL_SCALARS = ("attention_value_entropy", "attention_asymmetry")
 
 #: |S|^2 / (|Q|^2 |K|^2) below which float32 products lose more than 1e-4 of |S|^2.
 _ORTHOGONAL = 1e-3
+#: Squares from here on down lose digits in float32.
+_TINY = 1e-30
 
 _CLOSED, _OPEN, _BACK, _FORTH, _DIRECTIONAL, _INSTANCE, _CLUSTER, _DIFFUSE = range(GATE_MIXED)
 
@@ -283,7 +285,10 @@ def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
     if n < d:
         norm, square, quartic = _of_scores(blas[0], n, d, query, query_row, key, key_row, gram)
     else:
-        norm, square, quartic = _of_products(blas, n, d, query, query_row, key, key_row, gram)
+        norm, square, quartic = _of_products(blas[0], n, d, query, query_row, key, key_row, gram)
+    if not norm >= _ORTHOGONAL:
+        q, k = _in_double(n, d, query, query_row), _in_double(n, d, key, key_row)
+        norm, square, quartic = _of_double_products(blas[1], q, k)
     out[_LOGIT_ASYMMETRY] = 0.0
     out[_LOGIT_RANK] = 0.0
     if norm != 0:
@@ -293,7 +298,7 @@ def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
 
 @inner
 def _of_scores(blas, n, d, query, query_row, key, key_row, gram):
-    """|S|^2, tr(S^2) and tr((S S')^2) of the n x n matrix S, divided by |S|^2 once and twice."""
+    """|S|^2, tr(S^2) and tr((S S')^2) of the n x n matrix S scaled to |S| = 1; 0 if S is tiny."""
     flat = gram.reshape(gram.size)
     s = flat[: n * n].reshape((n, n))
     product = flat[n * n : 2 * n * n].reshape((n, n))
@@ -304,67 +309,74 @@ def _of_scores(blas, n, d, query, query_row, key, key_row, gram):
         for j in range(n):
             norm += np.float64(s[i, j]) * np.float64(s[i, j])
             square += np.float64(s[i, j]) * np.float64(s[j, i])
-    unit = 1 / norm if norm != 0 else 0.0
-    sgemm(
-        blas, 0, 1, n, n, n, np.float32(unit), s.ctypes.data, n, s.ctypes.data, n,
-        product.ctypes.data, n,
-    )  # fmt: skip
+    if not norm > _TINY:
+        return 0.0, 0.0, 0.0
+    unit = 1 / math.sqrt(norm)
+    for i in range(n):
+        for j in range(n):
+            s[i, j] *= unit
+    sgemm(blas, 0, 1, n, n, n, one, s.ctypes.data, n, s.ctypes.data, n, product.ctypes.data, n)
     for i in range(n):
         for j in range(n):
             quartic += np.float64(product[i, j]) * np.float64(product[i, j])
-    return norm * unit, square * unit, quartic
+    return 1.0, square / norm, quartic
 
 
 @inner
 def _of_products(blas, n, d, query, query_row, key, key_row, gram):
     """The same from Q'Q, K'K and K'Q: tr(Q'Q K'K), tr((K'Q)^2) and tr((Q'Q K'K)^2).
 
-    Rounding of the products is magnified where queries and keys are nearly orthogonal and S is
-    small for its factors; they are then taken in float64.
+    All are scaled to |Q| = |K| = 1. Where the first comes out small, because queries and keys are
+    nearly orthogonal, rounding of the products has spoiled it.
     """
     qq, kk, kq, product = gram[0], gram[1], gram[2], gram[3]
     one = np.float32(1)
-    sgemm(blas[0], 1, 0, d, d, n, one, query, query_row, query, query_row, qq.ctypes.data, d)
-    sgemm(blas[0], 1, 0, d, d, n, one, key, key_row, key, key_row, kk.ctypes.data, d)
-    sgemm(blas[0], 1, 0, d, d, n, one, key, key_row, query, query_row, kq.ctypes.data, d)
-    q_trace = k_trace = 0.0
-    for c in range(d):
-        q_trace += qq[c, c]
-        k_trace += kk[c, c]
-    unit = 1 / (q_trace * k_trace) if q_trace * k_trace != 0 else 0.0
-    sgemm(
-        blas[0], 0, 0, d, d, d, np.float32(unit), qq.ctypes.data, d, kk.ctypes.data, d,
-        product.ctypes.data, d,
-    )  # fmt: skip
-    norm, square, quartic = _traces(product, kq)
-    if norm < _ORTHOGONAL:
-        return _of_products_in_double(blas[1], n, d, query, query_row, key, key_row, unit)
-    return norm, square * unit, quartic
+    sgemm(blas, 1, 0, d, d, n, one, query, query_row, query, query_row, qq.ctypes.data, d)
+    sgemm(blas, 1, 0, d, d, n, one, key, key_row, key, key_row, kk.ctypes.data, d)
+    sgemm(blas, 1, 0, d, d, n, one, key, key_row, query, query_row, kq.ctypes.data, d)
+    q_trace, k_trace = _trace(qq), _trace(kk)
+    if not (q_trace > _TINY and k_trace > _TINY):
+        return 0.0, 0.0, 0.0
+    # Before the product: BLAS multiplies by alpha only after it, when it is out of range.
+    qq *= np.float32(1 / q_trace)
+    sgemm(blas, 0, 0, d, d, d, one, qq.ctypes.data, d, kk.ctypes.data, d, product.ctypes.data, d)
+    return _traces(product, kq, 1 / q_trace, 1 / k_trace)
 
 
 @inner
-def _traces(product, kq):
+def _trace(x):
+    total = 0.0
+    for c in range(len(x)):
+        total += x[c, c]
+    return total
+
+
+@inner
+def _traces(product, kq, q_unit, k_unit):
+    """Of `product`, which is Q'Q K'K q_unit, and of kq, all times the powers of the units due."""
     norm = square = quartic = 0.0
     for r in range(len(product)):
         norm += product[r, r]
         for c in range(len(product)):
             square += np.float64(kq[r, c]) * np.float64(kq[c, r])
             quartic += np.float64(product[r, c]) * np.float64(product[c, r])
-    return norm, square, quartic
+    return norm * k_unit, square * q_unit * k_unit, quartic * k_unit * k_unit
 
 
 @inner
-def _of_products_in_double(blas, n, d, query, query_row, key, key_row, unit):
-    q, k = _in_double(n, d, query, query_row), _in_double(n, d, key, key_row)
+def _of_double_products(blas, q, k):
+    """`_of_products` of float64 copies of the queries and keys (n, d)."""
+    n, d = q.shape
     products = np.empty((4, d, d))
     qq, kk, kq, product = products[0], products[1], products[2], products[3]
     for a, b, c in ((q, q, qq), (k, k, kk), (k, q, kq)):
         dgemm(blas, 1, 0, d, d, n, 1.0, a.ctypes.data, d, b.ctypes.data, d, c.ctypes.data, d)
-    dgemm(
-        blas, 0, 0, d, d, d, unit, qq.ctypes.data, d, kk.ctypes.data, d, product.ctypes.data, d
-    )  # fmt: skip
-    norm, square, quartic = _traces(product, kq)
-    return norm, square * unit, quartic
+    q_trace, k_trace = _trace(qq), _trace(kk)
+    if q_trace * k_trace == 0:
+        return 0.0, 0.0, 0.0
+    qq /= q_trace
+    dgemm(blas, 0, 0, d, d, d, 1.0, qq.ctypes.data, d, kk.ctypes.data, d, product.ctypes.data, d)
+    return _traces(product, kq, 1 / q_trace, 1 / k_trace)
 
 
 @inner

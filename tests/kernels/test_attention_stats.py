@@ -430,3 +430,38 @@ def test_nearly_orthogonal_queries_and_keys_keep_their_logit_statistics() -> Non
     q[..., 16:] *= 1e-3
     k[..., :16] *= 1e-3
     check(q, k, v)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-12, 1e6])
+def test_logit_statistics_do_not_depend_on_the_size_of_queries_and_keys(size: float) -> None:
+    for tokens in (5, 50):
+        q, k, v = random_input(batch=1, tokens=tokens)
+        expected = attention_stats(q, k, v, impl="numba").values
+        found = attention_stats(size * q, k * size, v, scale=1e-20, impl="numba").values
+        for name in ("logit_asymmetry", "logit_effective_rank"):
+            assert torch.allclose(found[name], expected[name], rtol=1e-5), name
+
+
+TEXT = """The genome of a virus is a text of thirty thousand letters, and a model that has read many
+of them attends to some of its letters more than to others. Whether it looks back, looks ahead, or
+looks at nothing at all is what these statistics are about; the separator at the end of a sentence
+is where a head often looks when it has nothing to say. The same head, the same habit, every time."""
+
+
+def test_heads_of_a_trained_model(minilm: Path) -> None:
+    """Sharp heads, idle heads on the separator, heads of neighbours: what random numbers lack."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(minilm).eval()
+    ids = AutoTokenizer.from_pretrained(minilm)(TEXT, return_tensors="pt")["input_ids"]
+    seen: dict[str, list[Tensor]] = {"query": [], "key": [], "value": []}
+    for layer in model.encoder.layer:
+        for name, outputs in seen.items():
+            linear = getattr(layer.attention.self, name)
+            linear.register_forward_hook(lambda _, __, x, outputs=outputs: outputs.append(x))
+    with torch.inference_mode():
+        model(input_ids=ids)
+    special = ends_special(1, ids.shape[1])
+    for q, k, v in zip(*seen.values(), strict=True):
+        split = [x.unflatten(-1, (12, -1)).transpose(1, 2) for x in (q, k, v)]
+        check(*split, special=special)
