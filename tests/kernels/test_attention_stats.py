@@ -445,7 +445,7 @@ def test_logit_statistics_do_not_depend_on_the_size_of_queries_and_keys(size: fl
 TEXT = """The genome of a virus is a text of thirty thousand letters, and a model that has read many
 of them attends to some of its letters more than to others. Whether it looks back, looks ahead, or
 looks at nothing at all is what these statistics are about; the separator at the end of a sentence
-is where a head often looks when it has nothing to say. The same head, the same habit, every time."""
+is where a head often looks when it has nothing to say. The same head, the same habit, always."""
 
 
 def test_heads_of_a_trained_model(minilm: Path) -> None:
