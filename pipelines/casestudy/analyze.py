@@ -47,7 +47,7 @@ class Settings:
         seed: of cross-validation and k-means.
     """
 
-    domain_windows: int = 1024
+    domain_windows: int = 256
     spectra_windows: int = 8
     seed: int = 0
 
@@ -466,7 +466,7 @@ def _clusters(dataset: xarray.Dataset, codes: np.ndarray, seed: int) -> list[dic
     kept = np.flatnonzero(codes >= 0)
     logits = np.asarray(dataset["logits"], dtype=np.float64)
     found = []
-    stations = [
+    stations: list[tuple[str, Any]] = [
         (str(n), dataset["cls"][:, i]) for i, n in enumerate(dataset["hidden_state"].values)
     ]
     stations += [("logits", logits), ("softmax", softmax(logits))]
