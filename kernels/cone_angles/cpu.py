@@ -11,10 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._cpu import claim, jit, sgemm_address
-from .._cpu_vectors import widest_vectors
-from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
-from ._sweeps import (
+from .._cone_sweeps import (
     NARROW,
     NO_AXIS,
     TILE_COLUMNS,
@@ -24,6 +21,9 @@ from ._sweeps import (
     centre_units,
     versine_edges,
 )
+from .._cpu import claim, jit, sgemm_address
+from .._cpu_vectors import widest_vectors
+from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
 
 
 def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:

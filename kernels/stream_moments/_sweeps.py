@@ -31,9 +31,11 @@ def moment_rows(flat, start, step, first, last, norm, total, moments):
         moments: (5,) float64, overwritten.
     """
     width = len(total)
-    total[:] = 0
     group = np.zeros(5)
-    moments[:] = 0
+    for k in range(5):
+        moments[k] = 0
+    for d in range(width):
+        total[d] = 0
     for i in range(first, last, GROUP):
         stop = min(i + GROUP, last)
         _group_moments(flat, start, step, i, stop, width, norm, group)
@@ -55,7 +57,8 @@ def _group_moments(flat, start, step, first, last, width, norm, moments):
         largest = max(largest, norm[i])
     count = float((last - first) * width)
     unit = math.sqrt(width) / largest if largest > 0 else 1.0
-    scale = np.float32(2.0 ** math.floor(math.log2(min(1e30, max(1e-30, unit)))))
+    # A power of two, so that scaling rounds nothing.
+    scale = np.float32(math.ldexp(1.0, math.frexp(min(1e30, max(1e-30, unit)))[1]))
     about = np.float32(entries / count) * scale
     s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0
     for i in range(first, last):
@@ -79,15 +82,17 @@ def _group_moments(flat, start, step, first, last, width, norm, moments):
 def _recentre(count, about, s1, s2, s3, s4, scale, moments):
     """Moments from power sums of scale * x about a point near the mean; s1 is a rounding error."""
     off = s1 / count
-    m2 = s2 - count * off**2
-    m3 = s3 - 3 * off * s2 + 2 * count * off**3
-    m4 = s4 - 4 * off * s3 + 6 * off**2 * s2 - 3 * count * off**4
+    square = off * off
+    m2 = s2 - count * square
+    m3 = s3 - 3 * off * s2 + 2 * count * square * off
+    m4 = s4 - 4 * off * s3 + 6 * square * s2 - 3 * count * square * square
     width = 1 / np.float64(scale)
+    area = width * width
     moments[0] = count
     moments[1] = (about + off) * width
-    moments[2] = max(m2, 0.0) * width**2
-    moments[3] = m3 * width**3
-    moments[4] = max(m4, 0.0) * width**4
+    moments[2] = max(m2, 0.0) * area
+    moments[3] = m3 * area * width
+    moments[4] = max(m4, 0.0) * area * area
 
 
 @inner
@@ -98,18 +103,20 @@ def merge_moments(into, other):
     if nb == 0:
         return
     if na == 0:
-        into[:] = other
+        for k in range(5):
+            into[k] = other[k]
         return
     delta = other[1] - into[1]
     a, b = na / n, nb / n
+    between = delta * delta * n * a * b
     into[4] += (
         other[4]
-        + delta**4 * n * a * b * (a * a - a * b + b * b)
-        + 6 * delta**2 * (a * a * other[2] + b * b * into[2])
+        + between * delta * delta * (a * a - a * b + b * b)
+        + 6 * delta * delta * (a * a * other[2] + b * b * into[2])
         + 4 * delta * (a * other[3] - b * into[3])
     )
-    into[3] += other[3] + delta**3 * n * a * b * (a - b) + 3 * delta * (a * other[2] - b * into[2])
-    into[2] += other[2] + delta**2 * n * a * b
+    into[3] += other[3] + between * delta * (a - b) + 3 * delta * (a * other[2] - b * into[2])
+    into[2] += other[2] + between
     into[1] += delta * b
     into[0] = n
 
@@ -140,8 +147,8 @@ def describe(moments, out):
     spread = variance > CONSTANT * (variance + mean * mean)
     out[0] = mean if count > 0 else np.nan
     out[1] = variance
-    out[2] = moments[3] / count / variance**1.5 if spread else np.nan
-    out[3] = moments[4] / count / variance**2 - 3 if spread else np.nan
+    out[2] = moments[3] / count / (variance * math.sqrt(variance)) if spread else np.nan
+    out[3] = moments[4] / count / (variance * variance) - 3 if spread else np.nan
 
 
 @inner
@@ -196,7 +203,7 @@ def square_tile(address, a, b, transposed, diagonal, tile):
             square += x * x
         total += 2 * np.float64(square)
         if at >= 0:
-            total += np.float64(tile[i, at]) ** 2
+            total += np.float64(tile[i, at]) * np.float64(tile[i, at])
     return total
 
 

@@ -21,10 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._cpu import claim, inner, jit, sgemm_address
-from .._cpu_vectors import widest_vectors
-from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
-from ..cone_angles._sweeps import (
+from .._cone_sweeps import (
     NARROW,
     NO_AXIS,
     TILE_COLUMNS,
@@ -35,6 +32,9 @@ from ..cone_angles._sweeps import (
     cone_axis,
     versine_edges,
 )
+from .._cpu import claim, inner, jit, sgemm_address
+from .._cpu_vectors import widest_vectors
+from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
 from ._sweeps import (
     CONSTANT,
     centre_rows,
@@ -240,31 +240,29 @@ def _claim_tasks(n_tasks, counters, step, tasks, address, *arrays):
         if k >= n_tasks:
             return
         b, part = tasks[k, 0], tasks[k, 1]
-        if step == _WINDOW:
-            _window(w, b, mine, scratch, address)
-        elif step == _SWEEP:
-            _sweep(w, b, part)
-        elif step == _MERGE:
-            _merge(w, b)
-        elif step == _CENTRE:
-            _centre(w, b, part, b)
-        elif step == _TILE:
-            _tile(w, b, part, b, scratch, address)
-        else:
-            _finish(w, b, b)
+        whole = step == _WINDOW
+        at = mine if whole else b
+        # One call site: everything below is inlined.
+        for each in range(_SWEEP if whole else step, (_FINISH if whole else step) + 1):
+            first, last = (0, _n_parts(w, each)) if whole else (part, part + 1)
+            for this in range(first, last):
+                if each == _SWEEP:
+                    _sweep(w, b, this)
+                elif each == _MERGE:
+                    _merge(w, b)
+                elif each == _CENTRE:
+                    _centre(w, b, this, at)
+                elif each == _TILE:
+                    _tile(w, b, this, at, scratch, address)
+                else:
+                    _finish(w, b, at)
 
 
 @inner
-def _window(w, b, at, scratch, address):
-    n_parts = w.moments.shape[1]
-    for k in range(n_parts):
-        _sweep(w, b, k)
-    _merge(w, b)
-    for k in range(n_parts):
-        _centre(w, b, k, at)
-    for k in range(len(w.tiles)):
-        _tile(w, b, k, at, scratch, address)
-    _finish(w, b, at)
+def _n_parts(w, step):
+    if step == _TILE:
+        return len(w.tiles)
+    return w.moments.shape[1] if step in (_SWEEP, _CENTRE) else 1
 
 
 @inner
@@ -274,8 +272,10 @@ def _sweep(w, b, k):
         return
     start, step = b * w.step[0], w.step[1]
     norm = w.norm[b]
-    w.unit_sum[b, k] = 0
-    unit_rows(w.flat, start, step, first, last, norm, w.unit_sum[b, k])
+    unit_sum = w.unit_sum[b, k]
+    for d in range(len(unit_sum)):
+        unit_sum[d] = 0
+    unit_rows(w.flat, start, step, first, last, norm, unit_sum)
     moment_rows(w.flat, start, step, first, last, norm, w.row_sum[b, k], w.moments[b, k])
 
 
@@ -297,14 +297,15 @@ def _merge(w, b):
     for k in range(n_parts):
         merge_moments(moments, w.moments[b, k])
     describe(moments, out[_AT_STREAM : _AT_STREAM + 4])
-    rms = math.sqrt(moments[2] / moments[0] + moments[1] ** 2)
+    rms = math.sqrt(moments[2] / moments[0] + moments[1] * moments[1])
     moments_of(w.norm[b, :n], moments)
     out[_AT_STREAM + 4] = moments[1]
     out[_AT_STREAM + 5] = math.sqrt(moments[2] / n)
-    out[_AT_STREAM + 6] = w.norm[b, :n].max()
+    out[_AT_STREAM + 6] = _largest(w.norm[b, :n])
     moments_of(rows, moments)
     describe(moments, out[_AT_STREAM + 7 : _AT_STREAM + 11])
-    w.mean[b] = rows / n
+    for d in range(width):
+        w.mean[b, d] = rows[d] / n
     if len(w.edges):
         narrow = kept > 0 and out[1] > NARROW
         for d in range(width):
@@ -452,12 +453,12 @@ def _finish(w, b, at):
     if n == 0 or kept < 0:
         return
     if kept > 0 and out[1] > NO_AXIS:
-        out[3] = w.blocks[b, :, 0].sum() / kept
-        out[4] = w.blocks[b, :, 1].max()
+        out[3] = _total(w.blocks[b, :, 0]) / kept
+        out[4] = _largest(w.blocks[b, :, 1])
     if len(w.edges) == 0:
         # The scale makes the mean square of the entries 1.
-        trace, entries = w.blocks[b, :, 2].sum(), n * w.mean.shape[1]
-        square = w.sums[b, :, 4].sum()
+        trace, entries = _total(w.blocks[b, :, 2]), n * w.mean.shape[1]
+        square = _total(w.sums[b, :, 4])
     else:
         trace, entries, square = _covariance(w, b, at)
         _angles(w, b)
@@ -465,24 +466,42 @@ def _finish(w, b, at):
 
 
 @inner
+def _total(values):
+    total = 0.0
+    for x in values:
+        total += x
+    return total
+
+
+@inner
+def _largest(values):
+    largest = values[0]
+    for x in values:
+        largest = max(largest, x)
+    return largest
+
+
+@inner
 def _covariance(w, b, at):
     """Trace and squared norm of the centred Gram matrix, and of the one that is not, the trace."""
     kept = w.kept[b]
-    mean_square = (w.mean[b] ** 2).sum()
-    square = w.sums[b, :, 4].sum()
-    trace, entries, beside_zero = 0.0, 0.0, 0.0
+    square = _total(w.sums[b, :, 4])
+    mean_square, trace, entries, beside_zero = 0.0, 0.0, 0.0, 0.0
+    for x in w.mean[b]:
+        mean_square += x * x
     for i in range(kept):
         norm, weight = w.packed_norm[at, i], w.weight[at, i]
         own = norm * norm - 2 * weight
         trace += own
         entries += norm * norm
         square += own * own
-        beside_zero += (mean_square / 2 - weight) ** 2
+        beside = mean_square / 2 - weight
+        beside_zero += beside * beside
     # Zero vectors have no angle, but they have a deviation from the mean.
     zeros = w.lengths[b] - kept
-    trace += zeros * mean_square
-    square += 2 * zeros * beside_zero + (zeros * mean_square) ** 2
-    return trace, entries, square
+    zero_trace = zeros * mean_square
+    square += 2 * zeros * beside_zero + zero_trace * zero_trace
+    return trace + zero_trace, entries, square
 
 
 @inner

@@ -1,6 +1,6 @@
 """Compiled pieces of the cone kernels: centred unit vectors, and tiles of pairwise angles.
 
-README.md derives the formulas and their errors.
+`cone_angles/README.md` derives the formulas and their errors.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .._cpu import inner
-from .._cpu_vectors import larger, smaller
-from .._rows import inner_products
+from ._cpu import inner
+from ._cpu_vectors import larger, smaller
+from ._rows import inner_products
 
 #: Rows and columns of a tile of cosines.
 TILE_ROWS, TILE_COLUMNS = 96, 1024
@@ -146,7 +146,9 @@ def angle_tile(
             _compare_with_edges(row, edges, place[low:])
         _count(place[low:], partial)
     for k in range(bins):
-        counts[k] = partial[:, k].sum()
+        counts[k] = 0
+        for turn in range(8):
+            counts[k] += partial[turn, k]
 
 
 @_finite()
