@@ -44,6 +44,17 @@ def coordinate_table() -> str:
     return "\n".join(rows)
 
 
+def weight_table() -> str:
+    """Arrays of the model's weights, without windows."""
+    rows = ["| array | dimensions | type | unit | meaning | source |", "|---|---|---|---|---|---|"]
+    rows += [
+        f"| `{v.name}` | {', '.join(v.dims)} | {v.dtype} | {v.unit} | {_text(v.description)} "
+        f"| {v.source} |"
+        for v in variables.WEIGHT_VARIABLES
+    ]
+    return "\n".join(rows)
+
+
 def flag_table() -> str:
     """The bits of `flags`."""
     rows = ["| bit | name | meaning |", "|---|---|---|"]
@@ -63,6 +74,7 @@ def sequence_table() -> str:
 TABLES = {
     "arrays": array_table,
     "coordinates": coordinate_table,
+    "weights": weight_table,
     "flags": flag_table,
     "sequences": sequence_table,
 }

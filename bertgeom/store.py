@@ -165,10 +165,22 @@ class Arrays:
         self.storage.write(METADATA, _json(metadata))
 
 
-def create(storage: Storage, layout: Layout, attributes: Mapping[str, Any]) -> None:
+def create(
+    storage: Storage,
+    layout: Layout,
+    attributes: Mapping[str, Any],
+    constants: xarray.Dataset | None = None,
+) -> list[str]:
     """Make the arrays and coordinates of a store; nothing is measured yet.
 
     The root group must exist already. Repeating the call changes nothing.
+
+    Args:
+        constants: arrays without windows, such as statistics of the model's weights; written
+            at once.
+
+    Returns:
+        Names of the constants.
     """
     arrays = Arrays(storage)
     for variable in layout.variables:
@@ -194,7 +206,20 @@ def create(storage: Storage, layout: Layout, attributes: Mapping[str, Any]) -> N
             {"units": coordinate.unit, "description": coordinate.description},
         )
         arrays.write(coordinate.name, 0, values)
-    arrays.update_attributes(attributes | {"coordinates": " ".join(layout.auxiliary)})
+    known = {coordinate.name for coordinate in layout.coordinates}
+    names = [] if constants is None else [str(n) for n in constants.variables if n not in known]
+    for name in names:
+        _write_whole(arrays, name, constants[name])
+    arrays.update_attributes({**attributes, "coordinates": " ".join(layout.auxiliary)})
+    return names
+
+
+def _write_whole(arrays: Arrays, name: str, values: xarray.DataArray) -> None:
+    text = values.dtype.kind in "UO"
+    dims, shape = tuple(str(dim) for dim in values.dims), values.shape
+    dtype, fill = ("string", "") if text else (str(values.dtype), 0)
+    arrays.create(name, dims, shape, shape, dtype, fill, values.attrs)
+    arrays.write(name, 0, values.values)
 
 
 def create_root(storage: Storage, kind: str = FORMAT) -> None:

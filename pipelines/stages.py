@@ -24,7 +24,7 @@ from bertgeom import store
 from bertgeom.annotations import Annotations, read_annotations
 from bertgeom.cohorts import assign_labels, read_labels
 from bertgeom.config import Settings, check_same, fingerprint
-from bertgeom.errors import BertgeomError, InputError, StoreError, UsageError
+from bertgeom.errors import BertgeomError, InputError, ModelError, StoreError, UsageError
 from bertgeom.fasta import read_chunks
 from bertgeom.layout import Shape, row_group
 from bertgeom.sequences import MEMBERS, Sequences, is_complete, open_sequences, write_sequences
@@ -62,6 +62,8 @@ from .workplace import (
 from .writing import write_group
 
 if TYPE_CHECKING:
+    import xarray
+
     from bertgeom.encoder import Encoder
     from bertgeom.fasta import Chunk
 
@@ -261,8 +263,8 @@ def set_up(
         place.folder.write_labels(codes)
     if annotations is not None:
         place.folder.write_annotations(annotations)
-    store.create(place.storage, place.layout, _attributes(place))
-    place.folder.write_run(place.facts)
+    names = store.create(place.storage, place.layout, _attributes(place), _weights(place))
+    place.folder.write_run({**place.facts, "constants": names})
 
 
 def resolve(
@@ -351,6 +353,7 @@ def finalise(url: str) -> Status:
         place.storage.sweep()
         members = [v.name for v in place.layout.variables]
         members += [c.name for c in place.layout.coordinates] + [FOLDER]
+        members += place.facts["constants"]
         if place.facts["sequences"] is None:
             members += [SEQUENCES, *(f"{SEQUENCES}/{name}" for name in MEMBERS)]
         store.consolidate(place.storage, members, {"complete": True})
@@ -519,6 +522,24 @@ def _labels(
         return None, None
     table = read_labels(labels)
     return assign_labels(table, sequences.ids()).astype("<i4"), list(table.names)
+
+
+def _weights(place: Workplace) -> xarray.Dataset | None:
+    """Statistics of the model's weights, None where its projections are not recognised.
+
+    On one thread, so that the last bits are the same whatever else the run uses.
+    """
+    from threadpoolctl import threadpool_limits
+
+    from bertgeom.weights import weight_statistics
+
+    if place.encoder is None:
+        return None
+    try:
+        with threadpool_limits(1):
+            return weight_statistics(place.encoder.model)
+    except ModelError:
+        return None
 
 
 def _attributes(place: Workplace) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_masses_of_regions_follow_from_the_tracks(
             expected = (received * inside).sum(-1) / n
             found = ds.attention_group_mass.sel(group=name).values[row]
             np.testing.assert_allclose(found, expected, atol=2e-3)
-    assert verify.verify(out, windows=2).ok
+    assert verify.verify(out, windows=2).agrees
 
 
 def test_other_regions_are_another_run(
