@@ -1,0 +1,117 @@
+"""verify finds what was damaged, and nothing where nothing was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bertgeom import store as store_module
+from bertgeom.errors import MismatchError, StoreError
+from bertgeom.pipelines import verify as module
+from bertgeom.pipelines.events import PartitionDone
+from bertgeom.pipelines.stages import Status
+from bertgeom.pipelines.verify import verify
+from bertgeom.storage import Storage
+
+Run = Callable[..., Status]
+
+
+@pytest.fixture(autouse=True)
+def oracle(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load_model", lambda *args, **options: encoder)
+
+
+def test_a_sound_store_agrees(run: Run, tmp_path: Path) -> None:
+    run(keep="cls,logits,tracks,block_map", strand="both", bitround=8)
+    report = verify(tmp_path / "x.zarr", windows=5)
+    assert report.agrees, [c for c in report.comparisons if not c.agrees]
+    assert report.problems == ()
+    assert report.files > 50
+    assert len(report.windows) == 5
+    assert verify(tmp_path / "x.zarr", windows=5).windows == report.windows
+    assert verify(tmp_path / "x.zarr", windows=5, seed=1).windows != report.windows
+    assert verify(tmp_path / "x.zarr", windows=0).comparisons == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "damage", "problem"),
+    [
+        ("attention_entropy/c/0/0/0", lambda p: p.unlink(), "is missing"),
+        ("gate/c/0/0/0", lambda p: p.write_bytes(p.read_bytes()[:-3]), "in place of"),
+        ("cone_index/c/0/0", lambda p: _flip(p), "was changed"),
+        ("sequences/bases/c/0", lambda p: _flip(p), "sequences: bases/c/0 was changed"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    key: str, damage: Callable[[Path], Any], problem: str, run: Run, tmp_path: Path
+) -> None:
+    run()
+    damage(tmp_path / "x.zarr" / key)
+    report = verify(tmp_path / "x.zarr")
+    assert not report.agrees
+    assert len(report.problems) == 1
+    assert problem in report.problems[0]
+    assert key.removeprefix("sequences/") in report.problems[0]
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_an_unfinished_store_is_told_with_what_is_missing(run: Run, tmp_path: Path) -> None:
+    def stop(event: Any) -> None:
+        if isinstance(event, PartitionDone):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(subscribers=[stop])
+    report = verify(tmp_path / "x.zarr")
+    assert "of 7 partitions are missing" in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("attention_entropy", lambda x: x + 1e-3),
+        ("angle_histogram", lambda x: np.roll(x, 1, axis=-1)),
+        ("cone_axis_angle_max", lambda x: x + 1),
+        ("gate", lambda x: x + 1),
+        ("stream_norm_max", lambda x: np.where(np.arange(len(x))[:, None] % 2, np.nan, x)),
+    ],
+)
+def test_wrong_numbers_with_right_checksums_are_found(
+    name: str, change: Callable[[np.ndarray], np.ndarray], run: Run, tmp_path: Path
+) -> None:
+    import json
+
+    run()
+    storage = Storage(str(tmp_path / "x.zarr"))
+    arrays = store_module.Arrays(storage)
+    before = arrays.read(name)
+    arrays.write(name, 0, change(before).astype(before.dtype))
+    record = json.loads(storage.read("run/groups/00000000.json"))
+    for key, entry in arrays.written.items():
+        record["files"][key] = list(entry)
+    storage.write("run/groups/00000000.json", json.dumps(record).encode())
+    report = verify(tmp_path / "x.zarr", windows=6)
+    assert report.problems == ()
+    assert [c.array for c in report.comparisons if not c.agrees] == [name]
+    assert not report.agrees
+
+
+def test_another_model_is_no_oracle(run: Run, encoder: Any, tmp_path: Path) -> None:
+    run()
+    encoder.fingerprint = "another"
+    with pytest.raises(MismatchError, match="fingerprint"):
+        verify(tmp_path / "x.zarr")
+
+
+def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="expected a store that bertgeom run has set up"):
+        verify(tmp_path / "nothing")
