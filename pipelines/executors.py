@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _IN_FLIGHT = 2
 #: A task is given up when this many workers were lost with it.
 _LOST_WORKERS = 3
+_CONNECT_SECONDS = 30
 
 #: Tells the row group that a finished partition has made whole.
 Follow = Callable[[Event], int | None]
@@ -138,12 +139,12 @@ class Dask:
             self._cluster = _local_cluster(self.workers, self.threads, self.device)
             self.local_workers = self.workers
         try:
-            self._client = Client(self._cluster or self.scheduler, timeout=30)
+            self._client = Client(self._cluster or self.scheduler, timeout=_CONNECT_SECONDS)
         except (OSError, TimeoutError) as error:
             self.__exit__()
             raise UsageError(
-                f"expected a Dask scheduler at {self.scheduler}, found none in 30 s; start one "
-                "with: dask scheduler"
+                f"expected a Dask scheduler at {self.scheduler}, found none in "
+                f"{_CONNECT_SECONDS} s; start one with: dask scheduler"
             ) from error
         known = self._client.scheduler_info(n_workers=-1)["workers"]
         if self.scheduler is not None:
