@@ -63,7 +63,7 @@ FULL_SCALARS = ("attention_value_entropy", "attention_asymmetry")
 ) = range(len(SCALARS) + len(FULL_SCALARS))
 
 #: |S|^2 / (|Q|^2 |K|^2) below which float32 products lose more than 1e-4 of |S|^2.
-_ORTHOGONAL = 1e-3
+_ORTHOGONAL = 5e-4
 #: Squares from here on down lose digits in float32.
 _TINY = 1e-30
 

@@ -212,9 +212,12 @@ def _lengths(lengths: Tensor | None, batch: int, n_slots: int, device: torch.dev
             f"lengths: expected {batch} integers, found shape {tuple(lengths.shape)} "
             f"of {lengths.dtype}"
         )
-    if lengths.device.type == "cpu" and bool(((lengths < 0) | (lengths > n_slots)).any()):
-        raise ValueError(f"lengths: expected 0 to {n_slots} tokens, found {lengths.tolist()}")
-    return lengths.clamp(0, n_slots).to(torch.int32)
+    if lengths.device.type != "cpu":
+        return lengths.clamp(0, n_slots).to(torch.int32)
+    found = lengths.tolist()
+    if min(found) < 0 or max(found) > n_slots:
+        raise ValueError(f"lengths: expected 0 to {n_slots} tokens, found {found}")
+    return lengths.to(torch.int32)
 
 
 def _valid_first(mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -245,4 +248,4 @@ def _put_back(
 
 
 def _single(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.is_floating_point() else x
+    return x.to(torch.float32) if x.dtype == torch.float64 else x

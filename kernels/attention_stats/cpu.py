@@ -98,13 +98,14 @@ def run(
     """
     batch, n_heads, n_slots, head_dim = query.shape
     q, k, v = (_readable(x) for x in (query, key, value))
-    whole = int(lengths.min()) == n_slots
-    output = (torch.empty if whole else torch.zeros)(batch, n_slots, n_heads, head_dim)
+    n_tokens = lengths.tolist()
+    allocate = torch.empty if min(n_tokens) == n_slots else torch.zeros
+    output = allocate(batch, n_slots, n_heads, head_dim)
     output = output.transpose(1, 2)
     results = _empty_values(batch, n_heads, n_slots, options)
     settings = _settings(n_slots, options)
     n_floats = scratch_floats(
-        int(lengths.max()), head_dim, settings.near, settings.theta, settings.reach
+        max(n_tokens), head_dim, settings.near, settings.theta, settings.reach
     )
     memory = scratch_memory(torch.get_num_threads(), n_floats)
     counters = np.zeros(2, np.int64)
@@ -121,7 +122,7 @@ def run(
         memory.ctypes.data,
         memory.shape[1],
     )
-    if not _sweep.signatures:
+    if not _sweep.overloads:
         counters[0] = batch * n_heads
         _sweep(*arguments)
         counters[:] = 0
