@@ -121,8 +121,8 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
 ) -> None:
     original = stages.set_up
 
-    def set_up_and_lose_the_bookkeeping(place: Any, codes: Any) -> None:
-        original(place, codes)
+    def set_up_and_lose_the_bookkeeping(place: Any, *inputs: Any) -> None:
+        original(place, *inputs)
         place.storage.remove("run/run.json")
 
     monkeypatch.setattr(stages, "set_up", set_up_and_lose_the_bookkeeping)
