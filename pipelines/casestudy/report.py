@@ -116,7 +116,7 @@ def build(
         one_cone(page, summary),
     )
     page.add("classes", "Where the classes part", classes(page, summary, result))
-    page.add("positions", "A few positions are enough?", few(page, result))
+    page.add("positions", "Are a few positions enough?", few(page, result))
     page.add(
         "stream",
         "The information stream",
@@ -438,7 +438,7 @@ def on_the_spike(
                     "logarithmic scale: "
                     "+1 is twice, -1 half of what its length would give. From the same genomes.",
                     ["attention_confident_mass"],
-                    "Heat map of heads by domains.",
+                    "Heat map of heads by domains. " + _domain_sentence(found),
                 ),
             ),
         ]
@@ -472,9 +472,11 @@ def peaks(values: np.ndarray, position: np.ndarray, n: int, apart: float = 7.0) 
 
 def _peak_table(lines: Mapping[str, np.ndarray], position: np.ndarray, n: int = 5) -> Html:
     """The most attended places of every class, with the changes that define the class there."""
-    rows, met, total = [], 0, 0
+    rows, met, total, chance = [], 0, 0, 0.0
     for name, values in lines.items():
-        changes = defining_amino_acids(name)
+        changes = {} if name == "background" else defining_amino_acids(name)
+        near = np.abs(position[:, None] - np.array([*changes, np.inf])) <= _REACH
+        chance += n * float(near.any(axis=1).mean())
         cells = []
         for i in peaks(values, position, n):
             here = [c for at, c in changes.items() if abs(at - position[i]) <= _REACH]
@@ -492,7 +494,8 @@ def _peak_table(lines: Mapping[str, np.ndarray], position: np.ndarray, n: int = 
         rows.append([name, *cells])
     said = (
         f"{met} of the {total} most attended places of the variant classes hold a change that "
-        "defines the class (bold; within a token's reach of five amino acids)."
+        f"defines the class (bold; within {_REACH} amino acids); places at random would "
+        f"meet {chance:.0f}."
         if total
         else ""
     )

@@ -100,7 +100,7 @@ def proportions(
     axes.set_yscale("symlog", linthresh=0.5, base=2)
     axes.set_yticks([0, 0.25, 0.5, 1, 2, 4, 8, 16], ["0", "1/4", "1/2", "1", "2", "4", "8", "16"])
     axes.set_xticks(places, [style.shown(n, 14) for n in names])
-    axes.set(ylabel="times its share of the tokens")
+    axes.set(ylabel="times its share of the tokens", ylim=(-0.08, None))
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)

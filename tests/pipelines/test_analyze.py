@@ -341,16 +341,22 @@ def test_a_page_is_made_of_the_store_it_belongs_to(folder, tmp_path, result):
         pages.report(folder, tmp_path / "r.html", evaluation=tmp_path / "e.json")
 
 
-def test_the_commands_work_on_a_store(folder, tmp_path, monkeypatch):
-    few = analysis.Settings(domain_windows=2, spectra_windows=1)
-    monkeypatch.setattr(analysis, "Settings", lambda: few)
-    arguments = ["analyze", str(folder / analysis.STORE), "--out", str(tmp_path / "a")]
-    done = CliRunner().invoke(app, arguments)
+def test_the_commands_pass_a_store_on_and_write_beside_it(folder, result, arrays, monkeypatch):
+    asked = []
+
+    def analysed(store, **options):
+        asked.append((store, options["model"]))
+        return {**result, "genomes": {**result["genomes"]}}, arrays
+
+    monkeypatch.setattr(analysis, "analyze_store", analysed)
+    store, out = folder / analysis.STORE, folder.parent / "again"
+    done = CliRunner().invoke(app, ["analyze", str(store), "--out", str(out), "--json"])
     assert done.exit_code == 0, done.output
-    assert f"{N} spikes" in done.stdout
-    result = json.loads((tmp_path / "a" / analysis.RESULT).read_text())
-    assert Path(result["store"]) == (folder / analysis.STORE).absolute()
-    assert result["domains"]["windows"] == 2
+    assert asked == [(str(store), None)]
+    written = json.loads((out / analysis.RESULT).read_text())
+    assert written == json.loads(done.stdout)
+    assert Path(written["store"]) == store.absolute()
+    assert (out / analysis.ARRAYS).read_bytes() == (folder / analysis.ARRAYS).read_bytes()
 
 
 def test_genomes_need_labels(folder, tmp_path):
