@@ -239,13 +239,14 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
     for j in range(n):
         work.content[j] = special[j] == 0
     out = np.zeros(values.scalars.shape[0])
-    smallest, largest = _first_look(blas, settings, n, d, matrices, work, out)
+    # First, so that queries and keys are in the cache for the logits.
     (query, query_row), (key, key_row), _, _ = matrices
+    logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
+    smallest, largest = _first_look(blas, settings, n, d, matrices, work, out)
     row_statistics(n, work, out)
     column_statistics(n, work, groups, out, values.group_mass[b, h])
     offset_statistics(n, near, work, out, values.profile[b, h])
     values.gate[b, h] = gates(n, near, work, out, values.gate_mass[b, h])
-    logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
     for g in range(N_BLOCKS):
         for c in range(N_BLOCKS):
             values.block_map[b, h, g, c] = work.block_map[g, c] / n
