@@ -112,7 +112,7 @@ class Storage:
         if self.folder is not None:
             path = self.folder / key if key else self.folder
             if path.is_dir():
-                shutil.rmtree(path)
+                _remove_tree(path)
             else:
                 path.unlink(missing_ok=True)
         elif self.exists(key):
@@ -142,6 +142,20 @@ class Storage:
 
         root = url_to_fs(self.url)[1].rstrip("/")
         return f"{root}/{key}" if key else root
+
+
+def _remove_tree(path: Path) -> None:
+    """Delete a folder. A write that failed may still be finishing its neighbours in threads."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(_FIRST_PAUSE * 2**attempt)
+        if not path.exists():
+            return
 
 
 def patiently(action: Callable[[], T]) -> T:

@@ -85,7 +85,7 @@ class Arrays:
 
     def create_group(self, attributes: Mapping[str, Any]) -> None:
         """Make the group, or replace its attributes."""
-        options = {"attributes": dict(attributes), "overwrite": False}
+        options: dict[str, Any] = {"attributes": dict(attributes), "overwrite": False}
         patiently(lambda: zarr.create_group(self._store, **options))
 
     def create(
@@ -207,9 +207,10 @@ def create(
         )
         arrays.write(coordinate.name, 0, values)
     known = {coordinate.name for coordinate in layout.coordinates}
-    names = [] if constants is None else [str(n) for n in constants.variables if n not in known]
+    extra = {} if constants is None else {str(n): constants[n] for n in constants.variables}
+    names = [name for name in extra if name not in known]
     for name in names:
-        _write_whole(arrays, name, constants[name])
+        _write_whole(arrays, name, extra[name])
     arrays.update_attributes({**attributes, "coordinates": " ".join(layout.auxiliary)})
     return names
 

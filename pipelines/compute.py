@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,7 +51,7 @@ class Prepared:
 
 def prepare(place: Workplace, partition: int) -> Iterator[Prepared]:
     """Read and tokenise a partition, batch by batch; at least one, perhaps without rows."""
-    plan, tokenizer = place.plan, place.encoder.tokenizer
+    plan, tokenizer = place.plan, place.loaded.tokenizer
     windows = plan.index.windows(*plan.partition(partition))
     bases = _read_bases(place, windows)
     groups = batches(planned_tokens(tokenizer, windows), plan.batch_tokens)
@@ -65,7 +65,7 @@ def prepare(place: Workplace, partition: int) -> Iterator[Prepared]:
 def encode_windows(place: Workplace, windows: Windows) -> EncodedBatch:
     """The tokens of some windows that lie side by side."""
     bases = _read_bases(place, windows)
-    return place.encoder.tokenizer.encode_batch([bases(row) for row in range(len(windows))])
+    return place.loaded.tokenizer.encode_batch([bases(row) for row in range(len(windows))])
 
 
 def _read_bases(place: Workplace, windows: Windows) -> Callable[[int], np.ndarray]:
@@ -101,7 +101,7 @@ def measure_partitions(
             if not results:
                 results = _blank(place, batch)
             if batch.encoded is not None:
-                _fill(place, batch, results)
+                _fill(place, batch, batch.encoded, results)
                 on_rows(len(batch.rows))
             if batch.last:
                 yield batch.partition, results
@@ -129,11 +129,13 @@ def _blank(place: Workplace, batch: Prepared) -> dict[str, np.ndarray]:
     return results
 
 
-def _fill(place: Workplace, batch: Prepared, results: dict[str, np.ndarray]) -> None:
+def _fill(
+    place: Workplace, batch: Prepared, encoded: EncodedBatch, results: dict[str, np.ndarray]
+) -> None:
     """Measure a batch and put it in its rows."""
     rows = batch.rows
     windows = batch.windows.take(rows)
-    values = measure_batch(place, batch.encoded, windows, place.measure_settings)
+    values = measure_batch(place, encoded, windows, place.measure_settings)
     flags = values.pop("flags")
     lost = flags & (flag_bit("empty") | flag_bit("quarantined")) != 0
     results["flags"][rows] = (results["flags"][rows] & ~np.uint16(flag_bit("empty"))) | flags
@@ -141,7 +143,7 @@ def _fill(place: Workplace, batch: Prepared, results: dict[str, np.ndarray]) -> 
         keep = slice(None) if name in _ALWAYS else ~lost
         _put(results[name], rows[keep], value[keep])
     if "token_start" in results:
-        start, stop = _token_bases(batch.encoded, windows)
+        start, stop = _token_bases(encoded, windows)
         _put(results["token_start"], rows, start)
         _put(results["token_stop"], rows, stop)
 
@@ -220,7 +222,7 @@ def _measure(
 ) -> dict[str, np.ndarray]:
     """Statistics of a batch; out of memory, of its halves; at last, of what can be had."""
     try:
-        return place.encoder.measure(batch, settings)
+        return place.loaded.measure(batch, settings)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -260,7 +262,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in told)
 
 
-def counts(results: dict[str, np.ndarray]) -> dict[str, int]:
+def counts(results: Mapping[str, np.ndarray]) -> dict[str, int]:
     """What a completion record tells: windows, tokens, and windows by flag."""
     flags = results["flags"]
     return {
@@ -270,7 +272,7 @@ def counts(results: dict[str, np.ndarray]) -> dict[str, int]:
     }
 
 
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+def ahead(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """The same items, taken by a thread that is up to `depth` items ahead."""
     waiting: queue.Queue[Any] = queue.Queue(depth)
     stopped = threading.Event()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 from bertgeom.errors import BertgeomError, StoreError, UsageError
 from bertgeom.storage import Storage
@@ -22,9 +22,6 @@ from .compute import measure_partitions
 from .events import Event, Measured
 from .workplace import Workplace, set_threads, workplace_with_model
 from .writing import run_partition, write_group, write_partition
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 #: Partitions that a worker has at hand: one at work, one to begin at once.
 _IN_FLIGHT = 2
@@ -128,7 +125,7 @@ class Dask:
     device: str
     scheduler: str | None = None
     local_workers: int = 0
-    _client: Client | None = None
+    _client: Any = None
     _cluster: Any = None
     _resources: dict[str, float] = field(default_factory=dict)
 

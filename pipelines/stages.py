@@ -585,7 +585,7 @@ def project(place: Workplace, threads: int) -> cost.Memory:
     """Peak memory of a worker on this run."""
     settings = place.settings
     return cost.memory(
-        cost.model_cost(place.encoder),
+        cost.model_cost(place.loaded),
         place.shape,
         batch_tokens=settings.batch_tokens or 1,
         partition_windows=settings.partition_windows or 1,

@@ -43,6 +43,17 @@ class Workplace:
     shards: Sequences | None = None
 
     @property
+    def loaded(self) -> Encoder:
+        """The model, where something is to be computed.
+
+        Raises:
+            RuntimeError: if this process opened the run without it.
+        """
+        if self.encoder is None:
+            raise RuntimeError(f"{self.storage.url}: opened without a model")
+        return self.encoder
+
+    @property
     def folder(self) -> RunFolder:
         return RunFolder(self.storage)
 

@@ -151,5 +151,5 @@ def rounded(values: np.ndarray, bits: int) -> np.ndarray:
     raw = np.ascontiguousarray(values).view(integer)
     one = integer(1)
     half = integer((1 << (drop - 1)) - 1)
-    up = (raw + half + ((raw >> integer(drop)) & one)) & ~integer((1 << drop) - 1)
+    up = (raw + half + ((raw >> integer(drop)) & one)) >> integer(drop) << integer(drop)
     return np.where(np.isfinite(values), up.view(values.dtype), values)
