@@ -8,8 +8,8 @@ Numba; the first call does. Every operation is a folder with the same files: `ap
 from bertgeom.kernels._dispatch import ImplementationUnavailableError
 from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
 from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
-from bertgeom.kernels.stream_moments.api import stream_moments
 from bertgeom.kernels.stations import station_statistics
+from bertgeom.kernels.stream_moments.api import stream_moments
 
 __all__ = [
     "AttentionStats",
