@@ -51,7 +51,7 @@ def _along(summary: Summary, wanted: tuple[tuple[str, str], ...]) -> Figure:
         axes.fill_between(x, mean - spread, mean + spread, color="#56b4e9", alpha=0.3, lw=0)
         axes.plot(x, mean, color=style.COHORTS[1], lw=1.6, marker="o", ms=3.5)
         axes.set_ylabel(label)
-        if np.nanmax(mean + spread) == np.nanmin(mean - spread):
+        if np.isfinite(mean).all() and np.ptp(mean) == 0 and not spread.any():
             axes.set_ylim(mean[0] - 0.5, mean[0] + 1)
         axes.grid(axis="y")
         names = station_labels(summary.names("station"))
