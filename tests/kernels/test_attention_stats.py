@@ -465,3 +465,33 @@ def test_heads_of_a_trained_model(minilm: Path) -> None:
     for q, k, v in zip(*seen.values(), strict=True):
         split = [x.unflatten(-1, (12, -1)).transpose(1, 2) for x in (q, k, v)]
         check(*split, special=special)
+
+
+def test_without_torch_s_own_threads_and_blas_others_do_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bertgeom.kernels import _cpu
+
+    q, k, v = random_input(tokens=80)
+    before = torch.get_num_threads()
+    monkeypatch.setattr(_cpu, "_symbol", lambda name: None)
+    _cpu._blas_address.cache_clear()
+    try:
+        torch.set_num_threads(2)
+        check(q, k, v)
+    finally:
+        torch.set_num_threads(before)
+        _cpu._blas_address.cache_clear()
+
+
+def test_stale_code_on_disk_is_not_used(tmp_path: Path) -> None:
+    """A change in a file that a compiled function calls into counts as a change of the function."""
+    from bertgeom.kernels import _cpu
+
+    (tmp_path / "one.py").write_text("x = 1\n")
+    first = _cpu._source_stamp(tmp_path)
+    _cpu._source_stamp.cache_clear()
+    assert _cpu._source_stamp(tmp_path) == first
+    (tmp_path / "another.py").write_text("y = 2\n")
+    _cpu._source_stamp.cache_clear()
+    assert _cpu._source_stamp(tmp_path) != first
