@@ -1,7 +1,8 @@
 """From the raw sums that a kernel keeps of every head to the named statistics.
 
-Shared by the Numba and the Triton implementation (the oracle has its own arithmetic). All of
-it is O(B H (N + 16 * 16)) work on tensors of the kernel's device, in fp32 and a fixed order.
+For kernels that leave the sums of whole batches behind; the CPU finishes head by head in its
+own loops, and the oracle has its own arithmetic. All of it is O(B H (N + 16 * 16)) work on
+tensors of the kernel's device, in fp32 and a fixed order.
 
 What one sweep over the weights A of a head leaves behind, with `special` columns S, near
 window w, and confident weights A_ij >= theta:
