@@ -215,6 +215,16 @@ def create(
     return names
 
 
+def write_dataset(storage: Storage, dataset: xarray.Dataset) -> list[str]:
+    """Write a small dataset as a group, in place of what was there; returns the array names."""
+    storage.remove("")
+    arrays = Arrays(storage)
+    arrays.create_group(dataset.attrs)
+    for name in dataset.variables:
+        _write_whole(arrays, str(name), dataset[name])
+    return [str(name) for name in dataset.variables]
+
+
 def _write_whole(arrays: Arrays, name: str, values: xarray.DataArray) -> None:
     text = values.dtype.kind in "UO"
     dims, shape = tuple(str(dim) for dim in values.dims), values.shape
@@ -270,7 +280,7 @@ def consolidate(
     storage.write(METADATA, _json(root))
 
 
-def open(path: str | Path) -> xarray.Dataset:
+def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     """A store as a lazy `xarray.Dataset`, with units and descriptions.
 
     Works while a run is still writing: rows still to come are NaN or fill values, the
@@ -278,6 +288,8 @@ def open(path: str | Path) -> xarray.Dataset:
 
     Args:
         path: folder or fsspec URL of a store made by `bertgeom run`.
+        group: None for the windows; "cohorts" for the sums by cohort of a finished run,
+            "sequences" for the record table and bases.
 
     Returns:
         Dimensions and arrays as in `bertgeom.variables`. Missing integers are masked, so that
@@ -286,15 +298,11 @@ def open(path: str | Path) -> xarray.Dataset:
     Raises:
         StoreError: no store there, not one of bertgeom, or of another major format version.
     """
-    import xarray
-
     storage = Storage(str(path))
     attributes = check_format(storage, FORMAT)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-        dataset = xarray.open_zarr(
-            _zarr_store(storage, read_only=True), consolidated=bool(attributes["complete"])
-        )
+        dataset = _open_group(storage, group, bool(attributes["complete"]))
     dataset = name_gates(dataset)
     if not attributes["complete"]:
         warnings.warn(
@@ -303,6 +311,16 @@ def open(path: str | Path) -> xarray.Dataset:
             stacklevel=2,
         )
     return dataset
+
+
+def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.Dataset:
+    import xarray
+
+    if group is not None and not storage.exists(f"{group}/{METADATA}"):
+        raise StoreError(f"{storage.url}: expected a group {group!r}, found none")
+    return xarray.open_zarr(
+        _zarr_store(storage, read_only=True), group=group, consolidated=complete
+    )
 
 
 def check_format(storage: Storage, kind: str) -> dict[str, Any]:

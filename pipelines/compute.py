@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +19,7 @@ from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.layout import missing_value, row_bytes
 from bertgeom.variables import flag_bit
 
+from .cohort_sums import BlockMapSums
 from .plan import Windows, batches, planned_tokens
 from .workplace import Workplace
 
@@ -85,32 +88,46 @@ def _read_bases(place: Workplace, windows: Windows) -> Callable[[int], np.ndarra
 def measure_partitions(
     place: Workplace, partitions: Iterable[int], on_rows: Callable[[int], None] = lambda n: None
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Results of partitions in order; a thread reads and tokenises ahead.
+    """Results of partitions in order; threads tokenise ahead and put results in place behind.
 
     Args:
         on_rows: called with the number of windows after every batch.
 
     Yields:
-        Partition number, and arrays by name, in the types of the store; `record_id` is left
-        out, as it follows from `record_index`.
+        Partition number, and arrays by name, in the types of the store, with the sums of block
+        maps by cohort; `record_id` is left out, as it follows from `record_index`.
     """
     prepared = ahead((p for i in partitions for p in prepare(place, i)), _AHEAD)
-    results: dict[str, np.ndarray] = {}
-    try:
-        for batch in prepared:
-            if not results:
-                results = _blank(place, batch)
-            if batch.encoded is not None:
-                _fill(place, batch, batch.encoded, results)
-                on_rows(len(batch.rows))
-            if batch.last:
-                yield batch.partition, results
-                results = {}
-    finally:
-        prepared.close()
+    with ThreadPoolExecutor(1, "bertgeom-filler") as filler:
+        results, filling = None, deque[Future[None]]()
+        try:
+            for batch in prepared:
+                if results is None:
+                    results = filler.submit(_blank, place, batch)
+                if batch.encoded is not None:
+                    windows = batch.windows.take(batch.rows)
+                    values = measure_batch(place, batch.encoded, windows, place.measure_settings)
+                    filling.append(filler.submit(_fill, place, batch, values, results))
+                    on_rows(len(batch.rows))
+                while filling and (batch.last or len(filling) > _AHEAD):
+                    filling.popleft().result()
+                if batch.last:
+                    done = results.result()
+                    yield batch.partition, {**done.arrays, **done.maps.arrays()}
+                    results = None
+        finally:
+            prepared.close()
 
 
-def _blank(place: Workplace, batch: Prepared) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Results:
+    """What is known of a partition so far: arrays by name, and the sums of its block maps."""
+
+    arrays: dict[str, np.ndarray]
+    maps: BlockMapSums
+
+
+def _blank(place: Workplace, batch: Prepared) -> Results:
     """Results with nothing measured yet; what the plan knows is filled in."""
     windows, sizes = batch.windows, place.layout.sizes
     results = {
@@ -126,24 +143,25 @@ def _blank(place: Workplace, batch: Prepared) -> dict[str, np.ndarray]:
     results["flags"] |= np.uint16(flag_bit("empty"))
     if place.labels is not None:
         results["label"][:] = place.labels[windows.record]
-    return results
+    return Results(results, BlockMapSums())
 
 
 def _fill(
-    place: Workplace, batch: Prepared, encoded: EncodedBatch, results: dict[str, np.ndarray]
+    place: Workplace, batch: Prepared, values: dict[str, np.ndarray], blank: Future[Results]
 ) -> None:
-    """Measure a batch and put it in its rows."""
-    rows = batch.rows
-    windows = batch.windows.take(rows)
-    values = measure_batch(place, encoded, windows, place.measure_settings)
+    """Put the values of a batch in their rows."""
+    rows, results = batch.rows, blank.result().arrays
     flags = values.pop("flags")
     lost = flags & (flag_bit("empty") | flag_bit("quarantined")) != 0
     results["flags"][rows] = (results["flags"][rows] & ~np.uint16(flag_bit("empty"))) | flags
-    for name, value in values.items():
+    if "block_map" in values:
+        blank.result().maps.add(values["block_map"][~lost], results["label"][rows[~lost]])
+    for name in values.keys() & results.keys():
+        value = values[name]
         keep = slice(None) if name in _ALWAYS else ~lost
         _put(results[name], rows[keep], value[keep])
-    if "token_start" in results:
-        start, stop = _token_bases(encoded, windows)
+    if "token_start" in results and batch.encoded is not None:
+        start, stop = _token_bases(batch.encoded, batch.windows.take(rows))
         _put(results["token_start"], rows, start)
         _put(results["token_stop"], rows, stop)
 

@@ -4,6 +4,7 @@
     run/labels.i4                     label code of every record, if there are labels
     run/annotations.json              regions by record, if there are annotations
     run/partitions/00000042.spool     results of a finished partition, until its row group is whole
+    run/groups/00000003.sums          sums of a row group by cohort
     run/groups/00000003.json          completion record of a row group: counts, checksums
     run/history.jsonl                 when, where, how long; the only file with a clock in it
 
@@ -180,7 +181,16 @@ class RunFolder:
 
     def written_groups(self) -> list[int]:
         """Row groups with a completion record."""
-        return [int(name.removesuffix(".json")) for name in self.storage.names("groups")]
+        names = self.storage.names("groups")
+        return [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+
+    def write_sums(self, group: int, data: bytes) -> None:
+        """Sums of a row group by cohort."""
+        self.storage.write(_sums_key(group), data)
+
+    def read_sums(self, group: int) -> bytes:
+        """What `write_sums` wrote."""
+        return self.storage.read(_sums_key(group))
 
     def write_group(self, group: int, facts: Mapping[str, Any]) -> None:
         self.storage.write(_group_key(group), json.dumps(facts, indent=2).encode())
@@ -212,6 +222,10 @@ def _spool_key(partition: int) -> str:
 
 def _group_key(group: int) -> str:
     return f"groups/{group:08d}.json"
+
+
+def _sums_key(group: int) -> str:
+    return f"groups/{group:08d}.sums"
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

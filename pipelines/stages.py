@@ -32,7 +32,7 @@ from bertgeom.sources import expand_sources
 from bertgeom.storage import Storage, writing
 from bertgeom.variables import DEFINITIONS_VERSION
 
-from . import cost
+from . import cohort_sums, cost
 from .events import (
     Bus,
     Damaged,
@@ -351,7 +351,12 @@ def finalise(url: str) -> Status:
         for group in tracker.whole_groups():
             write_group(place, group)
         place.storage.sweep()
-        members = [v.name for v in place.layout.variables]
+        sums = (place.folder.read_sums(group) for group in range(place.plan.n_groups))
+        inner = store.write_dataset(
+            place.storage.child(cohort_sums.GROUP), cohort_sums.merged(place, sums)
+        )
+        members = [cohort_sums.GROUP, *(f"{cohort_sums.GROUP}/{name}" for name in inner)]
+        members += [v.name for v in place.layout.variables]
         members += [c.name for c in place.layout.coordinates] + [FOLDER]
         members += place.facts["constants"]
         if place.facts["sequences"] is None:

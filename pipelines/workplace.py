@@ -113,9 +113,11 @@ def measure_settings_of(settings: Settings, shape: Shape) -> MeasureSettings:
     """The part of the settings that the encoder needs."""
     from bertgeom.attention import MeasureSettings
 
+    full = settings.tier == "full"
     return MeasureSettings(
         tier=settings.tier,
-        keep=settings.keep,
+        # Block maps are always summed by cohort, see `cohort_sums`.
+        keep=tuple(sorted({*settings.keep, "block_map"})) if full else settings.keep,
         angles=settings.angles,
         theta=settings.theta,
         near=settings.near,

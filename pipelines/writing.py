@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from bertgeom.layout import missing_value
 from bertgeom.storage import writing
 from bertgeom.variables import Variable
 
+from .cohort_sums import CODES, COUNTS, MAPS, GroupSums, cohort_names
 from .compute import counts, measure_partitions
 from .events import Event, GroupWritten, PartitionDone
 from .workplace import Workplace
 
 #: Gives rows first..stop of an array of a row group, counted from the group's first window.
 Gather = Callable[[str, int, int], np.ndarray]
+MAP_SUMS = (CODES, COUNTS, MAPS)
 
 
 def run_partition(place: Workplace, partition: int) -> list[Event]:
@@ -46,7 +48,9 @@ def write_partition(
     group = place.plan.group_of(partition)
     events: list[Event] = []
     if len(place.plan.partitions_of(group)) == 1:
-        events.append(_write_group(place, group, [told], lambda name, a, b: results[name][a:b]))
+        events.append(
+            _write_group(place, group, [told], [results], lambda name, a, b: results[name][a:b])
+        )
     else:
         with writing(f"partition {partition} of {place.storage.url}"):
             place.folder.write_spool(partition, results, place.fingerprint, told)
@@ -62,7 +66,11 @@ def write_group(place: Workplace, group: int) -> list[Event]:
         StoreError: if a spool is damaged, or the chunks cannot be written.
     """
     partitions = place.plan.partitions_of(group)
-    told = [place.folder.read_spool(i, place.fingerprint)[1] for i in partitions]
+    told, maps = [], []
+    for i in partitions:
+        results, counted = place.folder.read_spool(i, place.fingerprint)
+        told.append(counted)
+        maps.append({name: array for name, array in results.items() if name in MAP_SUMS})
     first = place.plan.group(group)[0]
 
     def gather(name: str, start: int, stop: int) -> np.ndarray:
@@ -74,7 +82,7 @@ def write_group(place: Workplace, group: int) -> list[Event]:
                 pieces.append(place.folder.read_spool_rows(i, name, low, high))
         return np.concatenate(pieces)
 
-    events: list[Event] = [_write_group(place, group, told, gather)]
+    events: list[Event] = [_write_group(place, group, told, maps, gather)]
     remove_spools(place, group)
     return events
 
@@ -86,12 +94,21 @@ def remove_spools(place: Workplace, group: int) -> None:
 
 
 def _write_group(
-    place: Workplace, group: int, told: list[dict[str, int]], gather: Gather
+    place: Workplace,
+    group: int,
+    told: list[dict[str, int]],
+    maps: Sequence[Mapping[str, np.ndarray]],
+    gather: Gather,
 ) -> GroupWritten:
     begin = time.monotonic()
+    first, stop = place.plan.group(group)
+    labels, flags = gather("label", 0, stop - first), gather("flags", 0, stop - first)
+    sums = GroupSums(len(cohort_names(place)), labels, flags)
     with writing(f"row group {group} of {place.storage.url}"):
-        files = _write_chunks(place, group, gather)
-        first, stop = place.plan.group(group)
+        files = _write_chunks(place, group, gather, sums)
+        for part in maps:
+            sums.add_maps(part)
+        place.folder.write_sums(group, sums.to_bytes())
         facts: dict[str, Any] = {
             "fingerprint": place.fingerprint,
             "windows": [first, stop],
@@ -103,7 +120,9 @@ def _write_group(
     return GroupWritten(group, len(files), size, time.monotonic() - begin)
 
 
-def _write_chunks(place: Workplace, group: int, gather: Gather) -> dict[str, tuple[int, str]]:
+def _write_chunks(
+    place: Workplace, group: int, gather: Gather, sums: GroupSums
+) -> dict[str, tuple[int, str]]:
     """Write whole chunks, one at a time; returns size and SHA-256 of every file."""
     first, stop = place.plan.group(group)
     arrays = store.Arrays(place.storage)
@@ -111,7 +130,9 @@ def _write_chunks(place: Workplace, group: int, gather: Gather) -> dict[str, tup
         step = place.layout.chunks(variable)[0]
         for start in range(0, stop - first, step):
             end = min(start + step, stop - first)
-            arrays.write(variable.name, first + start, _rows(place, variable, gather, start, end))
+            rows = _rows(place, variable, gather, start, end)
+            arrays.write(variable.name, first + start, rows)
+            sums.add(variable, start, rows)
     return arrays.written
 
 
