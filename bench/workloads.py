@@ -18,8 +18,9 @@ from bertgeom.variables import n_offset_side
 
 #: Rotating inputs, so that no repetition finds its data in the cache.
 N_INPUTS = 4
-#: Largest absolute error against the float64 oracle; entropies, masses, shares, cosines.
-BUDGET = 1e-4
+#: Largest absolute error against the float64 oracle; entropies, masses, shares, cosines. Plain
+#: float32 Gram matrices cost the materialised way a digit in the logit asymmetry.
+BUDGET = {"everything": 1e-4, "materialised": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,9 @@ def gate(work: Workload) -> dict[str, float]:
         for way, found in (("everything", ours), ("materialised", theirs)):
             error = float(np.abs(np.asarray(found[name], dtype=np.float64) - expected).max())
             worst[way] = max(worst[way], error)
-            if not error <= BUDGET:
+            if not error <= BUDGET[way]:
                 raise RuntimeError(
-                    f"expected {way} within {BUDGET} of the oracle, found {name} off by {error:.2e}"
+                    f"expected {way} within {BUDGET[way]} of the oracle, found {name} off by "
+                    f"{error:.2e}"
                 )
     return worst
