@@ -10,7 +10,7 @@ from torch import Tensor
 from ._dispatch import resolve
 from ._valid import check_vectors, valid_rows
 
-_MODULES = {"triton": "gpu", "numba": "cpu", "reference": "reference"}
+_FUSED = {"triton": "gpu", "numba": "cpu"}
 
 
 def station_statistics(
@@ -49,17 +49,19 @@ def station_statistics(
     name = resolve(impl, x, lengths, mask)
     with torch.no_grad():
         rows, counts = valid_rows("x", x[:, None], lengths, mask)
-        if name == "numba":
-            from .stream_moments.cpu import station_statistics as fused
+        if name == "reference":
+            return _one_by_one(rows[:, 0], counts, angles)
+        fused = importlib.import_module(f"{__package__}.stream_moments.{_FUSED[name]}")
+        found: dict[str, Tensor] = fused.station_statistics(rows[:, 0], counts, angles)
+    return found
 
-            return fused(rows[:, 0], counts, angles)
-        return _one_by_one(_MODULES[name], rows[:, 0], counts, angles)
 
-
-def _one_by_one(module: str, x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
-    cones = importlib.import_module(f"{__package__}.cone_angles.{module}")
-    stream = importlib.import_module(f"{__package__}.stream_moments.{module}")
-    found = {key: value[:, 0] for key, value in cones.cone_sums(x[:, None], lengths, True).items()}
+def _one_by_one(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
+    cones = importlib.import_module(f"{__package__}.cone_angles.reference")
+    stream = importlib.import_module(f"{__package__}.stream_moments.reference")
+    found: dict[str, Tensor] = {
+        key: value[:, 0] for key, value in cones.cone_sums(x[:, None], lengths, True).items()
+    }
     found |= stream.stream_moments(x, lengths)
     if angles:
         found |= cones.pairwise_angle_histogram(x, None, lengths, None, 90)

@@ -1,0 +1,74 @@
+"""Cone sums and pairwise angles on the GPU: the launches, and the configurations they pick."""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .._gpu_angles import angle_sums, finish
+from .._gpu_rows import AXIS, CONE, centre_sets, sum_sets
+from .._gpu_shipped import centre_kernels, row_kernels, tile_kernels
+
+_ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
+_NARROW = 0.5
+
+
+def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
+    """Cone statistics of x (B, H, N, D) over the first lengths[b] rows; values are (B, H)."""
+    shape = x.shape[:2]
+    sets = sum_sets(x, lengths, len(CONE + AXIS), moments=False)
+    names = CONE
+    if with_axis:
+        parts = centre_sets(sets, axis=True).parts
+        finish(sets, parts, None, sets.facts[:, 1], axis=True, at_ratio=0)
+        names = CONE + AXIS
+    found = {name: sets.out[:, k].reshape(shape) for k, name in enumerate(names)}
+    kept = sets.kept.reshape(shape)
+    zeros = torch.where(kept < 0, 0, sets.lengths[:, None] - kept)
+    return found | {"zero_vectors": zeros}
+
+
+def pairwise_angle_histogram(
+    x: Tensor, y: Tensor | None, lengths: Tensor, y_lengths: Tensor | None, bins: int
+) -> dict[str, Tensor]:
+    """Angles of all pairs i < j of x (B, N, D), or of all pairs (i, j) of x and y (B, M, D)."""
+    at = len(CONE + AXIS)
+    sets = sum_sets(x[:, None], lengths, at + 1 + len(_ANGLE), moments=False)
+    near_mean = sets.facts[:, 1]
+    if y is None or y_lengths is None:
+        others, (sets,) = None, (sets,)
+        centred = other_centred = centre_sets(sets, axis=False, units=True)
+        others = sets
+    else:
+        others = sum_sets(y[:, None], y_lengths, at, moments=False)
+        shift, narrow, near_mean = _common_shift(sets, others)
+        facts = torch.stack([narrow, near_mean, narrow], 1)
+        sets, others = (replace(s, shift=shift, facts=facts) for s in (sets, others))
+        centred, other_centred = (centre_sets(s, axis=False, units=True) for s in (sets, others))
+    tiles = angle_sums(sets, others, centred, other_centred, near_mean, bins)
+    histogram = finish(sets, centred.parts, tiles, near_mean, axis=False, at_ratio=at, bins=bins)
+    found = {name: sets.out[:, at + 1 + k] for k, name in enumerate(_ANGLE)}
+    return {"angle_histogram": histogram, **found, "n_pairs": histogram.sum(1)}
+
+
+def _common_shift(a, b) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean unit vector of both sides where it is long, else 0; whether it is; the mean angle."""
+    kept = [s.kept.clamp(min=0)[:, None] for s in (a, b)]
+    totals = [s.axis.nan_to_num() * s.out[:, :1].nan_to_num() for s in (a, b)]
+    mean = (totals[0] + totals[1]) / (kept[0] + kept[1]).clamp(min=1)
+    narrow = mean.norm(dim=1) > _NARROW
+    cosine = (totals[0] * totals[1]).sum(1) / (kept[0] * kept[1])[:, 0].clamp(min=1)
+    near_mean = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
+    return torch.where(narrow[:, None], mean, 0.0), narrow.float(), near_mean
+
+
+SHIPPED = {
+    **row_kernels(64, moments=False, n_out=len(CONE + AXIS)),
+    **row_kernels(768, moments=False, n_out=len(CONE + AXIS + _ANGLE) + 1),
+    **centre_kernels(768, "axis", len(CONE + AXIS)),
+    **centre_kernels(768, "pairs", len(CONE + AXIS + _ANGLE) + 1),
+    **tile_kernels(768),
+}
