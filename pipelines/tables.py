@@ -54,9 +54,7 @@ def overview(path: str | Path) -> Overview:
 
 def gate_table(found: Overview) -> Table:
     """Gates per layer: the share of attention that follows each pattern."""
-    from rich.table import Table
-
-    table = Table(title="attention by gate, mean over windows and heads", title_justify="left")
+    table = _table("attention by gate, mean over windows and heads")
     table.add_column("layer", justify="right")
     for name in GATES:
         table.add_column(name, justify="right")
@@ -69,13 +67,8 @@ def gate_table(found: Overview) -> Table:
 
 def cone_table(found: Overview) -> Table:
     """Cones along the stream: how narrow the bundle of token vectors is."""
-    from rich.table import Table
-
     isotropic = found.n_tokens**0.5
-    table = Table(
-        title=f"cones, mean over windows (isotropic cone index: about {isotropic:.1f})",
-        title_justify="left",
-    )
+    table = _table(f"cones, mean over windows; an isotropic cone index is about {isotropic:.1f}")
     table.add_column("station")
     for name in ("cone index", "index / tokens", "mean angle"):
         table.add_column(name, justify="right")
@@ -88,3 +81,19 @@ def cone_table(found: Overview) -> Table:
             "" if np.isnan(angle) else f"{angle:.1f} deg",
         )
     return table
+
+
+def _table(title: str) -> Table:
+    """An empty table that fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_justify="left",
+        min_width=len(title),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
