@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-POINTS = 16
+POINTS = 10
 
 
 def test_a_run_killed_at_any_write_ends_as_if_undisturbed(tmp_path: Path) -> None:
