@@ -1,4 +1,7 @@
-"""Float64 oracle of the cones, by definition; it materialises every cosine."""
+"""Float64 oracle of the cones, by definition; it materialises every cosine.
+
+`dtype` is for `tolerance.py`, which asks how far the same formulas are off in float32.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,15 @@ import torch
 NO_AXIS = 1e-6
 
 
-def cone_sums(x: torch.Tensor, lengths: torch.Tensor, axis_angles: bool) -> dict[str, torch.Tensor]:
+def cone_sums(
+    x: torch.Tensor,
+    lengths: torch.Tensor,
+    axis_angles: bool,
+    dtype: torch.dtype = torch.float64,
+) -> dict[str, torch.Tensor]:
     """Cone statistics of x (B, H, N, D) over the first lengths[b] rows; values are (B, H)."""
-    rows = [_cone(x[b, h, : lengths[b]]) for b in range(x.shape[0]) for h in range(x.shape[1])]
+    sets = [x[b, h, : lengths[b]] for b in range(x.shape[0]) for h in range(x.shape[1])]
+    rows = [_cone(vectors.to(dtype)) for vectors in sets]
     values = {
         name: torch.stack([row[name] for row in rows]).reshape(x.shape[:2]) for name in rows[0]
     }
@@ -47,12 +56,12 @@ def pairwise_angle_histogram(
     """Angles of all pairs i < j of x (B, N, D), or of all pairs (i, j) of x and y (B, M, D)."""
     rows = []
     for b in range(len(x)):
-        unit = unit_vectors(x[b, : lengths[b]])
+        unit = unit_vectors(x[b, : lengths[b]].double())
         if y is None or y_lengths is None:
             i, j = torch.triu_indices(len(unit), len(unit), 1)
             angle = degrees_between(unit, unit)[i, j]
         else:
-            angle = degrees_between(unit, unit_vectors(y[b, : y_lengths[b]])).flatten()
+            angle = degrees_between(unit, unit_vectors(y[b, : y_lengths[b]].double())).flatten()
         rows.append(_summary(angle, bins))
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -71,11 +80,10 @@ def _summary(angle: torch.Tensor, bins: int) -> dict[str, torch.Tensor]:
 
 
 def unit_vectors(vectors: torch.Tensor) -> torch.Tensor:
-    """Rows over their norms, float64, without the zero ones; NaN where one entry is not finite."""
-    wide = vectors.double()
-    if not wide.isfinite().all():
-        return torch.full_like(wide, torch.nan)
-    kept = wide[wide.abs().amax(1) > 0]
+    """Rows over their norms, without the zero ones; NaN where one entry is not finite."""
+    if not vectors.isfinite().all():
+        return torch.full_like(vectors, torch.nan)
+    kept = vectors[vectors.abs().amax(1) > 0]
     return kept / kept.norm(dim=1, keepdim=True)
 
 

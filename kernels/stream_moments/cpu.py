@@ -218,7 +218,7 @@ def _tiles(n: int) -> Any:
 
 def _named(work: _Work, angles: bool) -> dict[str, Tensor]:
     names = _FLOATS if angles else _FLOATS[:_AT_ANGLE]
-    found = torch.from_numpy(work.out.astype(np.float32)).unbind(1)
+    found = torch.from_numpy(work.out).float().unbind(1)
     values = dict(zip(names, found, strict=False))
     values["zero_vectors"] = torch.from_numpy(
         np.where(work.kept < 0, 0, work.lengths - work.kept).astype(np.int32)

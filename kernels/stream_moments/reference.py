@@ -1,4 +1,7 @@
-"""Float64 oracle of the information stream, by definition."""
+"""Float64 oracle of the information stream, by definition.
+
+`dtype` is for `tolerance.py`, which asks how far the same formulas are off in float32.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ CONSTANT = 1e-12
 OUTLIER = 6.0
 
 
-def stream_moments(x: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+def stream_moments(
+    x: torch.Tensor, lengths: torch.Tensor, dtype: torch.dtype = torch.float64
+) -> dict[str, torch.Tensor]:
     """Stream statistics of x (B, N, D) over the first lengths[b] rows; values are (B,)."""
-    rows = [_stream(_finite(x[b, : lengths[b]].double())) for b in range(len(x))]
+    rows = [_stream(_finite(x[b, : lengths[b]].to(dtype))) for b in range(len(x))]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
