@@ -217,6 +217,10 @@ def _result(future: Any) -> list[Event]:
         ) from error
 
 
+#: Dask answers HTTP without a dashboard too; by default on every interface and one fixed port.
+_ANY_PORT = "127.0.0.1:0"
+
+
 def _local_cluster(workers: int, threads: int, device: str) -> Any:
     """Worker processes on the loopback interface, without a dashboard.
 
@@ -245,6 +249,7 @@ def _local_cluster(workers: int, threads: int, device: str) -> Any:
             "nthreads": 1,
             "host": "127.0.0.1",
             "dashboard": False,
+            "dashboard_address": _ANY_PORT,
             "memory_limit": 0,
             "silence_logs": logging.CRITICAL,
             "env": env,
@@ -255,7 +260,12 @@ def _local_cluster(workers: int, threads: int, device: str) -> Any:
         specs[number] = {"cls": Nanny, "options": options}
     scheduler = {
         "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False},
+        "options": {
+            "host": "127.0.0.1",
+            "port": 0,
+            "dashboard": False,
+            "dashboard_address": _ANY_PORT,
+        },
     }
     return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL)
 

@@ -128,3 +128,20 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
     monkeypatch.setattr(stages, "set_up", set_up_and_lose_the_bookkeeping)
     with pytest.raises(StoreError, match="expected a store that bertgeom run has set up"):
         start("lost", workers=2)
+
+
+@pytest.mark.slow
+def test_a_local_cluster_listens_on_loopback_alone() -> None:
+    import psutil
+    from distributed import Client
+
+    with executors._local_cluster(1, 1, "cpu") as cluster, Client(cluster):
+        me = psutil.Process()
+        listening = [
+            connection.laddr.ip
+            for process in (me, *me.children(recursive=True))
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert listening
+    assert set(listening) == {"127.0.0.1"}
