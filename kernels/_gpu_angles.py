@@ -40,13 +40,12 @@ def triangle(t):
 
 @triton.jit
 def products(
-    p_a, p_b, depth, step_a, step_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    acc, p_a, p_b, depth, step_a, step_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK, BLOCK) inner products of the rows at p_a and p_b, or of their columns if COLUMNS."""
+    """acc + inner products of BLOCK rows at p_a and at p_b, or of their columns if COLUMNS."""
     o_tile = tl.arange(0, BLOCK)
     o_k = tl.arange(0, BLOCK_K)
-    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
     if COLUMNS:
         p_a += o_k.to(tl.int64)[:, None] * step_a + o_tile[None, :]
         p_b += o_k.to(tl.int64)[:, None] * step_b + o_tile[None, :]
@@ -153,6 +152,7 @@ def angle_tiles(
     first_a = i_set * rows_a
     first_b = i_set * rows_b
     product = products(
+        tl.zeros((BLOCK, BLOCK), tl.float32),
         p_a + (first_a + i.to(tl.int64) * BLOCK) * WIDTH,
         p_b + (first_b + j.to(tl.int64) * BLOCK) * WIDTH,
         tl.where((i * BLOCK < n_a) & (j * BLOCK < n_b), WIDTH, 0),
@@ -225,28 +225,23 @@ def square_tiles(
     PRECISION: tl.constexpr,
 ):
     """Program (tile, set): p_sums (S, T) takes the tile's share of the squared norm of X X^T, or
-    of X^T X if COLUMNS; X is p_vectors (S, rows, WIDTH), zero beyond the length."""
+    of X^T X where that is smaller; X is p_vectors (S, rows, WIDTH), zero beyond the length.
+    COLUMNS: whether any length may exceed WIDTH."""
     i_tile = tl.program_id(0)
     i_set = tl.program_id(1).to(tl.int64)
     i, j = triangle(i_tile)
     n = tl.where(tl.load(p_kept + i_set) >= 0, tl.load(p_lengths + i_set), 0)
     p_set = p_vectors + i_set * rows * WIDTH
+    p_a = p_set + i.to(tl.int64) * BLOCK * WIDTH
+    p_b = p_set + j.to(tl.int64) * BLOCK * WIDTH
+    depth = tl.where((n <= WIDTH) & (j * BLOCK < n), WIDTH, 0)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, False)
     if COLUMNS:
-        acc = products(
-            p_set + i * BLOCK, p_set + j * BLOCK, n, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, True
-        )  # fmt: skip
-    else:
-        acc = products(
-            p_set + i.to(tl.int64) * BLOCK * WIDTH,
-            p_set + j.to(tl.int64) * BLOCK * WIDTH,
-            tl.where(j * BLOCK < n, WIDTH, 0),
-            WIDTH,
-            WIDTH,
-            BLOCK,
-            BLOCK_K,
-            PRECISION,
-            False,
-        )
+        p_a = p_set + i * BLOCK
+        p_b = p_set + j * BLOCK
+        depth = tl.where(n <= WIDTH, 0, n)
+        acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, True)
     square = tl.sum(tl.sum(acc * acc, axis=1), axis=0)
     # Off the diagonal every tile stands for its mirror image, too.
     tl.store(p_sums + i_set * tl.num_programs(0) + i_tile, tl.where(i == j, square, 2 * square))
@@ -479,16 +474,15 @@ def fold(tiles: TileSums) -> TileSums:
 
 
 def square_sums(sets: Sets, centred: Centred) -> TileSums:
-    """`square_tiles` of the smaller of the two Gram matrices."""
+    """`square_tiles` of all sets."""
     _, rows, width = centred.vectors.shape
-    columns = rows > width
     how = tile_products(centred.vectors.dtype)
-    n_tiles = n_triangle(width if columns else rows, how.block)
+    n_tiles = n_triangle(min(rows, width), how.block)
     found = torch.empty((sets.n_sets, n_tiles), device=sets.x.device, dtype=torch.float32)
     square_tiles[(n_tiles, sets.n_sets)](
         centred.vectors, sets.lengths, sets.kept, found, rows,
-        WIDTH=width, BLOCK=how.block, BLOCK_K=how.depth, COLUMNS=columns, PRECISION=how.precision,
-        **options(how.warps, how.stages),
+        WIDTH=width, BLOCK=how.block, BLOCK_K=how.depth, COLUMNS=rows > width,
+        PRECISION=how.precision, **options(how.warps, how.stages),
     )  # fmt: skip
     return TileSums(None, found)
 

@@ -52,11 +52,7 @@ def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Te
 
 
 SHIPPED = {
-    name: entry
-    for width in (768, 1024)
-    for name, entry in (
-        row_kernels(width, moments=True, n_out=len(_FLOATS))
-        | centre_kernels(width, "angles", len(_FLOATS))
-        | centre_kernels(width, "ratio", len(_FLOATS))
-    ).items()
+    **row_kernels(768, moments=True, n_out=len(_FLOATS)),
+    **centre_kernels(768, "angles", len(_FLOATS)),
+    **centre_kernels(768, "ratio", len(_FLOATS)),
 }
