@@ -7,6 +7,8 @@ appears only with `--debug`.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class BertgeomError(Exception):
     """Base of all errors that bertgeom raises on purpose."""
@@ -54,6 +56,17 @@ class InputError(BertgeomError, ValueError):
         if remedy:
             text += f"; {remedy}"
         super().__init__(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (str(self), vars(self))
+
+
+def _rebuilt(text: str, attributes: dict[str, Any]) -> InputError:
+    """An InputError that comes from another process."""
+    error = InputError.__new__(InputError, text)
+    error.args = (text,)
+    vars(error).update(attributes)
+    return error
 
 
 class ModelError(BertgeomError):

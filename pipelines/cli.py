@@ -402,7 +402,7 @@ def run(
 @app.command()
 def status(store: StoreArgument, as_json: JsonOption = False) -> None:
     """Say how far the run of a store is."""
-    from .stages import status as status_of
+    from .progress import status as status_of
 
     found = status_of(store)
     if as_json:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bertgeom import layout
 from bertgeom.errors import PlanError, UsageError
-from bertgeom.layout import Layout, Shape
+from bertgeom.layout import LARGEST_CHUNK, Layout, Shape, row_bytes
 from bertgeom.sequences import CHUNK_BASES
+from bertgeom.storage import Storage
+from bertgeom.variables import N_BLOCKS
 
 if TYPE_CHECKING:
     from bertgeom.encoder import Encoder
@@ -17,11 +21,15 @@ if TYPE_CHECKING:
 #: Sustained floating point operations a second that the size of a partition is chosen by.
 _NOMINAL_RATE = {"cpu": 40e9, "cuda": 150e12}
 _PARTITION_SECONDS = {"cpu": 30.0, "cuda": 5.0}
+#: Where Linux says how much memory a container may use.
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 #: No partition holds more results than this in memory.
 _PARTITION_BYTES = 256 * 2**20
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 #: Elementary operations of the statistics for one weight of one head.
 _STATISTICS_OPERATIONS = 60
+#: Compressed size of statistics, as a share; what random mantissas leave.
+_COMPRESSED = 0.85
 #: Interpreter, torch, transformers, numba and zarr with their compiled code.
 _RUNTIME_BYTES = 900 * 2**20
 
@@ -146,7 +154,7 @@ def memory(
     tokens = rows * shape.max_tokens
     spread = model.itemsize * tokens
     half = 0 if model.itemsize >= 4 else 4 * model.weight_bytes // model.itemsize
-    heads = rows * model.n_heads * (64 + layout.variables.N_BLOCKS**2 + 2 * shape.n_offset_side)
+    heads = rows * model.n_heads * (64 + N_BLOCKS**2 + 2 * shape.n_offset_side)
     per_window = bytes_per_window(shape)
     return Memory(
         runtime=_RUNTIME_BYTES,
@@ -158,7 +166,7 @@ def memory(
         + rows * per_window * 4,
         results=3 * partition_windows * per_window,
         sequences=3 * CHUNK_BASES + 2 * partition_windows * window,
-        writing=4 * layout.LARGEST_CHUNK,
+        writing=4 * LARGEST_CHUNK,
     )
 
 
@@ -186,6 +194,33 @@ def check_memory(projected: Memory, budget: int, workers: int) -> None:
     )
 
 
+def check_disk(layout: Layout, storage: Storage, windows: int) -> None:
+    """Refuse a store that cannot fit on a local disk.
+
+    Args:
+        windows: those still to be written.
+
+    Raises:
+        PlanError: names the largest array and what makes the store smaller.
+    """
+    if storage.folder is None:
+        return
+    there = next(
+        p for p in (storage.folder.absolute(), *storage.folder.absolute().parents) if p.exists()
+    )
+    free = shutil.disk_usage(there).free
+    needed = int(layout.bytes_per_window() * windows * _COMPRESSED)
+    if needed <= free:
+        return
+    sizes = {v.name: row_bytes(v, layout.sizes) for v in layout.variables}
+    name = max(sizes, key=lambda n: sizes[n])
+    raise PlanError(
+        f"expected {human(needed)} free at {there}, found {human(free)}; the largest array is "
+        f"{name} with {human(sizes[name] * windows)}: use --tier core, --bitround, a larger "
+        "--stride, keep less, or another disk"
+    )
+
+
 def human(n_bytes: float) -> str:
     """Bytes for people: 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -209,3 +244,17 @@ def parse_bytes(text: str) -> int:
     if found is None or value <= 0:
         raise UsageError(f"expected a size like 8GB, found {text!r}")
     return int(value * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+
+
+def budget_bytes(budget: int | str | None) -> int:
+    """Most memory to use: as asked for, or what the machine has."""
+    if isinstance(budget, str):
+        return parse_bytes(budget)
+    if budget is not None:
+        return budget
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = _CONTAINER_LIMIT.read_text().strip()
+    except OSError:
+        return there
+    return min(there, int(limit)) if limit.isdigit() else there

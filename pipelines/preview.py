@@ -21,8 +21,9 @@ from bertgeom.storage import Storage
 
 from . import cost
 from .events import duration
+from .ingestion import Sources, as_list, outside_shards
 from .plan import Plan, planned_tokens, window_index
-from .stages import Sources, as_list, budget_bytes, outside_shards, resolve
+from .setting import resolve
 from .workplace import load_model, measure_settings_of, set_threads
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def preview(
         n_windows=plan.n_windows,
         threads=threads,
     )
-    cost.check_memory(projected, budget_bytes(memory), workers)
+    cost.check_memory(projected, cost.budget_bytes(memory), workers)
     n_tokens, flop = _work(plan, encoder, facts)
     layout = Layout(shape, plan.n_windows, plan.group_windows)
     rate = None

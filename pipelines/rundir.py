@@ -186,11 +186,11 @@ class RunFolder:
 
     def write_sums(self, group: int, data: bytes) -> None:
         """Sums of a row group by cohort."""
-        self.storage.write(_sums_key(group), data)
+        self.storage.write(sums_key(group), data)
 
     def read_sums(self, group: int) -> bytes:
         """What `write_sums` wrote."""
-        return self.storage.read(_sums_key(group))
+        return self.storage.read(sums_key(group))
 
     def write_group(self, group: int, facts: Mapping[str, Any]) -> None:
         self.storage.write(_group_key(group), json.dumps(facts, indent=2).encode())
@@ -224,7 +224,8 @@ def _group_key(group: int) -> str:
     return f"groups/{group:08d}.json"
 
 
-def _sums_key(group: int) -> str:
+def sums_key(group: int) -> str:
+    """Where the sums of a row group lie in the folder."""
     return f"groups/{group:08d}.sums"
 
 

@@ -17,13 +17,15 @@ import numpy as np
 
 from bertgeom import store
 from bertgeom.config import check_same
+from bertgeom.errors import StoreError
 from bertgeom.layout import missing_value
 from bertgeom.storage import Storage
 from bertgeom.variables import Variable, flag_bit
 
+from . import cohort_sums
 from .compute import encode_windows, measure_batch
-from .rundir import RunFolder
-from .stages import status
+from .progress import status
+from .rundir import FOLDER, RunFolder, sums_key
 from .workplace import Workplace, load_model, model_identity, open_workplace
 
 if TYPE_CHECKING:
@@ -121,6 +123,8 @@ def verify(
     elif not state.complete:
         problems.append("all partitions are there, but the store was not finalised")
     files, damaged = check_files(place)
+    if state.complete and not damaged:
+        damaged = check_cohorts(place)
     problems += damaged
     chosen: list[int] = []
     comparisons: list[Comparison] = []
@@ -140,11 +144,28 @@ def check_files(place: Workplace) -> tuple[int, list[str]]:
         if record["fingerprint"] != place.fingerprint:
             problems.append(f"row group {group} was written by another run")
         problems += _check_group(place.storage, record["files"])
-        n += len(record["files"])
+        sums = {f"{FOLDER}/{sums_key(group)}": record["sums"]}
+        problems += _check_group(place.storage, sums)
+        n += len(record["files"]) + 1
     inner = place.sequences.storage
     files = place.sequences.attributes["files"]
     problems += [f"sequences: {line}" for line in _check_group(inner, files)]
     return n + len(files), problems
+
+
+def check_cohorts(place: Workplace) -> list[str]:
+    """Compare the sums by cohort with those of the row groups, which their records vouch for."""
+    sums = (place.folder.read_sums(group) for group in range(place.plan.n_groups))
+    expected = cohort_sums.merged(place, sums)
+    try:
+        found = store.open(place.storage.url, group=cohort_sums.GROUP).load()
+    except (OSError, RuntimeError, ValueError, StoreError) as error:
+        return [f"{cohort_sums.GROUP}: cannot be read: {error}"]
+    return [
+        f"{cohort_sums.GROUP}/{name} is not the sum of the row groups"
+        for name in expected.variables
+        if name not in found.variables or not found[name].equals(expected[name])
+    ]
 
 
 def _check_group(storage: Storage, files: Mapping[str, list[Any]]) -> list[str]:

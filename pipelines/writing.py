@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import time
@@ -108,11 +109,13 @@ def _write_group(
         files = _write_chunks(place, group, gather, sums)
         for part in maps:
             sums.add_maps(part)
-        place.folder.write_sums(group, sums.to_bytes())
+        data = sums.to_bytes()
+        place.folder.write_sums(group, data)
         facts: dict[str, Any] = {
             "fingerprint": place.fingerprint,
             "windows": [first, stop],
             "counts": {name: sum(t[name] for t in told) for name in told[0]},
+            "sums": [len(data), hashlib.sha256(data).hexdigest()],
             "files": {key: list(entry) for key, entry in sorted(files.items())},
         }
         place.folder.write_group(group, facts)

@@ -26,7 +26,7 @@ _SPEC.loader.exec_module(fakes)
 
 from zarr.storage import _local  # noqa: E402
 
-from bertgeom.pipelines import stages  # noqa: E402
+from bertgeom.pipelines import setting, stages  # noqa: E402
 from bertgeom.storage import PARTIAL, Storage  # noqa: E402
 
 MODES = ("before", "torn", "after")
@@ -99,7 +99,7 @@ def run(folder: Path, out: str, kill_at: int | None = None, mode: str = "before"
     """A run with the fake encoder; the number of writes."""
     encoder = fakes.FakeEncoder()
     stages.load_model = lambda *args, **options: encoder
-    stages.row_group = lambda shape, size, n: 2 * size
+    setting.row_group = lambda shape, size, n: 2 * size
     countdown = Countdown(kill_at, mode)
     countdown.install()
     labels = folder / "labels.tsv"

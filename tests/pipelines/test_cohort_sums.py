@@ -13,7 +13,7 @@ import xarray
 import bertgeom
 from bertgeom.cohorts import store_sums
 from bertgeom.errors import StoreError
-from bertgeom.pipelines import cohort_sums, stages
+from bertgeom.pipelines import cohort_sums, setting
 from bertgeom.pipelines.cohort_sums import ALL
 
 
@@ -55,7 +55,7 @@ def test_any_partitioning_gives_the_same_sums(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run("whole.zarr", labels=labels, partition_windows=100)
-    monkeypatch.setattr(stages, "row_group", lambda shape, size, n: group * size)
+    monkeypatch.setattr(setting, "row_group", lambda shape, size, n: group * size)
     run("cut.zarr", labels=labels, partition_windows=3)
     whole, cut = cohorts(tmp_path / "whole.zarr"), cohorts(tmp_path / "cut.zarr")
     assert set(whole.variables) == set(cut.variables)

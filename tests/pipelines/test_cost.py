@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,10 +14,11 @@ from types import ModuleType
 import pytest
 
 from bertgeom.errors import PlanError, UsageError
-from bertgeom.layout import Shape
+from bertgeom.layout import Layout, Shape
 from bertgeom.pipelines import cost
 from bertgeom.pipelines.cost import Memory, ModelCost, check_memory, human, parse_bytes
 from bertgeom.pipelines.preview import preview
+from bertgeom.storage import Storage
 
 BERT = ModelCost(12, 12, 768, 85_000_000, 3072, 440_000_000, 4, "cpu")
 SHAPE = Shape(12, 12, 768, (), 512)
@@ -76,6 +78,34 @@ def test_every_piece_has_a_remedy_and_workers_count() -> None:
         check_memory(projected(), one, 2)
     with pytest.raises(PlanError, match="Python and its libraries alone"):
         check_memory(projected(), 10**8, 1)
+
+
+def test_a_store_beyond_the_disk_is_refused_by_its_largest_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(SHAPE, 10**6, 4096)
+    monkeypatch.setattr(
+        cost.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**12, 0, 10**9)
+    )
+    storage = Storage(str(tmp_path / "new" / "x.zarr"))
+    cost.check_disk(layout, storage, 10_000)
+    cost.check_disk(layout, Storage("memory://x.zarr"), 10**6)
+    with pytest.raises(PlanError, match=r"found 1 GB; the largest array is attention_offset_prof"):
+        cost.check_disk(layout, storage, 10**6)
+
+
+def test_the_budget_is_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(cost, "_CONTAINER_LIMIT", limit)
+    machine = cost.budget_bytes(None)
+    limit.write_text("max\n")
+    assert cost.budget_bytes(None) == machine
+    limit.write_text("1000\n")
+    assert cost.budget_bytes(None) == 1000
+    assert cost.budget_bytes("2GB") == 2 * 10**9
+    assert cost.budget_bytes(5) == 5
 
 
 def test_memory_grows_with_the_batch_and_not_with_the_number_of_windows() -> None:

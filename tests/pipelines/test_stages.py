@@ -13,7 +13,7 @@ import pytest
 
 import bertgeom
 from bertgeom.errors import InputError, MismatchError, PlanError, StoreError, UsageError
-from bertgeom.pipelines import events, stages
+from bertgeom.pipelines import events, setting, stages
 from bertgeom.pipelines.executors import InProcess
 from bertgeom.pipelines.rundir import RunFolder
 from bertgeom.pipelines.workplace import Workplace
@@ -72,7 +72,7 @@ def stop_after(partitions: int) -> events.Subscriber:
 def test_a_stopped_run_goes_on_where_it_was(
     group: int, run: Run, encoder: Any, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "row_group", lambda shape, size, n: size * group)
+    monkeypatch.setattr(setting, "row_group", lambda shape, size, n: size * group)
     run("whole.zarr")
     whole = sum(encoder.batches)
     encoder.batches.clear()

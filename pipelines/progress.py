@@ -1,0 +1,129 @@
+"""How far a run is: which partitions and row groups are done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bertgeom import store
+from bertgeom.errors import StoreError
+
+from .events import Bus, Damaged, Event, GroupWritten, PartitionDone
+from .plan import Plan
+from .workplace import Workplace, open_workplace
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is.
+
+    Attributes:
+        store: its place. complete: whether finalise is through.
+        windows, partitions: in all; `_done`: with results on disk.
+        groups, groups_written: row groups in all, and in their final chunks.
+        counts: tokens, and windows by flag, of what is in final chunks.
+        missing: the first partitions that are still to do.
+        seconds: compute time of the partitions that the run history knows.
+    """
+
+    store: str
+    complete: bool
+    windows: int
+    windows_done: int
+    partitions: int
+    partitions_done: int
+    groups: int
+    groups_written: int
+    counts: dict[str, int]
+    missing: tuple[int, ...]
+    seconds: float
+
+
+@dataclass
+class Tracker:
+    """Which partitions and row groups are done.
+
+    Attributes:
+        spooled: partitions with a spool. written: row groups with a record.
+    """
+
+    plan: Plan
+    spooled: set[int]
+    written: set[int]
+
+    @classmethod
+    def of(cls, place: Workplace, bus: Bus | None) -> Tracker:
+        """Look at the bookkeeping. With a bus, leftovers are cleared and damage is repaired."""
+        tracker = cls(place.plan, set(place.folder.spooled()), set(place.folder.written_groups()))
+        for partition in sorted(tracker.spooled):
+            if place.plan.group_of(partition) in tracker.written:
+                tracker.spooled.discard(partition)
+                if bus is not None:
+                    place.folder.remove_spool(partition)
+            elif bus is not None:
+                try:
+                    place.folder.read_spool(partition, place.fingerprint)
+                except StoreError as error:
+                    bus.send(Damaged(str(error)))
+                    place.folder.remove_spool(partition)
+                    tracker.spooled.discard(partition)
+        return tracker
+
+    def done(self, partition: int) -> bool:
+        return partition in self.spooled or self.plan.group_of(partition) in self.written
+
+    def missing(self) -> list[int]:
+        """Partitions without results, in order."""
+        return [i for i in range(self.plan.n_partitions) if not self.done(i)]
+
+    def windows_done(self) -> int:
+        done = (i for i in range(self.plan.n_partitions) if self.done(i))
+        return sum(stop - first for first, stop in map(self.plan.partition, done))
+
+    def whole_groups(self) -> list[int]:
+        """Row groups whose partitions are all spooled, waiting to be written."""
+        groups = sorted({self.plan.group_of(i) for i in self.spooled} - self.written)
+        return [g for g in groups if all(map(self.done, self.plan.partitions_of(g)))]
+
+    def follow(self, event: Event) -> int | None:
+        """Take note of an event; the row group that has become whole by it."""
+        if isinstance(event, GroupWritten):
+            self.written.add(event.group)
+        if not isinstance(event, PartitionDone):
+            return None
+        group = self.plan.group_of(event.partition)
+        if len(self.plan.partitions_of(group)) == 1:
+            return None
+        self.spooled.add(event.partition)
+        return group if all(map(self.done, self.plan.partitions_of(group))) else None
+
+
+def status(url: str) -> Status:
+    """How far the run of a store is; reads its bookkeeping, writes nothing.
+
+    Raises:
+        StoreError: if there is no run at `url`.
+    """
+    place = open_workplace(str(url))
+    attributes = store.check_format(place.storage, store.FORMAT)
+    tracker = Tracker.of(place, None)
+    counts: dict[str, int] = {}
+    for group in sorted(tracker.written):
+        for name, n in place.folder.read_group(group)["counts"].items():
+            counts[name] = counts.get(name, 0) + n
+    missing = tracker.missing()
+    seconds = sum(
+        line["seconds"] for line in place.folder.history() if line["event"] == "PartitionDone"
+    )
+    return Status(
+        place.storage.url,
+        bool(attributes["complete"]),
+        place.plan.n_windows,
+        tracker.windows_done(),
+        place.plan.n_partitions,
+        place.plan.n_partitions - len(missing),
+        place.plan.n_groups,
+        len(tracker.written),
+        counts,
+        tuple(missing[:10]),
+        round(seconds, 3),
+    )
