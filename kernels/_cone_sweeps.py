@@ -63,8 +63,8 @@ def cone_axis(total, n, axis):
 
 
 @inner
-def axis_angles(flat, start, step, first, last, norm, axis, out):
-    """Sum and maximum (degrees) of the angles between rows and the axis, into out[0], out[1]."""
+def axis_angles(flat, start, step, first, last, norm, axis, scale, out):
+    """Sum and maximum (degrees) of the angles between rows and scale * axis, a unit vector."""
     width = len(axis)
     total, largest = 0.0, 0.0
     for i in range(first, last):
@@ -74,7 +74,7 @@ def axis_angles(flat, start, step, first, last, norm, axis, out):
         along = 0.0
         for d in range(width):
             along += np.float64(row[d]) * axis[d]
-        angle = math.degrees(math.acos(min(1.0, max(-1.0, along / norm[i]))))
+        angle = math.degrees(math.acos(min(1.0, max(-1.0, scale * along / norm[i]))))
         total += angle
         largest = max(largest, angle)
     out[0], out[1] = total, largest

@@ -166,12 +166,15 @@ def _torch_library() -> ctypes.CDLL | None:
 
 @intrinsic
 def claim(typingctx: Any, counters: Any, at: Any) -> Any:
-    """counters[at]++ as one indivisible step; returns the value before. int64 array."""
+    """counters[at]++ as one indivisible step; returns the value before. int64 array.
+
+    What a thread wrote before it counted is seen by the threads that count after it.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
         pointer = builder.gep(array.data, [args[1]])
-        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "acq_rel")
 
     return types.int64(counters, types.int64), codegen
 

@@ -31,16 +31,16 @@ def flat_rows(x: Tensor) -> tuple[Any, tuple[int, ...]]:
     return x.as_strided((span,), (1,), x.storage_offset()).numpy(), x.stride()[:-1]
 
 
-def share_out(function: Any, n_tasks: int, *arguments: Any) -> None:
+def share_out(function: Any, n_tasks: int, n_groups: int, *arguments: Any) -> None:
     """Runs function(n_tasks, counters, *arguments) on every thread of torch's team.
 
-    The function claims tasks 0 ... n_tasks - 1 with `claim(counters, 0)`, and may number its
-    thread with `claim(counters, 1)`.
+    The function claims tasks 0 ... n_tasks - 1 with `claim(counters, 0)`, may number its thread
+    with `claim(counters, 1)`, and counts the finished tasks of group g in counters[2 + g].
     """
     if function not in _compiled:
         function(0, np.zeros(2, np.int64), *arguments)
         _compiled.add(function)
-    counters = np.zeros(2, np.int64)
+    counters = np.zeros(2 + n_groups, np.int64)
     on_torch_threads(lambda: function(n_tasks, counters, *arguments))
 
 

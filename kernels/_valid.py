@@ -36,9 +36,12 @@ def valid_rows(
             f"{name}: expected {batch} integer lengths, found shape {tuple(lengths.shape)} "
             f"of {lengths.dtype}"
         )
-    if lengths.device.type == "cpu" and bool(((lengths < 0) | (lengths > n_slots)).any()):
-        raise ValueError(f"{name}: expected lengths of 0 to {n_slots}, found {lengths.tolist()}")
-    return x, lengths.to(x.device, torch.int64).clamp(0, n_slots)
+    if lengths.device.type != "cpu":
+        return x, lengths.to(x.device, torch.int64).clamp(0, n_slots)
+    numbers = lengths.tolist()
+    if min(numbers) < 0 or max(numbers) > n_slots:
+        raise ValueError(f"{name}: expected lengths of 0 to {n_slots}, found {numbers}")
+    return x, lengths.to(x.device, torch.int64)
 
 
 def _valid_first(name: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

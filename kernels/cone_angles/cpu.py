@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,72 +20,76 @@ from .._cone_sweeps import (
     centre_units,
     versine_edges,
 )
-from .._cpu import claim, jit, sgemm_address
+from .._cpu import claim, inner, jit, sgemm_address
 from .._cpu_vectors import widest_vectors
 from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
+
+_CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
+_AXIS = ("cone_axis_angle_mean", "cone_axis_angle_max")
 
 
 def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
     """Cone statistics of x (B, H, N, D) over the first lengths[b] rows; values are (B, H)."""
-    shape = x.shape[:2]
     sums = _sum_units(x, lengths.numpy())
-    index, kept = _lengths_of(sums.total, sums.kept), sums.kept
-    pairs = kept * (kept - 1.0)
-    values = {
-        "cone_index": index,
-        "cone_resultant": _ratio(index, kept),
-        "cone_mean_cosine": _ratio(index * index - kept, pairs),
-    }
+    names = _CONE
     if with_axis:
-        mean, largest = _axis_angles(sums, index)
-        values |= {"cone_axis_angle_mean": mean, "cone_axis_angle_max": largest}
-    found = {k: torch.from_numpy(v.astype(np.float32)).reshape(shape) for k, v in values.items()}
-    zeros = np.where(sums.finite, sums.lengths - kept, 0).astype(np.int32)
-    return found | {"zero_vectors": torch.from_numpy(zeros).reshape(shape)}
+        names = _CONE + _AXIS
+        axis_parts = np.zeros((len(sums.starts), n_blocks(x.shape[2]), 2))
+        n_tasks = axis_parts.shape[0] * axis_parts.shape[1]
+        share_out(_axis_blocks, n_tasks, len(sums.starts), axis_parts, *sums)
+    found = torch.from_numpy(sums.out).float().view(*x.shape[:2], -1).unbind(-1)
+    zeros = torch.from_numpy(sums.zeros).view(x.shape[:2])
+    return dict(zip(names, found, strict=False)) | {"zero_vectors": zeros}
 
 
-@dataclass(frozen=True)
-class _UnitSums:
-    """Unit vectors of S sets, summed.
-
-    Attributes:
-        flat, starts, step: row i of set s begins at flat[starts[s] + i * step].
-        lengths, kept: (S,) int64, rows, and those that are not zero.
-        finite: (S,) bool, whether every entry is finite; where not, `total` is NaN.
-        norm: (S, N) float64.
-        total: (S, D) float64, sum of the unit vectors.
-    """
+class _UnitSums(NamedTuple):
+    """Unit vectors of S = B H sets, summed; windows b = s // H."""
 
     flat: Any
+    """row i of set s begins at starts[s] + i * step"""
     starts: Any
     step: int
     lengths: Any
-    kept: Any
-    finite: Any
+    """(B,) int64"""
     norm: Any
+    """(S, N) float64; 0 beyond the length"""
+    parts: Any
+    """(B, K, H, D) float32, sums over blocks of rows"""
     total: Any
+    """(S, D) float64, NaN where an entry is not finite"""
+    kept: Any
+    """(S,) int64, vectors that are not zero; -1 where an entry is not finite"""
+    zeros: Any
+    """(S,) int32, vectors that are"""
+    out: Any
+    """(S, 5) float64: statistics in the order of _CONE + _AXIS"""
 
 
 def _sum_units(x: Tensor, lengths: Any) -> _UnitSums:
     """Of the sets x[b, h], in this order; x (B, H, N, D), lengths (B,)."""
     batch, heads, n_slots, width = x.shape
     flat, (step_b, step_h, step) = flat_rows(x)
-    starts = (np.arange(batch)[:, None] * step_b + np.arange(heads) * step_h).ravel()
-    lengths = lengths.astype(np.int64)
-    norm = np.zeros((batch * heads, n_slots))
-    parts = np.zeros((batch, n_blocks(n_slots), heads, width), np.float32)
-    share_out(
-        _unit_blocks, parts.shape[0] * parts.shape[1], flat, starts, step, lengths, norm, parts
+    n_parts = n_blocks(n_slots)
+    sums = _UnitSums(
+        flat=flat,
+        starts=(np.arange(batch)[:, None] * step_b + np.arange(heads) * step_h).ravel(),
+        step=step,
+        lengths=lengths,
+        norm=np.zeros((batch * heads, n_slots)),
+        parts=np.zeros((batch, n_parts, heads, width), np.float32),
+        total=np.empty((batch * heads, width)),
+        kept=np.empty(batch * heads, np.int64),
+        zeros=np.empty(batch * heads, np.int32),
+        out=np.full((batch * heads, len(_CONE + _AXIS)), np.nan),
     )
-    finite = np.isfinite(norm).all(1)
-    total = parts.sum(1, dtype=np.float64).reshape(-1, width)
-    total[~finite] = np.nan
-    lengths = lengths.repeat(heads)
-    return _UnitSums(flat, starts, step, lengths, (norm != 0).sum(1), finite, norm, total)
+    share_out(_unit_blocks, batch * n_parts, batch, *sums)
+    return sums
 
 
 @jit
-def _unit_blocks(n_tasks, counters, flat, starts, step, lengths, norm, parts):
+def _unit_blocks(
+    n_tasks, counters, flat, starts, step, lengths, norm, parts, total, kept, zeros, out
+):
     widest_vectors()
     n_parts, heads = parts.shape[1], parts.shape[2]
     while True:
@@ -100,41 +103,76 @@ def _unit_blocks(n_tasks, counters, flat, starts, step, lengths, norm, parts):
             for h in range(heads):
                 s = b * heads + h
                 unit_rows(flat, starts[s], step, i, min(i + 4, last), norm[s], parts[b, k, h])
+        if claim(counters, 2 + b) == n_parts - 1:
+            for h in range(heads):
+                s = b * heads + h
+                kept[s] = _count_kept(norm[s, : lengths[b]])
+                zeros[s] = lengths[b] - kept[s] if kept[s] >= 0 else 0
+                _cone(parts[b, :, h], kept[s], total[s], out[s])
 
 
-def _lengths_of(total: Any, kept: Any) -> Any:
-    return np.where(kept > 0, np.sqrt((total * total).sum(1)), np.nan)
+@inner
+def _count_kept(norm):
+    kept = 0
+    for x in norm:
+        if not np.isfinite(x):
+            return -1
+        kept += x > 0
+    return kept
 
 
-def _ratio(value: Any, by: Any) -> Any:
-    return np.divide(value, by, out=np.full(len(value), np.nan), where=by > 0)
-
-
-def _axis_angles(sums: _UnitSums, index: Any) -> tuple[Any, Any]:
-    has_axis = index > NO_AXIS * sums.kept
-    axis = sums.total / np.where(has_axis, index, 1)[:, None]
-    lengths = np.where(has_axis, sums.lengths, 0)
-    parts = np.zeros((len(axis), n_blocks(sums.norm.shape[1]), 2))
-    n_tasks = parts.shape[0] * parts.shape[1]
-    share_out(
-        _axis_blocks, n_tasks, sums.flat, sums.starts, sums.step, lengths, sums.norm, axis, parts
-    )
-    mean = _ratio(parts[:, :, 0].sum(1), np.where(has_axis, sums.kept, 0))
-    return mean, np.where(has_axis, parts[:, :, 1].max(1), np.nan)
+@inner
+def _cone(parts, kept, total, out):
+    square = 0.0
+    for d in range(len(total)):
+        total[d] = 0.0
+        for k in range(len(parts)):
+            total[d] += parts[k, d]
+        if kept < 0:
+            total[d] = np.nan
+        square += total[d] * total[d]
+    if kept > 0:
+        out[0] = np.sqrt(square)
+        out[1] = out[0] / kept
+    if kept > 1:
+        out[2] = (square - kept) / (kept * (kept - 1.0))
 
 
 @jit
-def _axis_blocks(n_tasks, counters, flat, starts, step, lengths, norm, axis, parts):
+def _axis_blocks(
+    n_tasks,
+    counters,
+    axis_parts,
+    flat,
+    starts,
+    step,
+    lengths,
+    norm,
+    parts,
+    total,
+    kept,
+    zeros,
+    out,
+):
     widest_vectors()
-    n_parts = parts.shape[1]
+    n_parts = axis_parts.shape[1]
+    heads = parts.shape[2]
     while True:
         task = claim(counters, 0)
         if task >= n_tasks:
             return
         s, k = task // n_parts, task % n_parts
-        first, last = k * ROWS, min((k + 1) * ROWS, lengths[s])
-        if first < last:
-            axis_angles(flat, starts[s], step, first, last, norm[s], axis[s], parts[s, k])
+        has_axis = kept[s] > 0 and out[s, 1] > NO_AXIS
+        first, last = k * ROWS, min((k + 1) * ROWS, lengths[s // heads])
+        if has_axis and first < last:
+            part = axis_parts[s, k]
+            axis_angles(flat, starts[s], step, first, last, norm[s], total[s], 1 / out[s, 0], part)
+        if claim(counters, 2 + s) == n_parts - 1 and has_axis:
+            mean, largest = 0.0, 0.0
+            for part in axis_parts[s]:
+                mean += part[0]
+                largest = max(largest, part[1])
+            out[s, 3], out[s, 4] = mean / kept[s], largest
 
 
 def pairwise_angle_histogram(
@@ -145,16 +183,16 @@ def pairwise_angle_histogram(
     if y is not None and y_lengths is not None:
         sums.append(_sum_units(y[:, None], y_lengths.numpy()))
     kept = np.stack([s.kept for s in sums])
-    finite = np.stack([s.finite for s in sums]).all(0)
     near_mean, shift = _near_mean(sums), _shift(sums)
     sides = [_centred(s, shift) for s in sums]
-    tasks = _tiles(np.where(finite, kept, 0), triangle=len(sums) == 1)
+    tasks = _tiles(np.where((kept < 0).any(0), 0, kept), triangle=len(sums) == 1)
     counts = np.zeros((len(tasks), bins), np.int64)
     partial = np.zeros((len(tasks), 4))
     edges, angle = versine_edges(bins), near_mean.astype(np.float32)
     share_out(
         _angle_tiles,
         len(tasks),
+        0,
         sgemm_address(),
         sides[0],
         sides[-1],
@@ -174,7 +212,7 @@ def _near_mean(sums: list[_UnitSums]) -> Any:
     first, last = sums[0], sums[-1]
     inner = (first.total * last.total).sum(1)
     if first is last:
-        cosine = _ratio(inner - first.kept, first.kept * (first.kept - 1.0))
+        cosine = first.out[:, 2]
     else:
         cosine = _ratio(inner, first.kept * last.kept)
     return np.degrees(np.arccos(np.clip(np.nan_to_num(cosine), -1, 1)))
@@ -184,9 +222,13 @@ def _shift(sums: list[_UnitSums]) -> Any:
     """(B, D) float32: the mean unit vector of both sides where it is long, else 0."""
     total = np.sum([s.total for s in sums], 0)
     kept = np.sum([s.kept for s in sums], 0)
-    length = _ratio(_lengths_of(total, kept), kept)
     mean = total / np.maximum(kept, 1)[:, None]
-    return np.where((length > NARROW)[:, None], mean, 0).astype(np.float32)
+    narrow = (mean * mean).sum(1) > NARROW * NARROW
+    return np.where(narrow[:, None], mean, 0).astype(np.float32)
+
+
+def _ratio(value: Any, by: Any) -> Any:
+    return np.divide(value, by, out=np.full(len(value), np.nan), where=by > 0)
 
 
 class _Side(NamedTuple):
@@ -201,7 +243,7 @@ class _Side(NamedTuple):
 def _centred(sums: _UnitSums, shift: Any) -> _Side:
     n_sets, n_slots = sums.norm.shape
     slot = np.where(sums.norm > 0, np.cumsum(sums.norm > 0, 1) - 1, -1).astype(np.int32)
-    lengths = np.where(sums.finite, sums.lengths, 0)
+    lengths = np.where(sums.kept < 0, 0, sums.lengths)
     side = _Side(
         unit=np.empty((n_sets, n_slots, shift.shape[1]), np.float32),
         half=np.empty((n_sets, n_slots), np.float32),
@@ -212,6 +254,7 @@ def _centred(sums: _UnitSums, shift: Any) -> _Side:
     share_out(
         _centre_blocks,
         n_tasks,
+        0,
         sums.flat,
         sums.starts,
         sums.step,

@@ -1,14 +1,14 @@
 """Stream, cone and angle statistics of residual stations on the CPU, one pass of memory each.
 
-A window goes through five steps; a thread takes a whole window through all of them while its
+A window goes through three steps; a thread takes a whole window through all of them while its
 vectors are in its cache, or, where there are too few windows, all threads take the blocks of one
 step together. Both ways compute the same blocks and merge them in the same order.
 
     sweep block      norms, sum of units, sum of rows, moments        64 rows
-    merge window     cone index and axis, moments, mean, shift
+                     then cone index and axis, moments, mean, shift   of the window
     centre block     centred (unit) vectors, angles to the axis       64 rows
-    tile             products of the centred vectors, and what they give
-    finish window
+    tile             products of the centred vectors                  96 x 1024 pairs
+                     then angles and participation ratio              of the window
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _STREAM = (
 _ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
 _FLOATS = _CONE + _STREAM + _ANGLE
 _AT_STREAM, _AT_RATIO, _AT_ANGLE = len(_CONE), len(_CONE + _STREAM) - 1, len(_CONE + _STREAM)
-_WINDOW, _SWEEP, _MERGE, _CENTRE, _TILE, _FINISH = range(-1, 5)
+_WINDOW, _SWEEP, _CENTRE, _TILE = range(-1, 3)
 
 
 class _Work(NamedTuple):
@@ -136,38 +136,37 @@ def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Te
     """Cone, stream and (if `angles`) angle statistics of x (B, N, D); values are (B,)."""
     batch, n_slots, _ = x.shape
     n_threads = torch.get_num_threads()
-    by_window = _fills_threads(lengths, n_threads)
+    costs = [-n * n for n in lengths.tolist()]
+    by_window = _fills_threads(costs, n_threads)
     work = _allocate(x, lengths, angles, min(n_threads, batch) if by_window else batch)
     if by_window:
-        longest_first = np.argsort(-work.lengths, kind="stable")
+        longest_first = np.argsort(costs, kind="stable")
         _run(work, _WINDOW, np.stack([longest_first, longest_first], 1))
     else:
-        windows = np.repeat(np.arange(batch)[:, None], 2, 1)
         blocks = _pairs(batch, n_blocks(n_slots))
         _run(work, _SWEEP, blocks)
-        _run(work, _MERGE, windows)
         _run(work, _CENTRE, blocks)
         _run(work, _TILE, _pairs(batch, len(work.tiles)))
-        _run(work, _FINISH, windows)
     return _named(work, angles)
 
 
-def _fills_threads(lengths: Tensor, n_threads: int) -> bool:
-    """Whether whole windows keep all threads busy for nine tenths of the time."""
+def _fills_threads(costs: list[int], n_threads: int) -> bool:
+    """Whether whole windows keep all threads busy for nine tenths of the time; costs < 0."""
     load = [0] * n_threads
-    costs = sorted((int(n) ** 2 for n in lengths), reverse=True)
-    for cost in costs:
-        load[load.index(min(load))] += cost
-    return sum(load) >= 0.9 * n_threads * max(load)
+    for cost in sorted(costs):
+        load[load.index(max(load))] += cost
+    return -sum(load) >= -0.9 * n_threads * min(load)
 
 
+@functools.lru_cache(maxsize=64)
 def _pairs(n: int, m: int) -> Any:
+    """(n m, 2) int64: all pairs, the second fastest."""
     return np.indices((n, m)).reshape(2, -1).T.copy()
 
 
 def _run(work: _Work, step: int, tasks: Any) -> None:
     # Numba takes arrays faster than a tuple of arrays.
-    share_out(_claim_tasks, len(tasks), step, tasks, sgemm_address(), *work)
+    share_out(_claim_tasks, len(tasks), len(work.kept), step, tasks, sgemm_address(), *work)
 
 
 def _allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work:
@@ -243,26 +242,20 @@ def _claim_tasks(n_tasks, counters, step, tasks, address, *arrays):
         whole = step == _WINDOW
         at = mine if whole else b
         # One call site: everything below is inlined.
-        for each in range(_SWEEP if whole else step, (_FINISH if whole else step) + 1):
-            first, last = (0, _n_parts(w, each)) if whole else (part, part + 1)
-            for this in range(first, last):
+        for each in range(_SWEEP if whole else step, (_TILE if whole else step) + 1):
+            n_parts = len(w.tiles) if each == _TILE else w.moments.shape[1]
+            for this in range(0 if whole else part, n_parts if whole else part + 1):
                 if each == _SWEEP:
                     _sweep(w, b, this)
-                elif each == _MERGE:
-                    _merge(w, b)
                 elif each == _CENTRE:
                     _centre(w, b, this, at)
-                elif each == _TILE:
-                    _tile(w, b, this, at, scratch, address)
                 else:
+                    _tile(w, b, this, at, scratch, address)
+            if whole or claim(counters, 2 + b) == n_parts - 1:
+                if each == _SWEEP:
+                    _merge(w, b)
+                elif each == _TILE:
                     _finish(w, b, at)
-
-
-@inner
-def _n_parts(w, step):
-    if step == _TILE:
-        return len(w.tiles)
-    return w.moments.shape[1] if step in (_SWEEP, _CENTRE) else 1
 
 
 @inner
@@ -354,7 +347,7 @@ def _centre(w, b, k, at):
         return
     start, step = b * w.step[0], w.step[1]
     norm, part, shift = w.norm[b], w.blocks[b, k], w.shift[b]
-    axis_angles(w.flat, start, step, first, last, norm, w.axis[b], part)
+    axis_angles(w.flat, start, step, first, last, norm, w.axis[b], 1.0, part)
     if len(w.edges) == 0:
         scale = np.float32(w.scale[b])
         part[2] = centre_rows(w.flat, start, step, first, last, shift, scale, w.vectors[at])

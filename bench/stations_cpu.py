@@ -1,0 +1,173 @@
+"""What cones, stream and angles add to a forward on the CPU: `python -m bench.stations_cpu`.
+
+Times, side by side with the bare forward that made the states: `station_statistics` of the
+embedding and of what enters and leaves every MLP (BERT-base: 25 stations, 13 of them with
+angles), `cone_sums` of all heads, and the same stations materialised (`bench.materialised`).
+`--steps` times the parts of a station on one thread. Gated by the oracle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import materialised
+from bench.run import RESULTS, environment, side_by_side, summary
+from bench.workloads import Workload, bert_base
+from bertgeom.kernels import cone_sums, station_statistics
+from bertgeom.kernels.cone_angles.tolerance import angle_disagreements
+from bertgeom.kernels.stream_moments import cpu
+from bertgeom.kernels.stream_moments.tolerance import stream_disagreements
+
+
+@dataclass(frozen=True)
+class States:
+    """Token ids of a batch and what the forward makes of them.
+
+    Attributes:
+        ids: (B, N).
+        stations: (B, N, D) each, in the order of the stream; angles are due at every other one.
+        heads: (B, H, N, d) each, as the projections leave them.
+    """
+
+    ids: Tensor
+    stations: list[Tensor]
+    heads: list[Tensor]
+
+
+def states_of(work: Workload, ids: Tensor) -> States:
+    """Runs the forward once and keeps every station and every head's queries, keys and values."""
+    stations: list[Tensor] = []
+    heads: list[Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        stations.append((output[0] if isinstance(output, tuple) else output).clone())
+
+    def keep_heads(module: Any, args: Any, output: Tensor) -> None:
+        heads.append(output.clone().unflatten(-1, (-1, 64)).transpose(1, 2))
+
+    model = work.model
+    hooks = [model.embeddings.register_forward_hook(keep)]
+    for layer in model.encoder.layer:
+        hooks += [layer.attention.register_forward_hook(keep), layer.register_forward_hook(keep)]
+        projections = layer.attention.self
+        for part in (projections.query, projections.key, projections.value, projections.value):
+            hooks.append(part.register_forward_hook(keep_heads))
+    with torch.inference_mode():
+        model(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    return States(ids, stations, heads)
+
+
+def gate(states: States) -> None:
+    """Raises where ours leaves the bounds of the oracle."""
+    x = states.stations[-1]
+    lengths = torch.full((len(x),), x.shape[1])
+    for angles in (True, False):
+        found = station_statistics(x, angles=angles)
+        wrong = stream_disagreements(x, lengths, found)
+        if angles:
+            wrong += angle_disagreements(x[0], None, {k: v[0] for k, v in found.items()})
+        if wrong:
+            raise RuntimeError("the oracle disagrees:\n" + "\n".join(wrong))
+
+
+def variants(work: Workload) -> dict[str, Callable[[States], Any]]:
+    """What is timed, by name; each takes the states of a batch."""
+
+    def bare(states: States) -> Any:
+        with torch.inference_mode():
+            return work.model(input_ids=states.ids)
+
+    def stations(states: States) -> Any:
+        return [station_statistics(x, angles=k % 2 == 0) for k, x in enumerate(states.stations)]
+
+    def heads(states: States) -> Any:
+        return [cone_sums(x, axis_angles=False) for x in states.heads]
+
+    def stored(states: States) -> Any:
+        return [materialised.station(x, angles=k % 2 == 0) for k, x in enumerate(states.stations)]
+
+    return {"bare": bare, "stations": stations, "head cones": heads, "materialised": stored}
+
+
+def steps(x: Tensor, angles: bool, repeats: int = 30) -> dict[str, float]:
+    """Microseconds a window of the steps of one station, least of the repeats, all threads."""
+    batch, n_slots, _ = x.shape
+    lengths = torch.full((batch,), n_slots)
+    windows = np.repeat(np.arange(batch)[:, None], 2, 1)
+    blocks = cpu._pairs(batch, cpu.n_blocks(n_slots))
+    work = cpu._allocate(x, lengths, angles, batch)
+    todo = {
+        "sweep": (cpu._SWEEP, blocks),
+        "merge": (cpu._MERGE, windows),
+        "centre": (cpu._CENTRE, blocks),
+        "tiles": (cpu._TILE, cpu._pairs(batch, len(work.tiles))),
+        "finish": (cpu._FINISH, windows),
+    }
+    least = dict.fromkeys(todo, float("inf"))
+    for _ in range(repeats + 1):
+        for name, (step, tasks) in todo.items():
+            start = time.perf_counter()
+            cpu._run(work, step, tasks)
+            least[name] = min(least[name], 1e6 * (time.perf_counter() - start) / batch)
+    return least
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench.stations_cpu", description=__doc__)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[426, 512])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", action="store_true", help="time the steps of one station")
+    parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
+    asked = parser.parse_args(argv)
+    results: dict[str, Any] = {"environment": environment("cpu"), "workloads": []}
+    print(", ".join(f"{k} {v}" for k, v in results["environment"].items()))
+    for tokens in asked.tokens:
+        work = bert_base(tokens, asked.batch, layers=asked.layers)
+        made = [states_of(work, ids) for ids in work.batches[:2]]
+        gate(made[0])
+        seconds = side_by_side(variants(work), made, asked.rounds, "cpu")
+        entry = {"name": work.name, "rounds": asked.rounds, "variants": summary(seconds, "bare")}
+        if asked.steps:
+            x = made[0].stations[-1]
+            entry["steps_microseconds"] = {
+                "with angles": steps(x, True),
+                "without": steps(x, False),
+            }
+        results["workloads"].append(entry)
+        print_entry(entry, asked.batch)
+    if not asked.no_save:
+        folder = RESULTS / results["environment"]["device"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "stations_cpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def print_entry(entry: dict[str, Any], batch: int) -> None:
+    """Times in ms a sequence."""
+    print(f"\n{entry['name']}")
+    for name, row in entry["variants"].items():
+        print(
+            f"  {name:14} {1e3 * row['seconds_median'] / batch:8.2f} ms {row['ratio_median']:7.4f}"
+            f" x bare  ({row['ratio_q25']:.4f}..{row['ratio_q75']:.4f})"
+        )
+    for kind, parts in entry.get("steps_microseconds", {}).items():
+        print(f"    {kind}: " + ", ".join(f"{name} {us:.0f} us" for name, us in parts.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
