@@ -31,7 +31,7 @@ _AXIS = ("cone_axis_angle_mean", "cone_axis_angle_max")
 def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
     """Cone statistics of x (B, H, N, D) over the first lengths[b] rows; values are (B, H)."""
     sums = _sum_units(x, lengths.numpy())
-    names = _CONE
+    names: tuple[str, ...] = _CONE
     if with_axis:
         names = _CONE + _AXIS
         axis_parts = np.zeros((len(sums.starts), n_blocks(x.shape[2]), 2))
