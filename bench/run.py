@@ -1,12 +1,15 @@
 """Whole forwards side by side: `python -m bench.run`, results under `bench/results/<device>/`.
 
 Every round runs every variant once, in turn, on rotating inputs; a ratio is the median of the
-ratios within rounds, with its quartiles. Nothing is timed before the oracle has agreed.
+ratios within rounds, with its quartiles. Nothing is timed before the oracle has agreed. Freed
+memory is kept, for all variants, as `bertgeom run` keeps it; a batch of 8 is about what it takes
+at once on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -101,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark, print the table, write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[426, 512])
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="windows at once")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default=None, help="default: a GPU when there is one")
@@ -113,13 +116,15 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from bench import workloads
+    from bertgeom.pipelines.workplace import keep_freed_memory
 
+    keep_freed_memory()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.startswith("cuda") else torch.float32
     results: dict[str, Any] = {"environment": environment(device), "workloads": []}
-    for n_tokens in options.tokens:
+    for n_tokens, batch in itertools.product(options.tokens, options.batch):
         work = workloads.bert_base(
-            n_tokens, options.batch, layers=options.layers, device=device, dtype=dtype
+            n_tokens, batch, layers=options.layers, device=device, dtype=dtype
         )
         errors = workloads.gate(work) if dtype == torch.float32 else None
         todo = workloads.variants(work)

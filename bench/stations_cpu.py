@@ -2,14 +2,15 @@
 
 Times, side by side with the bare forward that made the states: `station_statistics` of the
 embedding and of what enters and leaves every MLP (BERT-base: 25 stations, 13 of them with
-angles), `cone_sums` of all heads, and the same stations materialised (`bench.materialised`).
-`--steps` times the parts of a station on one thread. Gated by the oracle.
+angles), and the same stations materialised (`bench.materialised`). `--steps` times the parts of
+a station. Gated by the oracle.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,10 +24,11 @@ from torch import Tensor
 from bench import materialised
 from bench.run import RESULTS, environment, side_by_side, summary
 from bench.workloads import Workload, bert_base
-from bertgeom.kernels import cone_sums, station_statistics
+from bertgeom.kernels import station_statistics
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements
 from bertgeom.kernels.stream_moments import cpu
 from bertgeom.kernels.stream_moments.tolerance import stream_disagreements
+from bertgeom.pipelines.workplace import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -36,37 +38,28 @@ class States:
     Attributes:
         ids: (B, N).
         stations: (B, N, D) each, in the order of the stream; angles are due at every other one.
-        heads: (B, H, N, d) each, as the projections leave them.
     """
 
     ids: Tensor
     stations: list[Tensor]
-    heads: list[Tensor]
 
 
 def states_of(work: Workload, ids: Tensor) -> States:
-    """Runs the forward once and keeps every station and every head's queries, keys and values."""
+    """Runs the forward once and keeps every station."""
     stations: list[Tensor] = []
-    heads: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:
         stations.append((output[0] if isinstance(output, tuple) else output).clone())
-
-    def keep_heads(module: Any, args: Any, output: Tensor) -> None:
-        heads.append(output.clone().unflatten(-1, (-1, 64)).transpose(1, 2))
 
     model = work.model
     hooks = [model.embeddings.register_forward_hook(keep)]
     for layer in model.encoder.layer:
         hooks += [layer.attention.register_forward_hook(keep), layer.register_forward_hook(keep)]
-        projections = layer.attention.self
-        for part in (projections.query, projections.key, projections.value, projections.value):
-            hooks.append(part.register_forward_hook(keep_heads))
     with torch.inference_mode():
         model(input_ids=ids)
     for hook in hooks:
         hook.remove()
-    return States(ids, stations, heads)
+    return States(ids, stations)
 
 
 def gate(states: States) -> None:
@@ -92,48 +85,57 @@ def variants(work: Workload) -> dict[str, Callable[[States], Any]]:
     def stations(states: States) -> Any:
         return [station_statistics(x, angles=k % 2 == 0) for k, x in enumerate(states.stations)]
 
-    def heads(states: States) -> Any:
-        return [cone_sums(x, axis_angles=False) for x in states.heads]
-
     def stored(states: States) -> Any:
         return [materialised.station(x, angles=k % 2 == 0) for k, x in enumerate(states.stations)]
 
-    return {"bare": bare, "stations": stations, "head cones": heads, "materialised": stored}
+    return {"bare": bare, "stations": stations, "materialised": stored}
 
 
 def steps(x: Tensor, angles: bool, repeats: int = 30) -> dict[str, float]:
-    """Microseconds a window of the steps of one station, least of the repeats, all threads."""
+    """Microseconds a window of the steps of one station, medians over the repeats, all threads.
+
+    Every time is that of all steps up to this one less that of those before.
+    """
     batch, n_slots, _ = x.shape
     lengths = torch.full((batch,), n_slots)
-    windows = np.repeat(np.arange(batch)[:, None], 2, 1)
-    blocks = cpu._pairs(batch, cpu.n_blocks(n_slots))
-    work = cpu._allocate(x, lengths, angles, batch)
-    todo = {
-        "sweep": (cpu._SWEEP, blocks),
-        "merge": (cpu._MERGE, windows),
-        "centre": (cpu._CENTRE, blocks),
-        "tiles": (cpu._TILE, cpu._pairs(batch, len(work.tiles))),
-        "finish": (cpu._FINISH, windows),
+    work = cpu.allocate(x, lengths, angles, batch)
+    tasks = cpu.block_tasks(batch, cpu.n_blocks(n_slots), len(work.tiles))
+    ends = {
+        "launch": 0,
+        "sweep": np.searchsorted(tasks[:, 0], cpu.CENTRE),
+        "centre": np.searchsorted(tasks[:, 0], cpu.TILE),
+        "tiles": len(tasks),
     }
-    least = dict.fromkeys(todo, float("inf"))
+    times: dict[str, list[float]] = {name: [] for name in ("allocate", *ends, "whole call")}
     for _ in range(repeats + 1):
-        for name, (step, tasks) in todo.items():
+        start = time.perf_counter()
+        cpu.allocate(x, lengths, angles, batch)
+        times["allocate"].append(time.perf_counter() - start)
+        for name, end in ends.items():
             start = time.perf_counter()
-            cpu._run(work, step, tasks)
-            least[name] = min(least[name], 1e6 * (time.perf_counter() - start) / batch)
-    return least
+            cpu.run_tasks(work, tasks[:end])
+            times[name].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        station_statistics(x, angles=angles)
+        times["whole call"].append(time.perf_counter() - start)
+    found = {name: 1e6 * statistics.median(t[1:]) / batch for name, t in times.items()}
+    before = 0.0
+    for name in ends:
+        found[name], before = found[name] - before, found[name]
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print the table, write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.stations_cpu", description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[426, 512])
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", action="store_true", help="time the steps of one station")
     parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
     asked = parser.parse_args(argv)
+    keep_freed_memory()
     results: dict[str, Any] = {"environment": environment("cpu"), "workloads": []}
     print(", ".join(f"{k} {v}" for k, v in results["environment"].items()))
     for tokens in asked.tokens:

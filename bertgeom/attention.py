@@ -203,17 +203,10 @@ class Recorder:
             n_offset_side=settings.n_offset_side,
             rows=tracks,
             columns=tracks,
+            head_cones=True,
             impl=settings.impl,
         )
-        values = dict(stats.values)
-        heads = (query, _expand(key, query), _expand(value, query), stats.output)
-        cones = [
-            kernels.cone_sums(x, **forward.valid, axis_angles=False, impl=settings.impl)
-            for x in heads
-        ]
-        for name in ("cone_index", "cone_mean_cosine"):
-            values[f"head_{name}"] = torch.stack([c[name] for c in cones], dim=-1)
-        forward.layers.append(values)
+        forward.layers.append(stats.values)
         return stats.output
 
     def _station(self, x: Tensor, *, angles: bool, hidden_state: bool) -> None:

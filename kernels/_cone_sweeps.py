@@ -16,7 +16,7 @@ from ._cpu_vectors import larger, smaller
 from ._rows import inner_products
 
 #: Rows and columns of a tile of cosines.
-TILE_ROWS, TILE_COLUMNS = 96, 1024
+TILE_ROWS, TILE_COLUMNS = 64, 1024
 #: The unit vectors are centred where the length of their mean exceeds this.
 NARROW = 0.5
 #: Below this resultant the unit vectors cancel and the cone has no axis.
@@ -51,15 +51,26 @@ def versine_edges(bins: int) -> Any:
 
 
 @inner
+def cone_of(square, n):
+    """Cone index, resultant and mean cosine of n unit vectors whose sum has this squared length.
+
+    NaN for what n vectors do not have, and for all where n is negative.
+    """
+    index = np.sqrt(square) if n > 0 else np.nan
+    mean_cosine = (square - n) / (n * (n - 1.0)) if n > 1 else np.nan
+    return index, index / n, mean_cosine
+
+
+@inner
 def cone_axis(total, n, axis):
-    """Length I of the sum of n unit vectors; axis (D,) = total / I, or NaN where they cancel."""
+    """Squared length of the sum of n unit vectors; axis (D,): its direction, NaN if they cancel."""
     square = 0.0
     for d in range(len(total)):
         square += total[d] * total[d]
     index = np.sqrt(square) if n > 0 else np.nan
     for d in range(len(total)):
         axis[d] = total[d] / index if index > NO_AXIS * n else np.nan
-    return index
+    return square
 
 
 @inner

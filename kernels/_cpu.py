@@ -12,12 +12,14 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
@@ -27,8 +29,6 @@ from numba.extending import get_cython_function_address, intrinsic
 
 #: Sums may be reordered and products contracted; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-
-_TEAM_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -69,53 +69,105 @@ def _source_stamp(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def on_torch_threads(body: Callable[[], Any]) -> None:
-    """Calls `body()` once on every thread of torch's team, the calling thread included.
+def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
+    """Runs a compiled function on every thread of torch's team, the calling thread included.
 
-    The body spends its time in functions made with `jit`, which run without the GIL, and shares
-    the work out through `claim`; results must not depend on who claims what. Compile what it
-    calls beforehand. BLAS calls inside the body run on their own thread alone.
+    The function takes the team first, and begins by asking whether it is to start it:
 
-    Raises:
-        BaseException: the first that a body raised, once all are done.
+        @jit
+        def _work(team, counters, *arrays):
+            if started(team, (counters, arrays)):
+                return
+            ...
+
+    It returns nothing and shares the work out through `claim`; results must not depend on who
+    claims what. No thread but the calling one ever holds the GIL, and BLAS calls run on their own
+    thread alone.
     """
-    failures: list[BaseException] = []
-
-    def guarded(_: object = None) -> None:
-        try:
-            with _mkl_on_one_thread():
-                body()
-        except BaseException as failure:  # must not unwind through foreign frames
-            failures.append(failure)
-
+    start, limit = _address("GOMP_parallel"), _address("MKL_Set_Num_Threads_Local")
+    n_threads = torch.get_num_threads()
     with _openblas_on_one_thread():
-        _start_team(guarded, torch.get_num_threads())
-    if failures:
-        raise failures[0]
+        if start or n_threads == 1:
+            function((start, limit, n_threads), *arguments)
+            return
+        with ThreadPoolExecutor(n_threads) as threads:
+            alone = [threads.submit(function, (0, limit, 1), *arguments) for _ in range(n_threads)]
+            for done in alone:
+                done.result()
 
 
-def _start_team(body: Callable[[], None], n_threads: int) -> None:
-    start = _symbol("GOMP_parallel")
-    if n_threads == 1:
-        body()
-    elif start is not None:
-        start(_TEAM_BODY(body), None, ctypes.c_uint(n_threads), ctypes.c_uint(0))
-    else:
-        with ThreadPoolExecutor(n_threads - 1) as others:
-            for _ in range(n_threads - 1):
-                others.submit(body)
-            body()
+@intrinsic
+def started(typingctx: Any, team: Any, arguments: Any) -> Any:
+    """Whether the calling function was to start a team; if so, all have finished by now.
+
+    `arguments` are those of the calling function but the team, which is made of the address of
+    `GOMP_parallel` (0: the calling thread is all), the address of MKL's setting of the number of
+    threads of the calling thread (0: there is none), and the number of threads (0: none is to be
+    started, this is one of them).
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = builder.function
+        widest(function)
+        kinds = (team, *arguments)
+        start, limit, n_threads = cgutils.unpack_tuple(builder, args[0])
+        packed = cgutils.pack_struct(builder, [args[1], limit])
+
+        body = ir.Function(
+            builder.module, _BODY, builder.module.get_unique_name(f"{function.name}_on_a_thread")
+        )
+        body.linkage = "internal"
+        inside = ir.IRBuilder(body.append_basic_block())
+        given = inside.load(inside.bitcast(body.args[0], packed.type.as_pointer()))
+        values, limit = cgutils.unpack_tuple(inside, given)
+        before = _limit_blas(inside, limit, ir.Constant(_INT, 1))
+        nobody = ir.Constant(args[0].type, None)
+        context.call_conv.call_function(
+            inside, function, types.none, kinds, [nobody, *cgutils.unpack_tuple(inside, values)]
+        )
+        _limit_blas(inside, limit, before)
+        inside.ret_void()
+
+        zero = ir.Constant(start.type, 0)
+        some = builder.icmp_signed("!=", n_threads, zero)
+        with builder.if_then(some):
+            slot = builder.bitcast(cgutils.alloca_once_value(builder, packed), _POINTER)
+            with builder.if_else(builder.icmp_unsigned("==", start, zero)) as (here, everywhere):
+                with here:
+                    builder.call(body, [slot])
+                with everywhere:
+                    kind = [_BODY.as_pointer(), _POINTER, _INT, _INT]
+                    starter = ir.FunctionType(ir.VoidType(), kind).as_pointer()
+                    builder.call(
+                        builder.inttoptr(start, starter),
+                        [body, slot, builder.trunc(n_threads, _INT), ir.Constant(_INT, 0)],
+                    )
+        return some
+
+    return types.boolean(team, arguments), codegen
 
 
-@contextlib.contextmanager
-def _mkl_on_one_thread() -> Iterator[None]:
-    limit = _symbol("MKL_Set_Num_Threads_Local")
-    before = limit(1) if limit is not None else None
-    try:
-        yield
-    finally:
-        if limit is not None:
-            limit(before)
+_INT, _POINTER = ir.IntType(32), ir.IntType(8).as_pointer()
+_BODY = ir.FunctionType(ir.VoidType(), [_POINTER])
+
+
+def _limit_blas(builder: Any, limit: Any, number: Any) -> Any:
+    """Sets the number of BLAS threads of this thread; returns the number before."""
+    kind = ir.FunctionType(_INT, [_INT])
+    before = cgutils.alloca_once_value(builder, number)
+    with builder.if_then(builder.icmp_unsigned("!=", limit, ir.Constant(limit.type, 0))):
+        setter = builder.inttoptr(limit, kind.as_pointer())
+        builder.store(builder.call(setter, [number]), before)
+    return builder.load(before)
+
+
+def widest(function: Any) -> None:
+    """Lets LLVM vectorise a function with 512-bit registers where the CPU has them.
+
+    Its own choice on such CPUs is 256 bits, against a clock penalty that recent ones do not have.
+    """
+    # llvmlite keeps a list of the attributes it knows, and passes on what it does not.
+    set.add(function.attributes, '"prefer-vector-width"="512"')
 
 
 def _openblas_on_one_thread() -> contextlib.AbstractContextManager[Any]:
@@ -143,10 +195,15 @@ def dgemm_address() -> int:
 
 @functools.cache
 def _blas_address(name: str) -> int:
-    function = _symbol(f"{name}_")
-    if function is not None:
-        return ctypes.cast(function, ctypes.c_void_p).value or 0
-    return int(get_cython_function_address("scipy.linalg.cython_blas", name))
+    return _address(f"{name}_") or int(
+        get_cython_function_address("scipy.linalg.cython_blas", name)
+    )
+
+
+def _address(name: str) -> int:
+    """Address of a function of torch's libraries; 0 without one."""
+    function = _symbol(name)
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 @functools.cache
@@ -164,6 +221,26 @@ def _torch_library() -> ctypes.CDLL | None:
     return None
 
 
+#: Float32 elements of a cache line of 256 bytes, two of most CPUs.
+_LINE = 64
+_memory = threading.local()
+
+
+def scratch_memory(rows: int, n_floats: int) -> Any:
+    """(rows, at least n_floats) float32, rows on cache lines; kept by the calling thread.
+
+    Memory fresh from the system would cost a page fault for every 4 KiB of it, on every call.
+    The next call hands out the same.
+    """
+    pitch = -(-n_floats // _LINE) * _LINE
+    flat = getattr(_memory, "floats", None)
+    if flat is None or flat.size < rows * pitch:
+        raw = np.empty(rows * pitch + _LINE, np.float32)
+        skip = -(raw.ctypes.data // 4) % _LINE
+        flat = _memory.floats = raw[skip : skip + rows * pitch]
+    return flat[: rows * pitch].reshape(rows, pitch)
+
+
 @intrinsic
 def claim(typingctx: Any, counters: Any, at: Any) -> Any:
     """counters[at]++ as one indivisible step; returns the value before. int64 array.
@@ -175,6 +252,18 @@ def claim(typingctx: Any, counters: Any, at: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
         pointer = builder.gep(array.data, [args[1]])
         return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "acq_rel")
+
+    return types.int64(counters, types.int64), codegen
+
+
+@intrinsic
+def counted(typingctx: Any, counters: Any, at: Any) -> Any:
+    """counters[at], as the threads that `claim` have left it by now."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        pointer = builder.gep(array.data, [args[1]])
+        return builder.load_atomic(pointer, "acquire", align=8)
 
     return types.int64(counters, types.int64), codegen
 

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._cpu import inner
+from ._cpu import inner, widest
 
 #: Cells that `count_equal` and `at_least` look at in one step.
 STEP = 64
@@ -25,14 +25,10 @@ _REAL, _BYTE, _WORD, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.I
 
 @intrinsic
 def widest_vectors(typingctx: Any) -> Any:
-    """Lets LLVM vectorise the calling function with 512-bit registers where the CPU has them.
-
-    Its own choice on such CPUs is 256 bits, against a clock penalty that recent ones do not have.
-    """
+    """`_cpu.widest` for the calling function."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        # llvmlite keeps a list of the attributes it knows, and passes on what it does not.
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        widest(builder.function)
         return context.get_dummy_value()
 
     return types.void(), codegen

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ._cpu import inner, on_torch_threads, sgemm
 
-_compiled: set[Any] = set()
-
 #: Rows of a block; its vectors stay in the L2 cache.
 ROWS = 64
 
@@ -32,16 +30,12 @@ def flat_rows(x: Tensor) -> tuple[Any, tuple[int, ...]]:
 
 
 def share_out(function: Any, n_tasks: int, n_groups: int, *arguments: Any) -> None:
-    """Runs function(n_tasks, counters, *arguments) on every thread of torch's team.
+    """`on_torch_threads` for functions (team, n_tasks, counters, *arguments).
 
     The function claims tasks 0 ... n_tasks - 1 with `claim(counters, 0)`, may number its thread
     with `claim(counters, 1)`, and counts the finished tasks of group g in counters[2 + g].
     """
-    if function not in _compiled:
-        function(0, np.zeros(2, np.int64), *arguments)
-        _compiled.add(function)
-    counters = np.zeros(2 + n_groups, np.int64)
-    on_torch_threads(lambda: function(n_tasks, counters, *arguments))
+    on_torch_threads(function, n_tasks, np.zeros(2 + n_groups, np.int64), *arguments)
 
 
 def n_blocks(n_rows: int) -> int:

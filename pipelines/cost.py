@@ -30,8 +30,8 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 _STATISTICS_OPERATIONS = 60
 #: Compressed size of statistics, as a share; what random mantissas leave.
 _COMPRESSED = 0.85
-#: Interpreter, torch, transformers, numba and zarr with their compiled code.
-_RUNTIME_BYTES = 900 * 2**20
+#: Interpreter, torch, transformers, numba and zarr, and what compiling the kernels once takes.
+_RUNTIME_BYTES = 1300 * 2**20
 
 
 @dataclass(frozen=True)

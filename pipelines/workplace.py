@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from bertgeom.encoder import Encoder
 
 SEQUENCES = "sequences"
+#: From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,12 +218,25 @@ def model_identity(encoder: Encoder) -> dict[str, Any]:
 
 
 def set_threads(threads: int) -> None:
-    """Use this many compute threads in torch and Numba."""
+    """Use this many compute threads in torch and Numba, and keep memory that they free."""
     import numba
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc not to hand freed memory back to the system; elsewhere nothing happens.
+
+    Activations are allocated and freed layer by layer. Where small results lie between them glibc
+    trims its heap every time, and every page of the next layer is a fault: a fifth of a forward.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_M_MMAP_THRESHOLD, 1 << 28)
 
 
 def lasting_path(place: str) -> str:

@@ -7,8 +7,10 @@ import math
 import numba
 import numpy as np
 
+from .._cone_sweeps import cone_of
 from .._cpu import dgemm, inner, sgemm
 from .._cpu_vectors import floats_at, widest_vectors
+from .._rows import ROWS, unit_rows
 from ._cpu_work import PHASES
 from ._options import (
     FLAT,
@@ -271,6 +273,28 @@ def k90_summary(n, k_rows, out):
             if seen < (n + 1) // 2:
                 out[0] = k
             seen += k_rows[k]
+
+
+@inner
+def head_cone(n, d, address, row, out):
+    """Cone index and mean cosine of the rows of an n x d matrix, block by block as `cone_sums`."""
+    flat = numba.carray(floats_at(address), ((n - 1) * row + d,), np.float32)
+    total, norm, part = np.zeros(d), np.empty(ROWS), np.empty(d, np.float32)
+    kept = 0
+    for i in range(0, n, ROWS):
+        rows = min(ROWS, n - i)
+        part[:] = 0
+        unit_rows(flat, i * row, row, 0, rows, norm, part)
+        for k in range(d):
+            total[k] += part[k]
+        for x in norm[:rows]:
+            if not np.isfinite(x):
+                kept = -n
+            kept += x > 0
+    square = 0.0
+    for x in total:
+        square += x * x
+    out[0], _, out[1] = cone_of(square, kept)
 
 
 @inner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import NamedTuple
 
 import numba
@@ -43,7 +42,10 @@ class Settings(NamedTuple):
 
 
 class Values(NamedTuple):
-    """Results (B, H, ...). `scalars` (len(SCALARS), B, H); tracks have N = 0 if not asked for."""
+    """Results (B, H, ...), `scalars` (len(SCALARS), B, H), `cones` (2, B, H, 4).
+
+    Tracks have N = 0 and cones a last dimension of 0 if they are not asked for.
+    """
 
     scalars: np.ndarray
     k90: np.ndarray
@@ -54,6 +56,7 @@ class Values(NamedTuple):
     block_map: np.ndarray
     query_entropy: np.ndarray
     received: np.ndarray
+    cones: np.ndarray
 
 
 class Work(NamedTuple):
@@ -199,20 +202,3 @@ def _take(scratch, at, size, zeroed):
     piece = scratch[at : at + size]
     piece[:zeroed] = 0
     return piece, at + padded(size)
-
-
-_memory = threading.local()
-
-
-def scratch_memory(n_threads, n_floats):
-    """(n_threads, at least n_floats) float32, rows on cache lines; kept by the calling thread.
-
-    Memory fresh from the system would cost a page fault for every 4 KiB of it, on every call.
-    """
-    pitch = -(-n_floats // LANES) * LANES
-    flat = getattr(_memory, "floats", None)
-    if flat is None or flat.size < n_threads * pitch:
-        raw = np.empty(n_threads * pitch + LANES, np.float32)
-        skip = -(raw.ctypes.data // 4) % LANES
-        flat = _memory.floats = raw[skip : skip + n_threads * pitch]
-    return flat[: n_threads * pitch].reshape(n_threads, pitch)

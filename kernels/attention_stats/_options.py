@@ -52,6 +52,7 @@ class Options:
         n_groups: token groups, 0 to 16.
         rows: whether `query_entropy` is returned.
         columns: whether `attention_received` is returned.
+        cones: whether the cones of queries, keys, values and outputs are returned.
     """
 
     scale: float
@@ -63,3 +64,4 @@ class Options:
     n_groups: int
     rows: bool
     columns: bool
+    cones: bool = False

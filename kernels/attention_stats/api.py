@@ -14,6 +14,7 @@ from ._options import MAX_GROUPS, Options
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MODULES = {"triton": "gpu", "numba": "cpu", "reference": "reference"}
+_CONES = __package__.replace("attention_stats", "cone_angles")
 _TRACKS = ("query_entropy", "attention_received")
 
 
@@ -50,6 +51,7 @@ def attention_stats(
     n_offset_side: int = 18,
     rows: bool = False,
     columns: bool = False,
+    head_cones: bool = False,
     impl: str = "auto",
 ) -> AttentionStats:
     """Attention and the statistics of its weights, without the matrix of weights.
@@ -71,6 +73,8 @@ def attention_stats(
         near: |i - j| <= near tokens is near, for the gates; 0 to 64.
         n_offset_side: one-sided bins of the offset profile; farther offsets fall into the last.
         rows, columns: whether to return the vectors of every query and of every key.
+        head_cones: whether to return what `cone_sums` says of each head's queries, keys, values
+            and outputs; on a CPU they are summed while they are in the cache.
         impl: "auto", "triton", "numba" or "reference".
 
     Returns:
@@ -83,7 +87,9 @@ def attention_stats(
         attention_k90_min int32, attention_value_entropy, attention_asymmetry,
         attention_offset_profile (B, H, 2 n_offset_side + 1), block_map (B, H, 16, 16).
         With `rows` query_entropy, with `columns` attention_received (the sum over queries), both
-        (B, H, N) and NaN in padded slots. A window without tokens gives NaN, 0 for counts.
+        (B, H, N) and NaN in padded slots. With `head_cones` head_cone_index and
+        head_cone_mean_cosine, (B, H, 4) in that order. A window without tokens gives NaN, 0 for
+        counts.
 
     Raises:
         TypeError: for a tensor of another dtype.
@@ -103,6 +109,7 @@ def attention_stats(
         n_groups=n_groups,
         rows=rows,
         columns=columns,
+        cones=head_cones,
     )
     special = _slots("special", special, batch, n_slots, torch.bool)
     groups = _slots("groups", groups, batch, n_slots, torch.int32)
@@ -122,6 +129,8 @@ def attention_stats(
             special = None if special is None else special.gather(1, slots)
             groups = None if groups is None else groups.gather(1, slots)
         output, values = run(query, key, value, lengths, special, groups, options)
+        if head_cones and name != "numba":
+            values |= _head_cones(name, (query, key, value, output), lengths)
         if slots is not None:
             output, values = _put_back(output, values, slots)
     return AttentionStats(output, {k: _single(v) for k, v in values.items()})
@@ -166,6 +175,7 @@ def _options(
     n_groups: int,
     rows: bool,
     columns: bool,
+    cones: bool = False,
 ) -> Options:
     for what, ok, expected, found in (
         ("scale", math.isfinite(scale) and scale > 0, "a positive number", scale),
@@ -188,6 +198,7 @@ def _options(
         n_groups=n_groups,
         rows=rows,
         columns=columns,
+        cones=cones,
     )
 
 
@@ -227,6 +238,19 @@ def _valid_first(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     if torch.equal(mask, prefix):
         return lengths, None
     return lengths, torch.argsort(~mask, dim=1, stable=True)
+
+
+def _head_cones(name: str, heads: tuple[Tensor, ...], lengths: Tensor) -> dict[str, Tensor]:
+    """(B, H, 4) by name, from the cone kernel of an implementation that has no sums at hand."""
+    cones = importlib.import_module(f"{_CONES}.{_MODULES[name]}")
+    found = [cones.cone_sums(x, lengths.to(torch.int64), False) for x in heads]
+    repeat = [heads[0].shape[1] // x.shape[1] for x in heads]
+    return {
+        f"head_{key}": torch.stack(
+            [x[key].repeat_interleave(r, dim=1) for x, r in zip(found, repeat, strict=True)], dim=-1
+        )
+        for key in ("cone_index", "cone_mean_cosine")
+    }
 
 
 def _take(x: Tensor, slots: Tensor) -> Tensor:

@@ -21,8 +21,10 @@ from .._cpu import (
     inner,
     jit,
     on_torch_threads,
+    scratch_memory,
     sgemm,
     sgemm_address,
+    started,
 )
 from .._cpu_vectors import TILE, exp2
 from ._cpu_head import (
@@ -37,6 +39,7 @@ from ._cpu_head import (
     column_statistics,
     end_stretch,
     gates,
+    head_cone,
     k90_summary,
     logit_statistics,
     offset_statistics,
@@ -71,7 +74,6 @@ from ._cpu_work import (
     padded_rows,
     rows_at_once,
     scratch_floats,
-    scratch_memory,
 )
 from ._options import GATE_MIXED, GATES, N_BLOCKS, N_VALUE_BINS, SLACK, Options
 
@@ -122,11 +124,7 @@ def run(
         memory.ctypes.data,
         memory.shape[1],
     )
-    if not _sweep.overloads:
-        counters[0] = batch * n_heads
-        _sweep(*arguments)
-        counters[:] = 0
-    on_torch_threads(lambda: _sweep(*arguments))
+    on_torch_threads(_sweep, *arguments)
     return output.to(query.dtype), _named(results, options)
 
 
@@ -175,6 +173,7 @@ def _empty_values(batch: int, n_heads: int, n_slots: int, options: Options) -> d
         "block_map": missing(N_BLOCKS, N_BLOCKS),
         "query_entropy": missing(n_slots if options.rows else 0),
         "received": missing(n_slots if options.columns else 0),
+        "cones": torch.full((2, batch, n_heads, 4 if options.cones else 0), torch.nan),
     }
 
 
@@ -195,14 +194,44 @@ def _named(results: dict[str, Tensor], options: Options) -> dict[str, Tensor]:
         values["query_entropy"] = results["query_entropy"]
     if options.columns:
         values["attention_received"] = results["received"]
+    if options.cones:
+        values["head_cone_index"], values["head_cone_mean_cosine"] = results["cones"]
     return values
 
 
 @jit
 def _sweep(
-    counters, blas, settings, sizes, tensors, lengths, special, groups, values, memory, n_floats
+    team,
+    counters,
+    blas,
+    settings,
+    sizes,
+    tensors,
+    lengths,
+    special,
+    groups,
+    values,
+    memory,
+    n_floats,
 ):
     """What every thread does: claims heads until none is left."""
+    if started(
+        team,
+        (
+            counters,
+            blas,
+            settings,
+            sizes,
+            tensors,
+            lengths,
+            special,
+            groups,
+            values,
+            memory,
+            n_floats,
+        ),
+    ):
+        return
     batch, n_heads, repeat, d = sizes
     query, key, value, output = tensors
     scratch = memory + 4 * n_floats * claim(counters, 1)
@@ -243,6 +272,9 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
     (query, query_row), (key, key_row), _, _ = matrices
     logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
     smallest, largest = _first_look(blas, settings, n, d, matrices, work, out)
+    for x in range(values.cones.shape[3]):
+        address, row = matrices[x]
+        head_cone(n, d, address, row, values.cones[:, b, h, x])
     row_statistics(n, work, out)
     column_statistics(n, work, groups, out, values.group_mass[b, h])
     offset_statistics(n, near, work, out, values.profile[b, h])

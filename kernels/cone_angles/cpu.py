@@ -18,10 +18,10 @@ from .._cone_sweeps import (
     angle_tile,
     axis_angles,
     centre_units,
+    cone_of,
     versine_edges,
 )
-from .._cpu import claim, inner, jit, sgemm_address
-from .._cpu_vectors import widest_vectors
+from .._cpu import claim, inner, jit, sgemm_address, started
 from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
 
 _CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
@@ -88,9 +88,12 @@ def _sum_units(x: Tensor, lengths: Any) -> _UnitSums:
 
 @jit
 def _unit_blocks(
-    n_tasks, counters, flat, starts, step, lengths, norm, parts, total, kept, zeros, out
+    team, n_tasks, counters, flat, starts, step, lengths, norm, parts, total, kept, zeros, out
 ):
-    widest_vectors()
+    if started(
+        team, (n_tasks, counters, flat, starts, step, lengths, norm, parts, total, kept, zeros, out)
+    ):
+        return
     n_parts, heads = parts.shape[1], parts.shape[2]
     while True:
         task = claim(counters, 0)
@@ -131,15 +134,12 @@ def _cone(parts, kept, total, out):
         if kept < 0:
             total[d] = np.nan
         square += total[d] * total[d]
-    if kept > 0:
-        out[0] = np.sqrt(square)
-        out[1] = out[0] / kept
-    if kept > 1:
-        out[2] = (square - kept) / (kept * (kept - 1.0))
+    out[0], out[1], out[2] = cone_of(square, kept)
 
 
 @jit
 def _axis_blocks(
+    team,
     n_tasks,
     counters,
     axis_parts,
@@ -154,7 +154,25 @@ def _axis_blocks(
     zeros,
     out,
 ):
-    widest_vectors()
+    if started(
+        team,
+        (
+            n_tasks,
+            counters,
+            axis_parts,
+            flat,
+            starts,
+            step,
+            lengths,
+            norm,
+            parts,
+            total,
+            kept,
+            zeros,
+            out,
+        ),
+    ):
+        return
     n_parts = axis_parts.shape[1]
     heads = parts.shape[2]
     while True:
@@ -268,8 +286,9 @@ def _centred(sums: _UnitSums, shift: Any) -> _Side:
 
 
 @jit
-def _centre_blocks(n_tasks, counters, flat, starts, step, lengths, norm, slot, shift, side):
-    widest_vectors()
+def _centre_blocks(team, n_tasks, counters, flat, starts, step, lengths, norm, slot, shift, side):
+    if started(team, (n_tasks, counters, flat, starts, step, lengths, norm, slot, shift, side)):
+        return
     n_parts = -(-norm.shape[1] // ROWS)
     while True:
         task = claim(counters, 0)
@@ -298,6 +317,7 @@ def _tiles(kept: Any, triangle: bool) -> Any:
 
 @jit
 def _angle_tiles(
+    team,
     n_tasks,
     counters,
     address,
@@ -311,7 +331,24 @@ def _angle_tiles(
     counts,
     sums,
 ):
-    widest_vectors()
+    if started(
+        team,
+        (
+            n_tasks,
+            counters,
+            address,
+            left,
+            right,
+            triangle,
+            tasks,
+            shift,
+            edges,
+            near_mean,
+            counts,
+            sums,
+        ),
+    ):
+        return
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     while True:
         task = claim(counters, 0)

@@ -2,7 +2,8 @@
 
 A window goes through three steps; a thread takes a whole window through all of them while its
 vectors are in its cache, or, where there are too few windows, all threads take the blocks of one
-step together. Both ways compute the same blocks and merge them in the same order.
+step together, and wait for each other between the steps. Both ways compute the same blocks and
+merge them in the same order.
 
     sweep block      norms, sum of units, sum of rows, moments        64 rows
                      then cone index and axis, moments, mean, shift   of the window
@@ -30,10 +31,10 @@ from .._cone_sweeps import (
     axis_angles,
     centre_units,
     cone_axis,
+    cone_of,
     versine_edges,
 )
-from .._cpu import claim, inner, jit, sgemm_address
-from .._cpu_vectors import widest_vectors
+from .._cpu import claim, counted, inner, jit, scratch_memory, sgemm_address, started
 from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
 from ._sweeps import (
     CONSTANT,
@@ -72,7 +73,7 @@ _STREAM = (
 _ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
 _FLOATS = _CONE + _STREAM + _ANGLE
 _AT_STREAM, _AT_RATIO, _AT_ANGLE = len(_CONE), len(_CONE + _STREAM) - 1, len(_CONE + _STREAM)
-_WINDOW, _SWEEP, _CENTRE, _TILE = range(-1, 3)
+_WINDOW, SWEEP, CENTRE, TILE = range(-1, 3)
 
 
 class _Work(NamedTuple):
@@ -138,15 +139,13 @@ def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Te
     n_threads = torch.get_num_threads()
     costs = [-n * n for n in lengths.tolist()]
     by_window = _fills_threads(costs, n_threads)
-    work = _allocate(x, lengths, angles, min(n_threads, batch) if by_window else batch)
+    work = allocate(x, lengths, angles, min(n_threads, batch) if by_window else batch)
     if by_window:
-        longest_first = np.argsort(costs, kind="stable")
-        _run(work, _WINDOW, np.stack([longest_first, longest_first], 1))
+        tasks = np.zeros((batch, 3), np.int64)
+        tasks[:, 0], tasks[:, 1] = _WINDOW, np.argsort(costs, kind="stable")
     else:
-        blocks = _pairs(batch, n_blocks(n_slots))
-        _run(work, _SWEEP, blocks)
-        _run(work, _CENTRE, blocks)
-        _run(work, _TILE, _pairs(batch, len(work.tiles)))
+        tasks = block_tasks(batch, n_blocks(n_slots), len(work.tiles))
+    run_tasks(work, tasks)
     return _named(work, angles)
 
 
@@ -159,22 +158,28 @@ def _fills_threads(costs: list[int], n_threads: int) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _pairs(n: int, m: int) -> Any:
-    """(n m, 2) int64: all pairs, the second fastest."""
-    return np.indices((n, m)).reshape(2, -1).T.copy()
+def block_tasks(batch: int, blocks: int, tiles: int) -> Any:
+    """(T, 3) int64 step, window, part: no task waits for one that comes after it."""
+    parts = {SWEEP: blocks, CENTRE: blocks, TILE: tiles}
+    return np.array(
+        [(step, b, k) for step, n in parts.items() for b in range(batch) for k in range(n)]
+    )
 
 
-def _run(work: _Work, step: int, tasks: Any) -> None:
+def run_tasks(work: _Work, tasks: Any) -> None:
+    """Does the tasks, in their order, on all threads."""
     # Numba takes arrays faster than a tuple of arrays.
-    share_out(_claim_tasks, len(tasks), len(work.kept), step, tasks, sgemm_address(), *work)
+    share_out(_claim_tasks, len(tasks), len(work.kept), tasks, sgemm_address(), *work)
 
 
-def _allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work:
+def allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work:
     batch, n_slots, width = x.shape
     flat, step = flat_rows(x)
     blocks = n_blocks(n_slots)
     tiles = _tiles(n_slots if angles or n_slots <= width else max(n_slots, width))
     f32, f64 = np.float32, np.float64
+    n_floats = at_a_time * n_slots * width
+    vectors = scratch_memory(1, n_floats)[0, :n_floats]
     return _Work(
         flat=flat,
         step=np.array(step),
@@ -193,7 +198,7 @@ def _allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work
         near_mean=np.full(batch, 90, f32),
         kept=np.zeros(batch, np.int64),
         blocks=np.zeros((batch, blocks, 3), f64),
-        vectors=np.empty((at_a_time, n_slots, width), f32),
+        vectors=vectors.reshape(at_a_time, n_slots, width),
         half=np.empty((at_a_time, n_slots), f32),
         size=np.empty((at_a_time, n_slots), f32),
         packed_norm=np.empty((at_a_time, n_slots), f64),
@@ -229,33 +234,49 @@ def _named(work: _Work, angles: bool) -> dict[str, Tensor]:
 
 
 @jit
-def _claim_tasks(n_tasks, counters, step, tasks, address, *arrays):
-    widest_vectors()
+def _claim_tasks(team, n_tasks, counters, tasks, address, *arrays):
+    if started(team, (n_tasks, counters, tasks, address, arrays)):
+        return
     w = _Work(*arrays)
     mine = claim(counters, 1)
     scratch = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    blocks = w.moments.shape[1]
     while True:
         k = claim(counters, 0)
         if k >= n_tasks:
             return
-        b, part = tasks[k, 0], tasks[k, 1]
+        step, b, part = tasks[k, 0], tasks[k, 1], tasks[k, 2]
         whole = step == _WINDOW
         at = mine if whole else b
+        done = 2 + b
+        # Counted of a window: its sweeps, its merge, its centred blocks, its tiles.
+        if step == CENTRE:
+            _wait(counters, done, blocks + 1)
+        elif step == TILE:
+            _wait(counters, done, 2 * blocks + 1)
         # One call site: everything below is inlined.
-        for each in range(_SWEEP if whole else step, (_TILE if whole else step) + 1):
-            n_parts = len(w.tiles) if each == _TILE else w.moments.shape[1]
+        for each in range(SWEEP if whole else step, (TILE if whole else step) + 1):
+            n_parts = len(w.tiles) if each == TILE else blocks
             for this in range(0 if whole else part, n_parts if whole else part + 1):
-                if each == _SWEEP:
+                if each == SWEEP:
                     _sweep(w, b, this)
-                elif each == _CENTRE:
+                elif each == CENTRE:
                     _centre(w, b, this, at)
                 else:
                     _tile(w, b, this, at, scratch, address)
-            if whole or claim(counters, 2 + b) == n_parts - 1:
-                if each == _SWEEP:
-                    _merge(w, b)
-                elif each == _TILE:
-                    _finish(w, b, at)
+            before = 0 if whole else claim(counters, done)
+            if each == SWEEP and (whole or before == blocks - 1):
+                _merge(w, b)
+                claim(counters, done)
+            elif each == TILE and (whole or before == 2 * blocks + len(w.tiles)):
+                _finish(w, b, at)
+
+
+@inner
+def _wait(counters, at, number):
+    """For what other threads, which have claimed it already, are about to finish."""
+    while counted(counters, at) < number:
+        pass
 
 
 @inner
@@ -334,10 +355,7 @@ def _sum_parts(parts):
 
 @inner
 def _cone(total, kept, axis, out):
-    index = cone_axis(total, kept, axis)
-    out[0] = index
-    out[1] = index / kept if kept > 0 else np.nan
-    out[2] = (index * index - kept) / (kept * (kept - 1.0)) if kept > 1 else np.nan
+    out[0], out[1], out[2] = cone_of(cone_axis(total, kept, axis), kept)
 
 
 @inner

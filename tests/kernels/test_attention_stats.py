@@ -398,16 +398,6 @@ def test_8192_tokens_take_little_more_memory_than_their_vectors() -> None:
     assert float(values["attention_offset_profile"].sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_an_error_in_a_thread_reaches_the_caller() -> None:
-    from bertgeom.kernels._cpu import on_torch_threads
-
-    def body() -> None:
-        raise ArithmeticError("from the body")
-
-    with pytest.raises(ArithmeticError, match="from the body"):
-        on_torch_threads(body)
-
-
 def test_compiled_functions_leave_no_copies_to_run_instead_of_one_another() -> None:
     """Whether a process compiles or loads from disk must not change a bit: see `_cpu.inner`."""
     from bertgeom.kernels import _cpu_vectors

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bertgeom.kernels import attention_stats
+from bertgeom.kernels import attention_stats, cone_sums
 from bertgeom.kernels.attention_stats import _options
 from bertgeom.variables import ATTENTION_VARIABLES, GATE_MIXED, GATES, MAX_GROUPS, N_BLOCKS
 
@@ -40,6 +40,24 @@ def test_every_declared_statistic_is_returned_and_no_other(impl: str) -> None:
     core = attention_stats(q, k, v, tier="core", impl=impl).values
     declared = {x.name for x in ATTENTION_VARIABLES if x.tier == "core" and x.keep is None}
     assert set(core) == declared - {"attention_group_mass"}
+
+
+@pytest.mark.parametrize("impl", ["reference", "numba"])
+def test_head_cones_are_those_of_the_cone_kernel(impl: str) -> None:
+    q, _, _ = qkv(heads=4, tokens=130)
+    _, k, v = qkv(heads=2, tokens=130)
+    k[0, 0, 3] = 0
+    v[1, 1, 5, 2] = torch.nan
+    asked = {"lengths": torch.tensor([130, 77]), "impl": impl}
+    found = attention_stats(q, k, v, head_cones=True, **asked)
+    wide = (q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), found.output)
+    cones = [cone_sums(x, axis_angles=False, **asked) for x in wide]
+    for name in ("cone_index", "cone_mean_cosine"):
+        expected = torch.stack([c[name] for c in cones], dim=-1)
+        torch.testing.assert_close(
+            found.values[f"head_{name}"], expected, rtol=0, atol=0, equal_nan=True
+        )
+        assert expected.isnan().sum() == 4  # values and outputs of two heads
 
 
 @pytest.mark.parametrize("impl", ["reference", "numba"])

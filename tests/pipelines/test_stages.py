@@ -23,33 +23,29 @@ from bertgeom.storage import Storage
 Run = Callable[..., stages.Status]
 
 
-def test_equal_runs_give_equal_bytes(run: Run, fake: Any, tmp_path: Path) -> None:
-    run("a.zarr")
-    run("b.zarr")
-    assert fake.contents(tmp_path / "a.zarr") == fake.contents(tmp_path / "b.zarr")
+def test_equal_runs_give_equal_bytes(run: Run, fake: Any, whole: Path, tmp_path: Path) -> None:
+    run()
+    assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
 
 
-def test_no_clock_host_or_place_is_in_the_store(run: Run, fake: Any, tmp_path: Path) -> None:
+def test_no_clock_host_or_place_is_in_the_store(fake: Any, whole: Path) -> None:
     import socket
     import time
 
-    run()
-    for key, data in fake.contents(tmp_path / "x.zarr").items():
+    for key, data in fake.contents(whole).items():
         if key == "run/run.json":
             continue
-        for word in (socket.gethostname().encode() + b'"', str(tmp_path).encode()):
+        for word in (socket.gethostname().encode() + b'"', str(whole.parent).encode()):
             assert word not in data, (key, word)
         assert time.strftime("%Y-%m-%d").encode() not in data
 
 
-def test_a_finished_run_is_left_alone(run: Run, encoder: Any, fake: Any, tmp_path: Path) -> None:
-    run()
-    before = fake.contents(tmp_path / "x.zarr")
-    encoder.batches.clear()
-    done = run()
-    assert done.complete
+def test_a_finished_run_is_left_alone(
+    run: Run, encoder: Any, fake: Any, whole: Path, copied: Path
+) -> None:
+    assert run().complete
     assert encoder.batches == []
-    assert fake.contents(tmp_path / "x.zarr") == before
+    assert fake.contents(copied) == fake.contents(whole)
 
 
 class Stop(Exception):
@@ -68,7 +64,7 @@ def stop_after(partitions: int) -> events.Subscriber:
     return subscriber
 
 
-@pytest.mark.parametrize("group", [1, 2, 100])
+@pytest.mark.parametrize("group", [1, 2])
 def test_a_stopped_run_goes_on_where_it_was(
     group: int, run: Run, encoder: Any, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,8 +88,9 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert fake.contents(tmp_path / "x.zarr") == fake.contents(tmp_path / "whole.zarr")
 
 
-def test_a_damaged_spool_is_measured_again(run: Run, fake: Any, tmp_path: Path) -> None:
-    run("whole.zarr")
+def test_a_damaged_spool_is_measured_again(
+    run: Run, fake: Any, whole: Path, tmp_path: Path
+) -> None:
     with pytest.raises(Stop):
         run(subscribers=[stop_after(3)])
     spool = next((tmp_path / "x.zarr" / "run" / "partitions").iterdir())
@@ -103,7 +100,7 @@ def test_a_damaged_spool_is_measured_again(run: Run, fake: Any, tmp_path: Path) 
     told: list[events.Event] = []
     run(subscribers=[told.append])
     assert any(isinstance(e, events.Damaged) and "damaged" in e.what for e in told)
-    assert fake.contents(tmp_path / "x.zarr") == fake.contents(tmp_path / "whole.zarr")
+    assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
 
 
 def test_finalise_names_what_is_missing(run: Run, tmp_path: Path) -> None:
@@ -114,9 +111,8 @@ def test_finalise_names_what_is_missing(run: Run, tmp_path: Path) -> None:
 
 
 def test_partitions_can_be_run_one_by_one_in_any_order_and_twice(
-    run: Run, encoder: Any, fake: Any, tmp_path: Path
+    run: Run, encoder: Any, fake: Any, whole: Path, tmp_path: Path
 ) -> None:
-    run("whole.zarr")
     with pytest.raises(Stop):
         run(subscribers=[stop_after(1)])
     url = str(tmp_path / "x.zarr")
@@ -126,7 +122,7 @@ def test_partitions_can_be_run_one_by_one_in_any_order_and_twice(
         run_partition(place, partition)
     assert stages.finalise(url).complete
     assert stages.finalise(url).complete
-    assert fake.contents(tmp_path / "x.zarr") == fake.contents(tmp_path / "whole.zarr")
+    assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +139,11 @@ def test_partitions_can_be_run_one_by_one_in_any_order_and_twice(
     ],
 )
 def test_another_setting_on_a_store_is_refused_by_name(
-    change: dict[str, Any], named: str, run: Run, fake: Any, tmp_path: Path
+    change: dict[str, Any], named: str, run: Run, fake: Any, whole: Path, copied: Path
 ) -> None:
-    run()
-    before = fake.contents(tmp_path / "x.zarr")
     with pytest.raises(MismatchError, match=named):
         run(**change)
-    assert fake.contents(tmp_path / "x.zarr") == before
+    assert fake.contents(copied) == fake.contents(whole)
 
 
 def test_another_model_input_or_label_on_a_store_is_refused_by_name(
@@ -172,9 +166,8 @@ def test_another_model_input_or_label_on_a_store_is_refused_by_name(
 
 
 def test_an_equal_file_of_another_name_is_the_same_input(
-    run: Run, fasta: Path, tmp_path: Path
+    run: Run, fasta: Path, copied: Path, tmp_path: Path
 ) -> None:
-    run()
     assert run(source=fasta.rename(tmp_path / "moved.fa")).complete
 
 
@@ -192,17 +185,16 @@ def test_labels_come_with_their_names(run: Run, tmp_path: Path) -> None:
 
 
 def test_shards_of_their_own_serve_several_runs(
-    run: Run, fasta: Path, tmp_path: Path, fake: Any
+    run: Run, fasta: Path, whole: Path, tmp_path: Path, fake: Any
 ) -> None:
     shards = tmp_path / "db"
     stages.ingest(fasta, shards)
     before = fake.contents(shards)
     stages.ingest(fasta, shards)
-    run("inside.zarr")
     run("option.zarr", sequences=shards)
     run("source.zarr", source=shards)
     assert fake.contents(shards) == before
-    inside = bertgeom.open(tmp_path / "inside.zarr").load()
+    inside = bertgeom.open(whole).load()
     for name in ("option.zarr", "source.zarr"):
         assert not (tmp_path / name / "sequences").exists()
         other = bertgeom.open(tmp_path / name).load()
@@ -215,13 +207,12 @@ def test_shards_of_their_own_serve_several_runs(
 
 
 def test_a_run_works_on_an_object_store(
-    run: Run, tmp_path: Path, encoder: Any, fasta: Path
+    whole: Path, tmp_path: Path, encoder: Any, fasta: Path
 ) -> None:
-    run()
     url = f"memory://{tmp_path.name}/x.zarr"
     done = stages.run(fasta, model="fake", out=url, window=20, partition_windows=4, threads=1)
     assert done.complete
-    local, remote = bertgeom.open(tmp_path / "x.zarr").load(), bertgeom.open(url).load()
+    local, remote = bertgeom.open(whole).load(), bertgeom.open(url).load()
     for name in local.variables:
         np.testing.assert_array_equal(local[name].values, remote[name].values)
 
@@ -250,11 +241,15 @@ def test_an_object_store_that_fails_now_and_then_is_asked_again(
 
 @pytest.mark.parametrize("attempt", [3, 40, 150])
 def test_a_full_disk_is_one_line_and_the_run_can_go_on(
-    attempt: int, run: Run, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    attempt: int,
+    run: Run,
+    fake: Any,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from zarr.storage import _local
 
-    run("whole.zarr")
     original, calls = _local._put, [0]
 
     def full(*args: Any, **options: Any) -> int:
@@ -269,7 +264,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(
             run()
     assert "\n" not in str(caught.value)
     run()
-    assert fake.contents(tmp_path / "x.zarr") == fake.contents(tmp_path / "whole.zarr")
+    assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
 
 
 def test_a_read_only_place_is_one_line(
@@ -301,8 +296,8 @@ def test_a_folder_with_other_things_is_not_written_to(run: Run, tmp_path: Path) 
 
 
 def test_a_plan_beyond_the_memory_is_refused_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"at most 1 GB.*the largest piece is writing with"):
-        run(memory="1GB")
+    with pytest.raises(PlanError, match=r"at most 1.4 GB.*the largest piece is writing with"):
+        run(memory="1.4GB")
     assert not (tmp_path / "x.zarr").exists()
 
 
@@ -371,16 +366,15 @@ def test_rounding_keeps_the_asked_bits() -> None:
         assert rounded(values, 23) is values
 
 
-def test_rounded_stores_are_smaller_and_within_the_bits(run: Run, tmp_path: Path) -> None:
-    run("whole.zarr")
+def test_rounded_stores_are_within_the_bits(run: Run, whole: Path, tmp_path: Path) -> None:
     run("rounded.zarr", bitround=6)
-    whole = bertgeom.open(tmp_path / "whole.zarr").load()
+    exact = bertgeom.open(whole).load()
     other = bertgeom.open(tmp_path / "rounded.zarr").load()
-    a, b = whole["attention_entropy"].values, other["attention_entropy"].values
+    a, b = exact["attention_entropy"].values, other["attention_entropy"].values
     there = ~np.isnan(a)
     assert (np.abs(a - b)[there] <= np.abs(a)[there] * 2.0**-7).all()
     assert (a != b)[there].any()
-    np.testing.assert_array_equal(whole["angle_histogram"], other["angle_histogram"])
+    np.testing.assert_array_equal(exact["angle_histogram"], other["angle_histogram"])
 
 
 def test_choosing_in_process_needs_no_cluster(run: Run, encoder: Any) -> None:
