@@ -15,6 +15,7 @@ from bertgeom.errors import ModelError
 from bertgeom.tokens import KmerTokenizer, load_kmer_tokenizer
 
 from .calibrate import OTHER, Decision, softmax
+from .quiet import no_progress_bars
 from .spike import Spike
 
 
@@ -100,9 +101,10 @@ def load_classifier(folder: Path) -> VariantClassifier:
         ModelError: the folder holds no classifier with class names and a k-mer vocabulary.
     """
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
-        ).eval()
+        with no_progress_bars():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
+            ).eval()
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: expected a sequence classifier: {error}") from error
     labels = model.config.id2label

@@ -89,7 +89,7 @@ class Diversity:
     scattered_n: float = 0.1
     iupac: float = 0.3
     frame_indel: float = 0.05
-    off_frame_indel: float = 0.02
+    off_frame_indel: float = 0.03
     end_n: float = 0.05
     truncation: float = 0.01
 
@@ -128,9 +128,11 @@ PROFILES = {
     "typical": Diversity(),
     "poor": _POOR,
     "sparse": replace(_POOR, amplicon_loss=9.0, end_n=0.5),
+    "shifted": replace(Diversity(), frame_indel=0.7, off_frame_indel=0.4),
 }
 """`clean` assemblies, `typical` surveillance genomes, `poor` ones that a curator would reject,
-and `sparse` ones of which about half is N."""
+`sparse` ones of which about half is N, and `shifted` ones whose private indels move the k-mer
+phase of what follows."""
 
 
 @dataclass(frozen=True)
@@ -291,12 +293,13 @@ def _sample_bases(
 def _lose_sites(
     random: np.random.Generator, genome: Genome, ancestor: Genome, diversity: Diversity
 ) -> None:
-    """Reversions, uncalled insertions, deletions written as N, reference-filled stretches."""
+    """Reversions, uncalled insertions, masked deletions, reference-filled stretches."""
     starts, stops = _runs(genome.bases != ancestor.bases)
     for start, stop in zip(starts, stops, strict=True):
         deletion = genome.bases[start] == DELETED
         if deletion and random.random() < diversity.deletion_as_n:
-            genome.bases[start:stop] = _N
+            # Some callers mask a deletion as a whole, some a part of it.
+            genome.bases[start : int(random.integers(start, stop)) + 1] = _N
         elif random.random() < diversity.site_loss:
             genome.bases[start:stop] = ancestor.bases[start:stop]
     for index in list(genome.insertions):
@@ -363,11 +366,11 @@ def _indels(random: np.random.Generator, genome: Genome, diversity: Diversity) -
             letters = _LETTERS[random.integers(0, 4, 3 * int(random.integers(1, 3)))]
             genome.insertions[int(random.integers(n - 1))] = letters.tobytes()
     if random.random() < diversity.off_frame_indel:
-        start = int(random.integers(n - 2))
+        start, length = int(random.integers(n - 8)), 1 + min(7, int(random.exponential(1.5)))
         if random.random() < 0.6:
-            genome.bases[start : start + int(random.integers(1, 3))] = DELETED
+            genome.bases[start : start + length] = DELETED
         else:
-            genome.insertions[start] = _LETTERS[random.integers(0, 4, 1)].tobytes()
+            genome.insertions[start] = _LETTERS[random.integers(0, 4, length)].tobytes()
 
 
 def _mask(random: np.random.Generator, genome: Genome, diversity: Diversity) -> None:

@@ -15,7 +15,7 @@ from bertgeom.kernels.kmers import kmer_keys, unpack_kmers
 from bertgeom.tokens import KmerTokenizer
 
 from .lineages import CLASSES, SPIKE
-from .settings import TRAINING, VALIDATION, TrainSettings
+from .settings import CALIBRATION, TRAINING, VALIDATION, TrainSettings
 from .simulate import Sample, draw
 
 _STREAM, _VALIDATION, _VOCABULARY, _AUGMENT, _CALIBRATION = range(5)
@@ -26,10 +26,16 @@ _COMPLEMENT[np.frombuffer(b"ACGTN", np.uint8)] = np.frombuffer(b"TGCAN", np.uint
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens int64 (B, N), mask int64 (B, N), targets float32 (B, classes) that sum to 1."""
+    """A batch to train on.
+
+    Attributes:
+        ids, mask, positions: int64 (B, N); a row may skip positions.
+        targets: float32 (B, classes), rows sum to 1.
+    """
 
     ids: np.ndarray
     mask: np.ndarray
+    positions: np.ndarray
     targets: np.ndarray
 
 
@@ -84,7 +90,10 @@ def training_batch(
             targets[row, CLASSES.index(sample.label)] = 1
     ids, mask = encode(sequences, tokenizer)
     _hide_tokens(random, ids, mask, settings.unknown_rate, tokenizer.special_ids["unk"])
-    return Batch(ids, mask, targets)
+    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    if settings.keep_tokens < 1 and step < (1 - settings.whole_share) * settings.steps:
+        ids, mask, positions = _thin(random, ids, mask, settings.keep_tokens)
+    return Batch(ids, mask, positions, targets)
 
 
 def validation_samples(settings: TrainSettings) -> list[Sample]:
@@ -94,9 +103,9 @@ def validation_samples(settings: TrainSettings) -> list[Sample]:
 
 
 def calibration_samples(settings: TrainSettings) -> list[Sample]:
-    """Others of the same kind, three times as many, that early stopping has not seen."""
+    """Simulated sequences that neither training nor early stopping has seen."""
     seed = stream_seed(settings, _CALIBRATION)
-    return [draw(seed, index, VALIDATION) for index in range(3 * settings.n_validation)]
+    return [draw(seed, index, CALIBRATION) for index in range(3 * settings.n_validation)]
 
 
 def training_sequences(
@@ -201,6 +210,29 @@ def _hide_tokens(
         hidden[0] = False
         hidden[last:] = False
         ids[row, hidden] = unknown
+
+
+def _thin(
+    random: np.random.Generator, ids: np.ndarray, mask: np.ndarray, least: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A random share of the tokens, in [least, 2 * least], the first and the last among them."""
+    share = min(1.0, least * (1 + random.random()))
+    lengths = mask.sum(axis=1)
+    rows = []
+    for length in lengths:
+        inner = np.flatnonzero(random.random(int(length) - 2) < share) + 1
+        rows.append(np.concatenate(([0], inner, [length - 1])))
+    shape = (len(rows), max(map(len, rows)))
+    thin, there, positions = (
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.int64),
+    )
+    for row, kept in enumerate(rows):
+        thin[row, : len(kept)] = ids[row, kept]
+        there[row, : len(kept)] = 1
+        positions[row, : len(kept)] = kept
+    return thin, there, positions
 
 
 def _chunks(sequences: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:

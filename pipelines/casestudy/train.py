@@ -33,6 +33,7 @@ from bertgeom.tokens import (
 from . import checkpoint as checkpoints
 from .calibrate import Decision, choose_threshold, fit_temperature
 from .lineages import CLASSES
+from .quiet import no_progress_bars
 from .settings import TrainSettings
 from .stream import (
     LabelledSequences,
@@ -109,18 +110,7 @@ def new_model(settings: TrainSettings, tokenizer: KmerTokenizer) -> Any:
     size = 1 + max(max(tokenizer.vocabulary.values()), max(tokenizer.special_ids.values()))
     labels = dict(enumerate(CLASSES))
     if settings.init is not None:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            settings.init,
-            num_labels=len(CLASSES),
-            id2label=labels,
-            label2id={name: i for i, name in labels.items()},
-            ignore_mismatched_sizes=True,  # a head of other classes is begun anew
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-        if model.config.vocab_size < size:
-            model.resize_token_embeddings(size, mean_resizing=False)
-        return model
+        return _pretrained(settings.init, size, labels)
     config = BertConfig(
         vocab_size=size,
         hidden_size=settings.hidden,
@@ -135,6 +125,23 @@ def new_model(settings: TrainSettings, tokenizer: KmerTokenizer) -> Any:
         label2id={name: i for i, name in labels.items()},
     )
     return Classifier(config)
+
+
+def _pretrained(name: str, size: int, labels: dict[int, str]) -> Any:
+    """A model folder or hub model, with rows for new k-mers and a head for the nine classes."""
+    with no_progress_bars():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            num_labels=len(CLASSES),
+            id2label=labels,
+            label2id={label: i for i, label in labels.items()},
+            ignore_mismatched_sizes=True,  # a head of other classes is begun anew
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    if model.config.vocab_size < size:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    return model
 
 
 class _Loop:
@@ -199,7 +206,7 @@ class _Loop:
             group["lr"] = learning_rate(settings, step)
         torch.manual_seed(stream_seed(settings, _DROPOUT) + step)
         self.model.train()
-        logits = self._forward(batch.ids, batch.mask).float()
+        logits = self._forward(batch.ids, batch.mask, batch.positions).float()
         targets = torch.from_numpy(batch.targets).to(self.device)
         loss = nn.functional.cross_entropy(logits, targets)
         self.optimizer.zero_grad(set_to_none=True)
@@ -211,12 +218,16 @@ class _Loop:
             raise ModelError(f"expected a finite loss, found {value} at step {step + 1}")
         return value
 
-    def _forward(self, ids: np.ndarray, mask: np.ndarray) -> Tensor:
+    def _forward(
+        self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray | None = None
+    ) -> Tensor:
         half = self.device.type == "cuda" and self.settings.mixed_precision
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            if positions is not None and self.settings.keep_tokens < 1:
+                inputs["position_ids"] = positions
             output = self.model(
-                input_ids=torch.from_numpy(ids).to(self.device),
-                attention_mask=torch.from_numpy(mask).to(self.device),
+                **{name: torch.tensor(array, device=self.device) for name, array in inputs.items()}
             )
         return output.logits
 
@@ -330,7 +341,8 @@ def write_model(
         model.classifier.bias.div_(temperature)
     model.config.bertgeom_decision = decision.as_dict()
     kind = torch.float16 if settings.half_file else torch.float32
-    model.to(kind).save_pretrained(folder)
+    with no_progress_bars():
+        model.to(kind).save_pretrained(folder)
     model.to(torch.float32)
     # Half-precision files are read back as float32: the type is the file's, not the model's.
     path = folder / "config.json"

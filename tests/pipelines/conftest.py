@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,14 +43,33 @@ def fasta(tmp_path: Path) -> Path:
     return fakes.write_fasta(tmp_path / "x.fa")
 
 
+DEFAULTS: dict[str, Any] = {"window": 20, "partition_windows": 4, "threads": 1}
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of an undisturbed `run()`, made once; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "load_model", lambda *args, **options: fakes.FakeEncoder())
+        source = fakes.write_fasta(folder / "x.fa")
+        stages.run(source, model="fake", out=folder / "x.zarr", **DEFAULTS)
+    return folder / "x.zarr"
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """A copy of `whole` where `run()` would put its store."""
+    return Path(shutil.copytree(whole, tmp_path / "x.zarr"))
+
+
 @pytest.fixture
 def run(encoder: Any, fasta: Path, tmp_path: Path) -> Callable[..., Status]:
     """`bertgeom.run` of `fasta` with the fake encoder into `out` below the test's folder."""
 
     def start(out: str = "x.zarr", **options: Any) -> Status:
-        defaults: dict[str, Any] = {"window": 20, "partition_windows": 4, "threads": 1}
         source = None if "sequences" in options else options.pop("source", fasta)
-        return stages.run(source, model="fake", out=tmp_path / out, **{**defaults, **options})
+        return stages.run(source, model="fake", out=tmp_path / out, **{**DEFAULTS, **options})
 
     return start
 

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,11 +38,14 @@ class Countdown:
 
     def __init__(self, kill_at: int | None, mode: str) -> None:
         self.count, self.kill_at, self.mode = 0, kill_at, mode
+        self.lock = threading.Lock()
 
     def wrap(self, write: Callable[..., Any], torn: Callable[..., None]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
-            self.count += 1
-            mine = self.count == self.kill_at
+            # zarr writes in threads.
+            with self.lock:
+                self.count += 1
+                mine = self.count == self.kill_at
             if mine and self.mode == "torn":
                 torn(*args)
             if mine and self.mode != "after":

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from bertgeom.errors import UsageError
 from bertgeom.pipelines.casestudy.cli import app
+from bertgeom.pipelines.casestudy.simulate import PROFILES
 
 runner = CliRunner()
 
@@ -67,8 +68,8 @@ def test_without_genomes_held_out_simulations_are_evaluated(tmp_path):
     result = run("evaluate", "--count", 9, "--out", tmp_path / "x.json")
     assert "no spike" in result.stdout
     figures = json.loads((tmp_path / "x.json").read_text())
-    assert set(figures["profiles"]) == {"clean", "typical", "poor", "sparse"}
-    assert sum(row["n"] for row in figures["by_share_of_n"]) == 36
+    assert set(figures["profiles"]) == set(PROFILES)
+    assert sum(row["n"] for row in figures["by_share_of_n"]) == 9 * len(PROFILES)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,26 @@ def test_batches_depend_on_the_step_alone():
     assert (one.ids[np.arange(8), last] == tokenizer.special_ids["sep"]).all()
 
 
+def test_early_batches_see_a_share_of_the_tokens_at_their_own_positions():
+    tokenizer = PaperKmer(stream.vocabulary(stream.training_sequences(TINY), TINY))
+    settings = TINY.changed(keep_tokens=0.3, whole_share=0.5, unknown_rate=0.0)
+    whole = settings.changed(keep_tokens=1.0)
+    for step in range(TINY.steps):
+        some, all_ = (stream.training_batch(s, step, tokenizer) for s in (settings, whole))
+        if step >= TINY.steps / 2:
+            assert np.array_equal(some.ids, all_.ids)
+            continue
+        share = some.mask.sum() / all_.mask.sum()
+        assert 0.25 < share < 0.65
+        for row in range(TINY.batch_size):
+            there = some.mask[row] == 1
+            places = some.positions[row, there]
+            assert (np.diff(places) > 0).all()
+            assert places[0] == 0
+            assert places[-1] == all_.mask[row].sum() - 1
+            assert np.array_equal(some.ids[row, there], all_.ids[row, places])
+
+
 def test_every_epoch_visits_every_training_sequence_once():
     settings = TINY.changed(samples=10)
     seen = [stream._index(settings, i, 10) for i in range(30)]
@@ -209,5 +229,5 @@ def test_unknown_setting_is_refused():
 
 def test_shipped_model_says_how_it_was_trained():
     figures = json.loads((data.demo_model() / "training.json").read_text())
-    assert figures["settings"]["seed"] == PRESETS["small"].seed
+    assert figures["settings"] == PRESETS["small"].as_dict()
     assert figures["classes"] == list(CLASSES)

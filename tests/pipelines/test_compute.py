@@ -19,9 +19,8 @@ def names_of(flags: int) -> set[str]:
     return {name for name in FLAGS if flags & flag_bit(name)}
 
 
-def test_rows_describe_their_windows(run: Callable[..., Any], tmp_path: Path) -> None:
-    run()
-    dataset = bertgeom.open(tmp_path / "x.zarr").load()
+def test_rows_describe_their_windows(whole: Path, fasta: Path) -> None:
+    dataset = bertgeom.open(whole).load()
     expected = [
         (record, *map(int, bounds))
         for record, length in enumerate((100, 7, 250, 31, 2, 90))
@@ -38,7 +37,7 @@ def test_rows_describe_their_windows(run: Callable[..., Any], tmp_path: Path) ->
     assert (dataset["strand"] == 1).all()
     assert (dataset["label"] == -1).all()
     bases = {}
-    for text in (tmp_path / "x.fa").read_text().split(">")[1:]:
+    for text in fasta.read_text().split(">")[1:]:
         header, sequence = text.split("\n", 1)
         bases[int(header[1])] = sequence.strip()
     windows = [bases[r][a:b] for r, a, b in expected]
@@ -128,25 +127,21 @@ def test_the_reverse_strand_is_the_reverse_complement(
 
 
 def test_a_batch_out_of_memory_is_halved_and_gives_the_same_numbers(
-    run: Callable[..., Any], encoder: Any, tmp_path: Path, fake: Any
+    run: Callable[..., Any], encoder: Any, whole: Path, tmp_path: Path, fake: Any
 ) -> None:
-    run("whole.zarr")
-    assert max(encoder.batches) == 4
-    encoder.batches.clear()
     encoder.capacity = 1
-    run("halved.zarr")
+    run()
     assert set(encoder.batches) == {1}
-    assert fake.contents(tmp_path / "whole.zarr") == fake.contents(tmp_path / "halved.zarr")
+    assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
 
 
 def test_a_window_that_never_fits_is_quarantined_and_the_run_goes_on(
-    run: Callable[..., Any], encoder: Any, tmp_path: Path
+    run: Callable[..., Any], encoder: Any, whole: Path, tmp_path: Path
 ) -> None:
-    run("whole.zarr")
     encoder.poisoned = (10,)
-    done = run("other.zarr")
-    whole = bertgeom.open(tmp_path / "whole.zarr").load()
-    other = bertgeom.open(tmp_path / "other.zarr").load()
+    done = run()
+    sound = bertgeom.open(whole).load()
+    other = bertgeom.open(tmp_path / "x.zarr").load()
     lost = other["n_tokens"].values == 10
     assert 0 < lost.sum() < len(lost)
     assert done.counts["quarantined"] == lost.sum()
@@ -154,7 +149,7 @@ def test_a_window_that_never_fits_is_quarantined_and_the_run_goes_on(
     np.testing.assert_array_equal(flagged, lost)
     for name in ("attention_entropy", "attention_k90_median", "angle_histogram"):
         assert np.isnan(other[name].values[lost]).all()
-        np.testing.assert_array_equal(other[name].values[~lost], whole[name].values[~lost])
+        np.testing.assert_array_equal(other[name].values[~lost], sound[name].values[~lost])
 
 
 def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory(

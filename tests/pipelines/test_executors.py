@@ -16,7 +16,7 @@ from bertgeom.errors import StoreError, UsageError
 from bertgeom.pipelines import events, executors, stages
 from bertgeom.pipelines.verify import verify
 
-EXECUTORS = ("in process", "dask", "dask, a worker killed", "dask scheduler")
+EXECUTORS = ("in process", "dask scheduler", "dask, a worker killed")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,13 @@ def whole(start: Callable[..., Path]) -> Path:
     return start("whole")
 
 
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """Address of a cluster of two workers that runs find and leave."""
+    with executors._local_cluster(2, 1, "cpu") as cluster:
+        yield cluster.scheduler_address
+
+
 def kill_first_worker() -> tuple[events.Subscriber, list[int]]:
     """A subscriber that kills the process that delivers the first partition."""
     killed: list[int] = []
@@ -65,20 +72,19 @@ def kill_first_worker() -> tuple[events.Subscriber, list[int]]:
 
 
 @pytest.fixture(scope="module", params=EXECUTORS)
-def store(request: pytest.FixtureRequest, start: Callable[..., Path]) -> Iterator[Path]:
+def store(
+    request: pytest.FixtureRequest, start: Callable[..., Path], scheduler: str
+) -> Iterator[Path]:
     name = request.param.replace(" ", "-").replace(",", "")
     if request.param == "in process":
         yield start(name)
-    elif request.param == "dask":
-        yield start(name, workers=2)
     elif request.param == "dask, a worker killed":
         subscriber, killed = kill_first_worker()
         found = start(name, workers=2, subscribers=[subscriber])
         assert killed
         yield found
     else:
-        with executors._local_cluster(1, 1, "cpu") as cluster:
-            yield start(name, scheduler=cluster.scheduler_address)
+        yield start(name, scheduler=scheduler)
 
 
 @pytest.mark.slow
@@ -117,7 +123,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(
 
 @pytest.mark.slow
 def test_an_error_on_a_worker_is_the_error_of_the_run(
-    start: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Path], scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = stages.set_up
 
@@ -127,7 +133,7 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
 
     monkeypatch.setattr(stages, "set_up", set_up_and_lose_the_bookkeeping)
     with pytest.raises(StoreError, match="expected a store that bertgeom run has set up"):
-        start("lost", workers=2)
+        start("lost", scheduler=scheduler)
 
 
 @pytest.mark.slow

@@ -19,12 +19,11 @@ from bertgeom.pipelines.export import export
 @pytest.mark.parametrize("ending", ["tsv", "tsv.gz"])
 @pytest.mark.parametrize("step", [1, 10**9])
 def test_every_head_is_a_row_with_the_numbers_of_the_store(
-    ending: str, step: int, run: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+    ending: str, step: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", step)
-    run()
-    dataset = bertgeom.open(tmp_path / "x.zarr").load()
-    rows = export(tmp_path / "x.zarr", tmp_path / f"x.{ending}")
+    dataset = bertgeom.open(whole).load()
+    rows = export(whole, tmp_path / f"x.{ending}")
     table = pandas.read_csv(tmp_path / f"x.{ending}", sep="\t")
     assert rows == len(table) == dataset.sizes["window"] * 4
     for i in (0, 7, rows - 1):
@@ -56,9 +55,8 @@ def test_windows_and_stations_are_rows_too(run: Callable[..., Any], tmp_path: Pa
     )
 
 
-def test_what_cannot_be_written_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
-    run(tier="core")
+def test_what_cannot_be_written_is_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--level out of window, station, head"):
-        export(tmp_path / "x.zarr", tmp_path / "x.tsv", "layer")
+        export(whole, tmp_path / "x.tsv", "layer")
     with pytest.raises(UsageError, match="a file that ends in"):
-        export(tmp_path / "x.zarr", tmp_path / "x.csv")
+        export(whole, tmp_path / "x.csv")

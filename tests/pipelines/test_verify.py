@@ -49,11 +49,10 @@ def test_a_sound_store_agrees(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_named(
-    key: str, damage: Callable[[Path], Any], problem: str, run: Run, tmp_path: Path
+    key: str, damage: Callable[[Path], Any], problem: str, copied: Path
 ) -> None:
-    run()
-    damage(tmp_path / "x.zarr" / key)
-    report = verify(tmp_path / "x.zarr")
+    damage(copied / key)
+    report = verify(copied)
     assert not report.agrees
     assert len(report.problems) == 1
     assert problem in report.problems[0]
@@ -88,12 +87,11 @@ def test_an_unfinished_store_is_told_with_what_is_missing(run: Run, tmp_path: Pa
     ],
 )
 def test_wrong_numbers_with_right_checksums_are_found(
-    name: str, change: Callable[[np.ndarray], np.ndarray], run: Run, tmp_path: Path
+    name: str, change: Callable[[np.ndarray], np.ndarray], copied: Path
 ) -> None:
     import json
 
-    run()
-    storage = Storage(str(tmp_path / "x.zarr"))
+    storage = Storage(str(copied))
     arrays = store_module.Arrays(storage)
     before = arrays.read(name)
     arrays.write(name, 0, change(before).astype(before.dtype))
@@ -101,17 +99,16 @@ def test_wrong_numbers_with_right_checksums_are_found(
     for key, entry in arrays.written.items():
         record["files"][key] = list(entry)
     storage.write("run/groups/00000000.json", json.dumps(record).encode())
-    report = verify(tmp_path / "x.zarr", windows=6)
+    report = verify(copied, windows=6)
     assert report.problems == ()
     assert [c.array for c in report.comparisons if not c.agrees] == [name]
     assert not report.agrees
 
 
-def test_another_model_is_no_oracle(run: Run, encoder: Any, tmp_path: Path) -> None:
-    run()
+def test_another_model_is_no_oracle(encoder: Any, whole: Path) -> None:
     encoder.fingerprint = "another"
     with pytest.raises(MismatchError, match="fingerprint"):
-        verify(tmp_path / "x.zarr")
+        verify(whole)
 
 
 def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
