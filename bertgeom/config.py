@@ -38,6 +38,7 @@ class Settings:
         impl: kernels: "auto", "triton", "numba", "reference".
         batch_tokens: padded tokens of a batch; None: by device.
         partition_windows: windows of a partition, the unit of work; None: seconds of work.
+        spectra: windows of every partition whose spectra are computed exactly.
         bitround: mantissa bits that float statistics keep; None: all.
         trust_remote_code: run code that comes with the model.
     """
@@ -59,6 +60,7 @@ class Settings:
     impl: str = "auto"
     batch_tokens: int | None = None
     partition_windows: int | None = None
+    spectra: int = 0
     bitround: int | None = None
     trust_remote_code: bool = False
 
@@ -69,6 +71,7 @@ class Settings:
             _at_least(name, getattr(self, name), 1)
         _at_least("min_length", self.min_length, 1)
         _at_least("near", self.near, 1)
+        _at_least("spectra", self.spectra, 0)
         _one_of("strand", self.strand, STRANDS)
         _one_of("angles", self.angles, ("default", "all"))
         _one_of("tier", self.tier, ("core", "full"))

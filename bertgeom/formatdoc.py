@@ -46,11 +46,20 @@ def coordinate_table() -> str:
 
 def weight_table() -> str:
     """Arrays of the model's weights, without windows."""
+    return _plain_table(variables.WEIGHT_VARIABLES)
+
+
+def spectrum_table() -> str:
+    """Arrays of the group of sampled windows' spectra."""
+    return _plain_table(variables.SPECTRUM_VARIABLES)
+
+
+def _plain_table(declared: tuple[Variable, ...]) -> str:
     rows = ["| array | dimensions | type | unit | meaning | source |", "|---|---|---|---|---|---|"]
     rows += [
         f"| `{v.name}` | {', '.join(v.dims)} | {v.dtype} | {v.unit} | {_text(v.description)} "
         f"| {v.source} |"
-        for v in variables.WEIGHT_VARIABLES
+        for v in declared
     ]
     return "\n".join(rows)
 
@@ -75,6 +84,7 @@ TABLES = {
     "arrays": array_table,
     "coordinates": coordinate_table,
     "weights": weight_table,
+    "spectra": spectrum_table,
     "flags": flag_table,
     "sequences": sequence_table,
 }

@@ -27,6 +27,8 @@ from bertgeom.errors import UsageError
 if TYPE_CHECKING:
     import xarray
 
+    from bertgeom.capture import Capture
+
 #: Singular values below this are counted in `spectrum_small`.
 SMALL = 1e-3
 #: Bins of the paper's Shannon entropy of attention weights.
@@ -90,6 +92,23 @@ def layer_spectra(
         parts = list(pool.map(lambda job: job[0](job[1]), jobs))
     out = parts.pop(0) if output is not None else {}
     return out | {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def captured_spectra(captured: Capture) -> dict[str, np.ndarray]:
+    """The spectra of one window, (layer, ...), from what a forward pass of it has shown."""
+    return window_spectra(
+        [
+            layer_spectra(
+                call.query[0],
+                call.key[0],
+                call.value[0],
+                output=output[0],
+                scale=call.scale,
+                window=call.window,
+            )
+            for call, output in zip(captured.calls, captured.outputs, strict=True)
+        ]
+    )
 
 
 def window_spectra(layers: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

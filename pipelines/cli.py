@@ -118,7 +118,7 @@ KeepOption = Annotated[
     typer.Option(
         metavar="LIST",
         help="Opt-in arrays: block_map, cls, logits, tracks; separated by commas.",
-        rich_help_panel=_WHAT,
+        rich_help_panel=_NUMBERS,
     ),
 ]
 AnglesOption = Annotated[
@@ -126,7 +126,7 @@ AnglesOption = Annotated[
     typer.Option(
         metavar="default|all",
         help="Pairwise angles at the embedding and layer outputs, or at all stations.",
-        rich_help_panel=_WHAT,
+        rich_help_panel=_NUMBERS,
     ),
 ]
 ThetaOption = Annotated[
@@ -137,6 +137,14 @@ NearOption = Annotated[
     int,
     typer.Option(
         help="Tokens from the diagonal that count as near (gates).", rich_help_panel=_WHAT
+    ),
+]
+SpectraOption = Annotated[
+    int,
+    typer.Option(
+        metavar="K",
+        help="Exact spectra of K windows of every partition, in the group `spectra`.",
+        rich_help_panel=_NUMBERS,
     ),
 ]
 BitroundOption = Annotated[
@@ -343,6 +351,7 @@ def run(
     angles: AnglesOption = "default",
     theta: ThetaOption = 0.3,
     near: NearOption = 4,
+    spectra: SpectraOption = 0,
     bitround: BitroundOption = None,
     dtype: DtypeOption = "auto",
     impl: ImplOption = "auto",
@@ -384,6 +393,7 @@ def run(
             angles=angles,
             theta=theta,
             near=near,
+            spectra=spectra,
             bitround=bitround,
             dtype=dtype,
             impl=impl,

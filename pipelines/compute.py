@@ -19,6 +19,7 @@ from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.layout import missing_value, row_bytes
 from bertgeom.variables import flag_bit
 
+from . import run_spectra
 from .cohort_sums import BlockMapSums
 from .plan import Windows, batches, planned_tokens
 from .workplace import Workplace
@@ -113,10 +114,19 @@ def measure_partitions(
                     filling.popleft().result()
                 if batch.last:
                     done = results.result()
-                    yield batch.partition, {**done.arrays, **done.maps.arrays()}
+                    spectra = _spectra(place, batch, done.arrays["flags"])
+                    yield batch.partition, {**done.arrays, **done.maps.arrays(), **spectra}
                     results = None
         finally:
             prepared.close()
+
+
+def _spectra(place: Workplace, batch: Prepared, flags: np.ndarray) -> dict[str, np.ndarray]:
+    """Spectra of the sampled windows of the partition of a batch."""
+    rows = run_spectra.sampled_rows(place, flags)
+    encoded = [encode_windows(place, batch.windows.take([row])) for row in rows]
+    first = place.plan.partition(batch.partition)[0]
+    return run_spectra.window_results(place, first, rows, encoded)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
     run/annotations.json              regions by record, if there are annotations
     run/partitions/00000042.spool     results of a finished partition, until its row group is whole
     run/groups/00000003.sums          sums of a row group by cohort
+    run/groups/00000003.spectra       spectra of sampled windows, with --spectra
     run/groups/00000003.json          completion record of a row group: counts, checksums
     run/history.jsonl                 when, where, how long; the only file with a clock in it
 
@@ -192,6 +193,14 @@ class RunFolder:
         """What `write_sums` wrote."""
         return self.storage.read(sums_key(group))
 
+    def write_spectra(self, group: int, data: bytes) -> None:
+        """Spectra of sampled windows of a row group."""
+        self.storage.write(spectra_key(group), data)
+
+    def read_spectra(self, group: int) -> bytes:
+        """What `write_spectra` wrote."""
+        return self.storage.read(spectra_key(group))
+
     def write_group(self, group: int, facts: Mapping[str, Any]) -> None:
         self.storage.write(_group_key(group), json.dumps(facts, indent=2).encode())
 
@@ -227,6 +236,11 @@ def _group_key(group: int) -> str:
 def sums_key(group: int) -> str:
     """Where the sums of a row group lie in the folder."""
     return f"groups/{group:08d}.sums"
+
+
+def spectra_key(group: int) -> str:
+    """Where the spectra of a row group lie in the folder."""
+    return f"groups/{group:08d}.spectra"
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -18,10 +18,10 @@ from bertgeom.annotations import Annotations, record_intervals, region_attention
 from bertgeom.config import check_same
 from bertgeom.errors import StoreError
 from bertgeom.rollout import attention_rollout
-from bertgeom.spectra import layer_spectra, spectra_dataset, window_spectra
-from bertgeom.variables import flag_bit
+from bertgeom.spectra import captured_spectra, spectra_dataset
 
 from .compute import encode_windows
+from .run_spectra import evenly, measured
 from .workplace import Workplace, load_model, model_identity, open_workplace
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def sampled_windows(path: str | Path, n: int, *, model: str | None = None) -> It
     from bertgeom.capture import capture_window
 
     place = open_workplace(str(path))
-    numbers = _evenly(_measured(place), n)
+    numbers = evenly(_measured(place), n)
     if not len(numbers):
         raise StoreError(f"{path}: expected windows with statistics, found none")
     place = Workplace(place.storage, place.facts, _encoder(place, model))
@@ -92,19 +92,7 @@ def store_spectra(path: str | Path, n: int = 8, *, model: str | None = None) -> 
     """Spectra of `n` windows (`bertgeom.spectra`), with their place in the database."""
     samples, places = [], []
     for sample in sampled_windows(path, n, model=model):
-        calls, outputs = sample.captured.calls, sample.captured.outputs
-        layers = [
-            layer_spectra(
-                call.query[0],
-                call.key[0],
-                call.value[0],
-                output=output[0],
-                scale=call.scale,
-                window=call.window,
-            )
-            for call, output in zip(calls, outputs, strict=True)
-        ]
-        samples.append(window_spectra(layers))
+        samples.append(captured_spectra(sample.captured))
         places.append(_place(sample))
     return _with_places(spectra_dataset(samples, [p["window_index"] for p in places]), places)
 
@@ -207,19 +195,12 @@ def store_regions(
 
 def _measured(place: Workplace) -> np.ndarray:
     """Numbers of windows with statistics, in order."""
-    lost = flag_bit("empty") | flag_bit("quarantined")
     arrays = store.Arrays(place.storage, read_only=True)
     found = [np.zeros(0, np.int64)]
     for group in sorted(place.folder.written_groups()):
         first, stop = place.plan.group(group)
-        found.append(first + np.flatnonzero(arrays.read("flags", first, stop) & lost == 0))
+        found.append(first + measured(arrays.read("flags", first, stop)))
     return np.concatenate(found)
-
-
-def _evenly(numbers: np.ndarray, n: int) -> np.ndarray:
-    if len(numbers) <= n:
-        return numbers
-    return numbers[(np.arange(n) * len(numbers)) // n]
 
 
 def _encoder(place: Workplace, model: str | None) -> Any:

@@ -22,7 +22,7 @@ from bertgeom.errors import BertgeomError, StoreError
 from bertgeom.sequences import MEMBERS, Sequences
 from bertgeom.storage import Storage, writing
 
-from . import cohort_sums, cost
+from . import cohort_sums, cost, run_spectra
 from .events import Bus, Finished, ModelLoaded, Started, Subscriber, history
 from .executors import Executor, choose
 from .ingestion import Sources, ingest_into, ingest_sources, outside_shards
@@ -181,14 +181,23 @@ def finalise(url: str) -> Status:
         inner = store.write_dataset(
             place.storage.child(cohort_sums.GROUP), cohort_sums.merged(place, sums)
         )
+        spectra = run_spectra.merged(place, _spectra(place))
         members = [cohort_sums.GROUP, *(f"{cohort_sums.GROUP}/{name}" for name in inner)]
         members += [v.name for v in place.layout.variables]
         members += [c.name for c in place.layout.coordinates] + [FOLDER]
         members += place.facts["constants"]
+        if spectra is not None:
+            inner = store.write_dataset(place.storage.child(run_spectra.GROUP), spectra)
+            members += [run_spectra.GROUP, *(f"{run_spectra.GROUP}/{name}" for name in inner)]
         if place.facts["sequences"] is None:
             members += [SEQUENCES, *(f"{SEQUENCES}/{name}" for name in MEMBERS)]
         store.consolidate(place.storage, members, {"complete": True})
     return status(url)
+
+
+def _spectra(place: Workplace) -> Iterator[bytes]:
+    if place.settings.spectra:
+        yield from (place.folder.read_spectra(group) for group in range(place.plan.n_groups))
 
 
 def project(place: Workplace, threads: int) -> cost.Memory:

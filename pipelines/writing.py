@@ -16,6 +16,7 @@ from bertgeom.layout import missing_value
 from bertgeom.storage import writing
 from bertgeom.variables import Variable
 
+from . import run_spectra
 from .cohort_sums import CODES, COUNTS, MAPS, GroupSums, cohort_names
 from .compute import counts, measure_partitions
 from .events import Event, GroupWritten, PartitionDone
@@ -67,11 +68,13 @@ def write_group(place: Workplace, group: int) -> list[Event]:
         StoreError: if a spool is damaged, or the chunks cannot be written.
     """
     partitions = place.plan.partitions_of(group)
-    told, maps = [], []
+    told, beside = [], []
     for i in partitions:
         results, counted = place.folder.read_spool(i, place.fingerprint)
         told.append(counted)
-        maps.append({name: array for name, array in results.items() if name in MAP_SUMS})
+        beside.append(
+            {k: x for k, x in results.items() if k in MAP_SUMS or run_spectra.is_spectra(k)}
+        )
     first = place.plan.group(group)[0]
 
     def gather(name: str, start: int, stop: int) -> np.ndarray:
@@ -83,7 +86,7 @@ def write_group(place: Workplace, group: int) -> list[Event]:
                 pieces.append(place.folder.read_spool_rows(i, name, low, high))
         return np.concatenate(pieces)
 
-    events: list[Event] = [_write_group(place, group, told, maps, gather)]
+    events: list[Event] = [_write_group(place, group, told, beside, gather)]
     remove_spools(place, group)
     return events
 
@@ -98,16 +101,22 @@ def _write_group(
     place: Workplace,
     group: int,
     told: list[dict[str, int]],
-    maps: Sequence[Mapping[str, np.ndarray]],
+    beside: Sequence[Mapping[str, np.ndarray]],
     gather: Gather,
 ) -> GroupWritten:
+    """Chunks, sums, spectra, and the completion record of a row group.
+
+    Args:
+        told: counts of its partitions. gather: gives rows of its arrays.
+        beside: what else its partitions found: sums of block maps, spectra.
+    """
     begin = time.monotonic()
     first, stop = place.plan.group(group)
     labels, flags = gather("label", 0, stop - first), gather("flags", 0, stop - first)
     sums = GroupSums(len(cohort_names(place)), labels, flags)
     with writing(f"row group {group} of {place.storage.url}"):
         files = _write_chunks(place, group, gather, sums)
-        for part in maps:
+        for part in beside:
             sums.add_maps(part)
         data = sums.to_bytes()
         place.folder.write_sums(group, data)
@@ -116,8 +125,13 @@ def _write_group(
             "windows": [first, stop],
             "counts": {name: sum(t[name] for t in told) for name in told[0]},
             "sums": [len(data), hashlib.sha256(data).hexdigest()],
+            "spectra": None,
             "files": {key: list(entry) for key, entry in sorted(files.items())},
         }
+        if place.settings.spectra:
+            data = run_spectra.to_bytes(beside)
+            place.folder.write_spectra(group, data)
+            facts["spectra"] = [len(data), hashlib.sha256(data).hexdigest()]
         place.folder.write_group(group, facts)
     size = sum(entry[0] for entry in files.values())
     return GroupWritten(group, len(files), size, time.monotonic() - begin)
