@@ -67,7 +67,7 @@ def centre_kernels(width: int, what: str, n_out: int) -> dict[str, ShippedKernel
     """`centre_rows`, `finish_sets`, and the products between them, for one use.
 
     Args:
-        what: "axis", "pairs", "sets" (pairs of two sets), "angles" or "ratio".
+        what: "axis", "pairs", "angles" or "ratio".
     """
     uses = {"WITH_AXIS": what in ("axis", "angles", "ratio"), "UNITS": what in ("pairs", "angles")}
     uses |= {"ROWS": what == "ratio", "RATIO": what == "angles"}

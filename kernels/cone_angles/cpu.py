@@ -228,11 +228,11 @@ def pairwise_angle_histogram(
 def _near_mean(sums: list[_UnitSums]) -> Any:
     """(B,) degrees: the angle whose cosine is the mean cosine."""
     first, last = sums[0], sums[-1]
-    inner = (first.total * last.total).sum(1)
+    product = (first.total * last.total).sum(1)
     if first is last:
         cosine = first.out[:, 2]
     else:
-        cosine = _ratio(inner, first.kept * last.kept)
+        cosine = _ratio(product, first.kept * last.kept)
     return np.degrees(np.arccos(np.clip(np.nan_to_num(cosine), -1, 1)))
 
 

@@ -39,7 +39,6 @@ def pairwise_angle_histogram(
     sets = sum_sets(x[:, None], lengths, at + 1 + len(_ANGLE), moments=False)
     near_mean = sets.facts[:, 1]
     if y is None or y_lengths is None:
-        others, (sets,) = None, (sets,)
         centred = other_centred = centre_sets(sets, axis=False, units=True)
         others = sets
     else:

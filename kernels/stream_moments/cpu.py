@@ -8,7 +8,7 @@ merge them in the same order.
     sweep block      norms, sum of units, sum of rows, moments        64 rows
                      then cone index and axis, moments, mean, shift   of the window
     centre block     centred (unit) vectors, angles to the axis       64 rows
-    tile             products of the centred vectors                  96 x 1024 pairs
+    tile             products of the centred vectors                  64 x 1024 pairs
                      then angles and participation ratio              of the window
 """
 
@@ -139,7 +139,7 @@ def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Te
     n_threads = torch.get_num_threads()
     costs = [-n * n for n in lengths.tolist()]
     by_window = _fills_threads(costs, n_threads)
-    work = allocate(x, lengths, angles, min(n_threads, batch) if by_window else batch)
+    work = allocate(x, lengths, angles, n_threads if by_window else batch)
     if by_window:
         tasks = np.zeros((batch, 3), np.int64)
         tasks[:, 0], tasks[:, 1] = _WINDOW, np.argsort(costs, kind="stable")

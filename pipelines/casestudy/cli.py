@@ -226,7 +226,11 @@ def report(
         "casestudy.html"
     ),
     evaluation: Annotated[
-        Path | None, typer.Option(help="JSON written by casestudy evaluate --out.")
+        list[Path] | None,
+        typer.Option(
+            help="JSON written by casestudy evaluate --out, of genomes or of simulations; may be "
+            "repeated."
+        ),
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Where the analysed store is, if it was moved.")
@@ -235,7 +239,7 @@ def report(
     """Write one HTML page that is read from top to bottom, without a network."""
     from .report import report as write_report
 
-    found = write_report(analysis, out, evaluation=evaluation, store=store)
+    found = write_report(analysis, out, evaluation=evaluation or [], store=store)
     typer.echo(f"{out}: {found['figures']} figures, {found['bytes'] / 1e6:.1f} MB")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def report(
     folder: str | Path,
     out: str | Path,
     *,
-    evaluation: str | Path | None = None,
+    evaluation: Iterable[str | Path] = (),
     store: str | Path | None = None,
 ) -> dict[str, int]:
     """Write the report of an analysis.
@@ -39,7 +39,8 @@ def report(
     Args:
         folder: made by `bertgeom casestudy analyze`.
         out: HTML file to write.
-        evaluation: JSON written by `bertgeom casestudy evaluate --out`.
+        evaluation: JSON files written by `bertgeom casestudy evaluate --out`, of the labelled
+            genomes, of held-out simulations, or one of each.
         store: where the analysed store is now, if it was moved.
 
     Returns:
@@ -58,8 +59,10 @@ def report(
             f"{place}: expected the store that {folder} was made from, found another; "
             "run bertgeom casestudy analyze again"
         )
-    judged = None if evaluation is None else read_evaluation(Path(evaluation))
-    page = build(summarise(dataset), result, arrays, judged)
+    judged = [read_evaluation(Path(path)) for path in evaluation]
+    simulated = next((found for found in judged if "profiles" in found), None)
+    labelled = next((found for found in judged if "forced" in found), None)
+    page = build(summarise(dataset), result, arrays, labelled, simulated)
     text = page.render()
     target.write_text(text, encoding="utf-8")
     return {"figures": page.n_figures, "bytes": len(text.encode())}
@@ -75,7 +78,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError("JSON of casestudy evaluate", str(error), source=str(path)) from error
-    if not isinstance(found, dict) or not {"forced", "decided", "covered"} <= found.keys():
+    labelled, simulated = {"forced", "decided", "covered"}, {"profiles", "by_share_of_n"}
+    if not isinstance(found, dict) or not (labelled <= found.keys() or simulated <= found.keys()):
         raise InputError(
             "JSON of casestudy evaluate",
             "other contents",
@@ -90,8 +94,9 @@ def build(
     result: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     evaluation: Mapping[str, Any] | None = None,
+    simulated: Mapping[str, Any] | None = None,
 ) -> Page:
-    """The page of an analysis."""
+    """The page of an analysis, with what evaluations say of the model."""
     page = Page(
         "How a BERT tells SARS-CoV-2 variants apart",
         f"{summary.counts.measured:,} spike genes of {len(summary.cohorts)} classes, read by "
@@ -100,7 +105,12 @@ def build(
     )
     page.add("findings", "In short", findings(summary, result, evaluation))
     page.add("analysed", "What was analysed", genomes(result), *analysed(summary))
-    page.add("answers", "How well it classifies", answers(page, result, evaluation))
+    page.add(
+        "answers",
+        "How well it classifies",
+        answers(page, result, evaluation),
+        "" if simulated is None else held_out(simulated),
+    )
     page.add(
         "heads",
         "What the heads do",
@@ -290,6 +300,49 @@ def answers(page: Page, result: Mapping[str, Any], evaluation: Mapping[str, Any]
             )
         )
     return join(parts)
+
+
+def held_out(simulated: Mapping[str, Any]) -> Html:
+    """What becomes of simulated spikes that the model never saw, good ones and bad ones."""
+    nothing = simulated["no_spike"]
+    return join(
+        [
+            table(
+                "Simulated spikes that the model was never trained on, by quality. Those without a "
+                f"usable spike count as wrong; answered means a class rather than “{OTHER}”.",
+                ["quality", "spikes", "accuracy", "macro F1", "answered", "of them right"],
+                [
+                    (
+                        name,
+                        f"{one['n']:,}",
+                        f"{one['forced']['accuracy']:.4f}",
+                        f"{one['forced']['macro_f1']:.4f}",
+                        f"{one['covered']['share']:.1%}",
+                        f"{one['covered']['accuracy']:.1%}",
+                    )
+                    for name, one in simulated["profiles"].items()
+                ],
+            ),
+            table(
+                "The same spikes by their share of N: what is not readable is not guessed.",
+                ["share of N", "spikes", "answered", "of them right"],
+                [
+                    (
+                        f"{row['from']:.0%} to {row['to']:.0%}",
+                        f"{row['n']:,}",
+                        f"{row['answered'] / max(row['n'], 1):.1%}",
+                        f"{row['right'] / row['answered']:.1%}" if row["answered"] else "",
+                    )
+                    for row in simulated["by_share_of_n"]
+                ],
+            ),
+            table(
+                "Sequences that are no spike: random bases, other genes, the wrong strand.",
+                ["sequences", f"answered “{OTHER}”"],
+                [(f"{nothing['n']:,}", f"{nothing['other']:,}")],
+            ),
+        ]
+    )
 
 
 def _judgement(page: Page, one: Mapping[str, Any], caption: str, arrays: list[str]) -> Html:

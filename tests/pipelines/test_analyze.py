@@ -295,8 +295,16 @@ def page(folder, result, tmp_path_factory):
     judged = result["classification"] | {"share": 0.9231}
     evaluation = EVALUATION | dict.fromkeys(("forced", "decided", "covered"), judged)
     place = tmp_path_factory.mktemp("page")
-    (place / "evaluation.json").write_text(json.dumps(evaluation))
-    counts = pages.report(folder, place / "r.html", evaluation=place / "evaluation.json")
+    simulated = {
+        "profiles": {"poor": evaluation | {"n": 4321}},
+        "by_share_of_n": [{"from": 0.1, "to": 0.25, "n": 80, "answered": 60, "right": 57}],
+        "no_spike": {"n": 77, "other": 76},
+    }
+    files = []
+    for name, figures in (("genomes", evaluation), ("simulated", simulated)):
+        files.append(place / f"{name}.json")
+        files[-1].write_text(json.dumps(figures))
+    counts = pages.report(folder, place / "r.html", evaluation=files)
     assert counts["bytes"] < 3_000_000
     return (place / "r.html").read_text("utf-8")
 
@@ -317,6 +325,8 @@ def test_the_page_prints_the_numbers_of_the_analysis(page, result):
     text = "".join(report_data.outline(page).text)
     assert f"{result['classification']['accuracy']:.2%}" in text
     assert "0.0123" in text
+    for figure in ("4,321", "10% to 25%", "75.0%", "95.0%", "76"):
+        assert figure in text
     found = result["domains"]
     mean = np.asarray(found["mass"]).mean(axis=(0, 1))
     for i, name in enumerate(found["names"]):
@@ -338,7 +348,7 @@ def test_a_page_is_made_of_the_store_it_belongs_to(folder, tmp_path, result):
         pages.report(tmp_path, tmp_path / "r.html")
     (tmp_path / "e.json").write_text("[]")
     with pytest.raises(InputError, match="casestudy evaluate"):
-        pages.report(folder, tmp_path / "r.html", evaluation=tmp_path / "e.json")
+        pages.report(folder, tmp_path / "r.html", evaluation=[tmp_path / "e.json"])
 
 
 def test_the_commands_pass_a_store_on_and_write_beside_it(folder, result, arrays, monkeypatch):
