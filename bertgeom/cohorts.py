@@ -299,7 +299,7 @@ def sums_dataset(
     arrays = {}
     for name, moments in sums.items():
         declared = variables.VARIABLES.get(name)
-        dims = ("cohort", *_dims(name)[1:])
+        dims = ("cohort", *statistic_dims(name)[1:])
         unit = declared.unit if declared else "1"
         text = declared.description if declared else "share of windows by gate label"
         for part, unit_of_part, what in (
@@ -324,7 +324,8 @@ def sums_of_dataset(dataset: xarray.Dataset) -> Sums:
     }
 
 
-def _dims(name: str) -> tuple[str, ...]:
+def statistic_dims(name: str) -> tuple[str, ...]:
+    """Dimensions of a statistic by window."""
     return _DERIVED_DIMS.get(name) or variables.VARIABLES[name].dims
 
 

@@ -38,6 +38,7 @@ class Settings:
         impl: kernels: "auto", "triton", "numba", "reference".
         batch_tokens: padded tokens of a batch; None: by device.
         partition_windows: windows of a partition, the unit of work; None: seconds of work.
+        reduce: keep no statistics of windows, only those of cohorts and the means of records.
         spectra: windows of every partition whose spectra are computed exactly.
         bitround: mantissa bits that float statistics keep; None: all.
         trust_remote_code: run code that comes with the model.
@@ -60,6 +61,7 @@ class Settings:
     impl: str = "auto"
     batch_tokens: int | None = None
     partition_windows: int | None = None
+    reduce: bool = False
     spectra: int = 0
     bitround: int | None = None
     trust_remote_code: bool = False

@@ -52,6 +52,7 @@ class Shape:
     keep: tuple[str, ...] = ()
     angles: str = "default"
     group_names: tuple[str, ...] = ()
+    reduce: bool = False
 
     @property
     def n_offset_side(self) -> int:
@@ -79,13 +80,17 @@ class Shape:
             "token": self.max_tokens,
         }
 
-    def variables(self) -> tuple[Variable, ...]:
-        """The arrays of the run, those without a single group left out."""
+    def measured(self) -> tuple[Variable, ...]:
+        """What the run measures of every window; arrays without a single group left out."""
         return tuple(
             v
             for v in variables.select(self.tier, self.keep)
             if "group" not in v.dims or self.group_names
         )
+
+    def variables(self) -> tuple[Variable, ...]:
+        """The arrays of the store: what is measured; with `reduce` what tells windows apart."""
+        return tuple(v for v in self.measured() if not self.reduce or v.kind == "window" or v.keep)
 
 
 @dataclass(frozen=True)
@@ -107,13 +112,17 @@ class Layout:
         return self.shape_of.variables()
 
     @cached_property
+    def measured(self) -> tuple[Variable, ...]:
+        return self.shape_of.measured()
+
+    @cached_property
     def sizes(self) -> dict[str, int]:
         return {"window": self.n_windows, **self.shape_of.sizes()}
 
     @cached_property
     def coordinates(self) -> tuple[Coordinate, ...]:
-        """Coordinates of the dimensions that the arrays use."""
-        used = {dim for variable in self.variables for dim in variable.dims}
+        """Coordinates of the dimensions of what is measured."""
+        used = {dim for variable in self.measured for dim in variable.dims}
         shape = self.shape_of
         known = coordinates(
             shape.n_layers,
@@ -192,7 +201,7 @@ def chunk_rows(bytes_of_row: int, chunk_windows: int) -> int:
 def row_group(shape: Shape, partition_windows: int, n_windows: int) -> int:
     """Windows of a row group: partitions doubled until chunks are large, or all are in one."""
     sizes = shape.sizes()
-    rows = [row_bytes(v, sizes) for v in shape.variables()]
+    rows = [row_bytes(v, sizes) for v in shape.measured()]
     windows = partition_windows
     while windows < n_windows:
         files = sum(windows // chunk_rows(r, windows) for r in rows)

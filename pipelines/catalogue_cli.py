@@ -173,13 +173,16 @@ def cohorts(
     from bertgeom import contrasts
 
     dataset = bertgeom.open(store)
-    codes, names = _cohorts(dataset, labels)
     wanted = statistics.split(",") if statistics else None
-    sums = core.sums_dataset(
-        core.store_sums(dataset, codes, len(names), statistics=wanted, unit=unit),
-        names,
-        {str(k): c.values for k, c in dataset.coords.items() if "window" not in c.dims},
-    )
+    if dataset.attrs["settings"]["reduce"]:
+        sums = _stored_sums(store, labels, unit, wanted)
+    else:
+        codes, names = _cohorts(dataset, labels)
+        sums = core.sums_dataset(
+            core.store_sums(dataset, codes, len(names), statistics=wanted, unit=unit),
+            names,
+            {str(k): c.values for k, c in dataset.coords.items() if "window" not in c.dims},
+        )
     if contrast is None:
         _show(sums, out, as_json, tables.cohort_table)
         return
@@ -355,6 +358,29 @@ def distributions(
     hidden = dataset.attrs["model"]["hidden"]
     found = distribution_analysis(dataset, hidden, codes, tuple(names))
     _show(found, out, as_json, tables.distribution_table)
+
+
+def _stored_sums(
+    store: str, labels: Path | None, unit: str, wanted: list[str] | None
+) -> xarray.Dataset:
+    """The sums that a run with --reduce has kept: of its own labels, by window."""
+    import bertgeom
+    from bertgeom import cohorts as core
+    from bertgeom.errors import UsageError
+
+    if labels is not None or unit != "window":
+        raise UsageError(
+            f"{store}: expected neither --labels nor --unit record, found a store made with "
+            "--reduce, which holds the sums of its own labels by window alone"
+        )
+    found = bertgeom.open(store, group="cohorts").load()
+    sums = core.sums_of_dataset(found)
+    unknown = sorted(set(wanted or ()) - set(sums))
+    if unknown:
+        raise UsageError(f"expected --statistics out of {', '.join(sums)}, found {unknown}")
+    chosen = {name: sums[name] for name in wanted or sums}
+    coords = {str(k): c.values for k, c in found.coords.items() if k != "cohort"}
+    return core.sums_dataset(chosen, found["cohort"].values.tolist(), coords)
 
 
 def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, list[str]]:

@@ -139,6 +139,14 @@ NearOption = Annotated[
         help="Tokens from the diagonal that count as near (gates).", rich_help_panel=_WHAT
     ),
 ]
+ReduceOption = Annotated[
+    bool,
+    typer.Option(
+        "--reduce",
+        help="Store no statistics of windows, only their means by record and sums by cohort.",
+        rich_help_panel=_NUMBERS,
+    ),
+]
 SpectraOption = Annotated[
     int,
     typer.Option(
@@ -281,6 +289,7 @@ def plan(
     tier: TierOption = "full",
     keep: KeepOption = "",
     angles: AnglesOption = "default",
+    reduce: ReduceOption = False,
     dtype: DtypeOption = "auto",
     impl: ImplOption = "auto",
     device: DeviceOption = "auto",
@@ -317,6 +326,7 @@ def plan(
         tier=tier,
         keep=keep,
         angles=angles,
+        reduce=reduce,
         dtype=dtype,
         impl=impl,
         device=device,
@@ -351,6 +361,7 @@ def run(
     angles: AnglesOption = "default",
     theta: ThetaOption = 0.3,
     near: NearOption = 4,
+    reduce: ReduceOption = False,
     spectra: SpectraOption = 0,
     bitround: BitroundOption = None,
     dtype: DtypeOption = "auto",
@@ -393,6 +404,7 @@ def run(
             angles=angles,
             theta=theta,
             near=near,
+            reduce=reduce,
             spectra=spectra,
             bitround=bitround,
             dtype=dtype,

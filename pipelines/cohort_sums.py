@@ -39,7 +39,7 @@ _LOST = flag_bit("empty") | flag_bit("quarantined")
 def cohort_names(place: Workplace) -> list[str]:
     """Names of the cohorts that are summed: all windows, then the labels unless too many."""
     labels = place.facts["identity"]["label_names"] or []
-    values = sum(row_bytes(v, place.layout.sizes) for v in place.layout.variables) // 4
+    values = sum(row_bytes(v, place.layout.sizes) for v in place.layout.measured) // 4
     fits = (1 + len(labels)) * values * 24 <= LARGEST
     return [ALL, *(labels if fits else [])]
 

@@ -124,7 +124,7 @@ def measure_partitions(
 def _spectra(place: Workplace, batch: Prepared, flags: np.ndarray) -> dict[str, np.ndarray]:
     """Spectra of the sampled windows of the partition of a batch."""
     rows = run_spectra.sampled_rows(place, flags)
-    encoded = [encode_windows(place, batch.windows.take([row])) for row in rows]
+    encoded = [encode_windows(place, batch.windows.take(np.array([row]))) for row in rows]
     first = place.plan.partition(batch.partition)[0]
     return run_spectra.window_results(place, first, rows, encoded)
 
@@ -142,7 +142,7 @@ def _blank(place: Workplace, batch: Prepared) -> Results:
     windows, sizes = batch.windows, place.layout.sizes
     results = {
         v.name: np.full((len(windows), *place.layout.shape(v)[1:]), missing_value(v), v.dtype)
-        for v in place.layout.variables
+        for v in place.layout.measured
         if v.dtype != "string" and row_bytes(v, sizes)
     }
     results["record_index"][:] = windows.record

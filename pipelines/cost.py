@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,8 +83,8 @@ def window_flop(model: ModelCost, n_tokens: float) -> float:
 
 
 def bytes_per_window(shape: Shape) -> int:
-    """Uncompressed bytes of a window's results in the store."""
-    return Layout(shape, 1, 1).bytes_per_window()
+    """Uncompressed bytes of a window's results, whether or not the store keeps them."""
+    return Layout(replace(shape, reduce=False), 1, 1).bytes_per_window()
 
 
 def partition_windows(model: ModelCost, n_tokens: int, bytes_per_window: int) -> int:

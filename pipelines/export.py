@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertgeom.errors import UsageError
+from bertgeom.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     import pandas
@@ -64,6 +64,12 @@ def export(store: str | Path, out: str | Path, level: str = "head") -> int:
     if not path.name.endswith(_ENDINGS):
         raise UsageError(f"expected a file that ends in {', '.join(_ENDINGS)}, found {path.name}")
     dataset = bertgeom.open(store)
+    dims = LEVELS[level]
+    if not any(array.dims[: len(dims)] == dims for array in dataset.data_vars.values()):
+        raise StoreError(
+            f"{store}: expected arrays by {', '.join(dims)}, found none; a store made "
+            "with --reduce has its means by record in the group `records`"
+        )
     tables = _tables(dataset, level)
     if path.name.endswith(".parquet"):
         return _write_parquet(path, tables)

@@ -114,6 +114,7 @@ def preview(
     cost.check_memory(projected, cost.budget_bytes(memory), workers)
     n_tokens, flop = _work(plan, encoder, facts)
     layout = Layout(shape, plan.n_windows, plan.group_windows)
+    by_record = len(lengths) * cost.bytes_per_window(shape) if resolved.reduce else 0
     rate = None
     if measure and plan.n_windows:
         set_threads(threads)
@@ -131,7 +132,7 @@ def preview(
         window=resolved.window or 1,
         flop=flop,
         bytes_per_window=layout.bytes_per_window(),
-        store_bytes=layout.bytes_per_window() * plan.n_windows,
+        store_bytes=layout.bytes_per_window() * plan.n_windows + by_record,
         files=layout.n_files(),
         memory=vars(projected),
         memory_total=projected.total,

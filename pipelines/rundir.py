@@ -5,6 +5,7 @@
     run/annotations.json              regions by record, if there are annotations
     run/partitions/00000042.spool     results of a finished partition, until its row group is whole
     run/groups/00000003.sums          sums of a row group by cohort
+    run/groups/00000003.records       sums of a row group by record, with --reduce
     run/groups/00000003.spectra       spectra of sampled windows, with --spectra
     run/groups/00000003.json          completion record of a row group: counts, checksums
     run/history.jsonl                 when, where, how long; the only file with a clock in it
@@ -201,6 +202,14 @@ class RunFolder:
         """What `write_spectra` wrote."""
         return self.storage.read(spectra_key(group))
 
+    def write_records(self, group: int, data: bytes) -> None:
+        """Sums of a row group by record."""
+        self.storage.write(records_key(group), data)
+
+    def read_records(self, group: int) -> bytes:
+        """What `write_records` wrote."""
+        return self.storage.read(records_key(group))
+
     def write_group(self, group: int, facts: Mapping[str, Any]) -> None:
         self.storage.write(_group_key(group), json.dumps(facts, indent=2).encode())
 
@@ -236,6 +245,11 @@ def _group_key(group: int) -> str:
 def sums_key(group: int) -> str:
     """Where the sums of a row group lie in the folder."""
     return f"groups/{group:08d}.sums"
+
+
+def records_key(group: int) -> str:
+    """Where the sums of a row group by record lie in the folder."""
+    return f"groups/{group:08d}.records"
 
 
 def spectra_key(group: int) -> str:

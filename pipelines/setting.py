@@ -109,6 +109,7 @@ def resolve(
         settings.keep,
         settings.angles,
         () if annotations is None else annotations.names,
+        settings.reduce,
     )
     facts = cost.model_cost(encoder)
     size = cost.bytes_per_window(shape)

@@ -22,7 +22,7 @@ from bertgeom.errors import BertgeomError, StoreError
 from bertgeom.sequences import MEMBERS, Sequences
 from bertgeom.storage import Storage, writing
 
-from . import cohort_sums, cost, run_spectra
+from . import cohort_sums, cost, record_means, run_spectra
 from .events import Bus, Finished, ModelLoaded, Started, Subscriber, history
 from .executors import Executor, choose
 from .ingestion import Sources, ingest_into, ingest_sources, outside_shards
@@ -186,6 +186,10 @@ def finalise(url: str) -> Status:
         members += [v.name for v in place.layout.variables]
         members += [c.name for c in place.layout.coordinates] + [FOLDER]
         members += place.facts["constants"]
+        if place.settings.reduce:
+            groups = (place.folder.read_records(group) for group in range(place.plan.n_groups))
+            inner = record_means.write(place, place.storage.child(record_means.GROUP), groups)
+            members += [record_means.GROUP, *(f"{record_means.GROUP}/{name}" for name in inner)]
         if spectra is not None:
             inner = store.write_dataset(place.storage.child(run_spectra.GROUP), spectra)
             members += [run_spectra.GROUP, *(f"{run_spectra.GROUP}/{name}" for name in inner)]

@@ -25,7 +25,7 @@ from bertgeom.variables import Variable, flag_bit
 from . import cohort_sums
 from .compute import encode_windows, measure_batch
 from .progress import status
-from .rundir import FOLDER, RunFolder, spectra_key, sums_key
+from .rundir import FOLDER, RunFolder, records_key, spectra_key, sums_key
 from .workplace import Workplace, load_model, model_identity, open_workplace
 
 if TYPE_CHECKING:
@@ -145,8 +145,9 @@ def check_files(place: Workplace) -> tuple[int, list[str]]:
             problems.append(f"row group {group} was written by another run")
         problems += _check_group(place.storage, record["files"])
         sums = {f"{FOLDER}/{sums_key(group)}": record["sums"]}
-        if record["spectra"] is not None:
-            sums[f"{FOLDER}/{spectra_key(group)}"] = record["spectra"]
+        for kind, key in (("spectra", spectra_key), ("records", records_key)):
+            if record[kind] is not None:
+                sums[f"{FOLDER}/{key(group)}"] = record[kind]
         problems += _check_group(place.storage, sums)
         n += len(record["files"]) + len(sums)
     inner = place.sequences.storage

@@ -20,8 +20,10 @@ from . import run_spectra
 from .cohort_sums import CODES, COUNTS, MAPS, GroupSums, cohort_names
 from .compute import counts, measure_partitions
 from .events import Event, GroupWritten, PartitionDone
+from .record_means import RecordSums
 from .workplace import Workplace
 
+Adder = GroupSums | RecordSums
 #: Gives rows first..stop of an array of a row group, counted from the group's first window.
 Gather = Callable[[str, int, int], np.ndarray]
 MAP_SUMS = (CODES, COUNTS, MAPS)
@@ -115,7 +117,10 @@ def _write_group(
     labels, flags = gather("label", 0, stop - first), gather("flags", 0, stop - first)
     sums = GroupSums(len(cohort_names(place)), labels, flags)
     with writing(f"row group {group} of {place.storage.url}"):
-        files = _write_chunks(place, group, gather, sums)
+        adders: list[Adder] = [sums]
+        if place.settings.reduce:
+            adders.append(RecordSums(gather("record_index", 0, stop - first), flags))
+        files = _write_chunks(place, group, gather, adders)
         for part in beside:
             sums.add_maps(part)
         data = sums.to_bytes()
@@ -126,30 +131,38 @@ def _write_group(
             "counts": {name: sum(t[name] for t in told) for name in told[0]},
             "sums": [len(data), hashlib.sha256(data).hexdigest()],
             "spectra": None,
+            "records": None,
             "files": {key: list(entry) for key, entry in sorted(files.items())},
         }
         if place.settings.spectra:
             data = run_spectra.to_bytes(beside)
             place.folder.write_spectra(group, data)
             facts["spectra"] = [len(data), hashlib.sha256(data).hexdigest()]
+        for by_record in adders[1:]:
+            data = by_record.to_bytes()
+            place.folder.write_records(group, data)
+            facts["records"] = [len(data), hashlib.sha256(data).hexdigest()]
         place.folder.write_group(group, facts)
     size = sum(entry[0] for entry in files.values())
     return GroupWritten(group, len(files), size, time.monotonic() - begin)
 
 
 def _write_chunks(
-    place: Workplace, group: int, gather: Gather, sums: GroupSums
+    place: Workplace, group: int, gather: Gather, adders: Sequence[Adder]
 ) -> dict[str, tuple[int, str]]:
-    """Write whole chunks, one at a time; returns size and SHA-256 of every file."""
+    """Write and add up whole chunks, one at a time; returns size and SHA-256 of every file."""
     first, stop = place.plan.group(group)
     arrays = store.Arrays(place.storage)
-    for variable in place.layout.variables:
+    stored = {variable.name for variable in place.layout.variables}
+    for variable in place.layout.measured:
         step = place.layout.chunks(variable)[0]
         for start in range(0, stop - first, step):
             end = min(start + step, stop - first)
             rows = _rows(place, variable, gather, start, end)
-            arrays.write(variable.name, first + start, rows)
-            sums.add(variable, start, rows)
+            if variable.name in stored:
+                arrays.write(variable.name, first + start, rows)
+            for adder in adders:
+                adder.add(variable, start, rows)
     return arrays.written
 
 
