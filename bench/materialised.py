@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bertgeom.variables import n_offset_side
+
 THETA, NEAR, BLOCKS, ANGLES = 0.3, 4, 16, 90
 
 
@@ -59,8 +61,9 @@ def attention(a: Tensor, special: Tensor) -> dict[str, Tensor]:
     confident = a >= THETA
     on_special = special[:, None, None, :].to(a.dtype)
     side = 1 + torch.log2(offset.abs().clamp(min=1).float()).ceil().long()
-    index = (offset.sign() * side + 10).flatten()
-    profile = a.new_zeros(*a.shape[:2], 21).index_add_(2, index, a.flatten(2)) / n
+    bins = n_offset_side(n)
+    index = (offset.sign() * side + bins).flatten()
+    profile = a.new_zeros(*a.shape[:2], 2 * bins + 1).index_add_(2, index, a.flatten(2)) / n
     member = nn.functional.one_hot(at * BLOCKS // n, BLOCKS).to(a.dtype)
     return {
         "attention_entropy": entropy.mean(-1),

@@ -466,6 +466,32 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+)
+def bench(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGUMENTS]", help="As of bench.run.")
+    ] = None,
+) -> None:
+    """Time whole forwards side by side: `python -m bench.run` of a checkout of the project."""
+    import subprocess
+
+    import bertgeom
+    from bertgeom.errors import UsageError
+
+    root = Path(bertgeom.__file__).parents[1]
+    if not (root / "bench" / "run.py").exists():
+        raise UsageError(
+            f"expected the folder bench/ beside the package, found none in {root}; install from a "
+            "checkout of the project (make bench)"
+        )
+    command = [sys.executable, "-m", "bench.run", *(arguments or [])]
+    code = subprocess.run(command, cwd=root, check=False).returncode  # noqa: S603
+    if code:
+        raise typer.Exit(1)
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store.")] = Path("demo"),

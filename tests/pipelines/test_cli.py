@@ -275,3 +275,17 @@ def test_a_plan_is_shown_and_nothing_is_written(
     for words in ("windows of 20 bases", "FLOP", "store, a window", "windows/s", "activations"):
         assert words in text
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_bench_passes_its_arguments_on(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    assert "python -m bench.run" in capfd.readouterr().out
+
+
+def test_bench_needs_a_checkout(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bertgeom, "__file__", str(tmp_path / "lib" / "bertgeom" / "__init__.py"))
+    code, _, err = command("bench")
+    assert code == 2
+    assert "expected the folder bench/ beside the package" in err
