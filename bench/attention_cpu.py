@@ -9,7 +9,6 @@ missing to a call is memory traffic and waiting. Gated by the oracle.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench import materialised
-from bench.run import RESULTS, environment, side_by_side, summary
+from bench.run import environment, save, side_by_side, summary
 from bertgeom.kernels import attention_stats
 from bertgeom.kernels._cpu import dgemm_address, jit, scratch_memory, sgemm, sgemm_address
 from bertgeom.kernels.attention_stats import _cpu_head, _cpu_rows, _cpu_work, api
@@ -289,9 +288,7 @@ def main(argv: list[str] | None = None) -> int:
             results["workloads"].append(entry)
             print_entry(entry, asked.batch)
     if not asked.no_save:
-        folder = RESULTS / results["environment"]["device"]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "attention_cpu.json").write_text(json.dumps(results, indent=1) + "\n")
+        save(results, "attention_cpu.json")
     return 0
 
 

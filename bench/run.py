@@ -62,6 +62,14 @@ def device_name(device: str) -> str:
     return "-".join(words)
 
 
+def save(results: dict[str, Any], name: str) -> Path:
+    """Write results into the folder of their device; returns the file."""
+    path = RESULTS / results["environment"]["device"] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    return path
+
+
 def side_by_side(
     todo: dict[str, Callable[[Any], Any]], inputs: list[Any], rounds: int, device: str
 ) -> dict[str, list[float]]:
@@ -144,10 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print_table(results)
     if not options.no_save:
-        folder = RESULTS / results["environment"]["device"]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "forward.json").write_text(json.dumps(results, indent=1) + "\n")
-        print(f"written: {folder / 'forward.json'}", file=sys.stderr)
+        print(f"written: {save(results, 'forward.json')}", file=sys.stderr)
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.run import RESULTS, environment
+from bench.run import environment, save
 from bertgeom.fasta import read_chunks
 from bertgeom.kernels.kmers import count_ambiguous, reference, reverse_complement
 from bertgeom.tokens import (
@@ -160,9 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             spread = f"{row['q25']:.2f}..{row['q75']:.2f}"
             print(f"{name:34} {row['median']:6.2f}  {spread:12} {row['median'] / copy:9.3f}")
     if not options.no_save:
-        folder = RESULTS / results["environment"]["device"]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sequence.json").write_text(json.dumps(results, indent=1) + "\n")
+        save(results, "sequence.json")
         print(f"written: {folder / 'sequence.json'}", file=sys.stderr)
     return 0
 

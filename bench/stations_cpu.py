@@ -9,7 +9,6 @@ a station. Gated by the oracle.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bench import materialised
-from bench.run import RESULTS, environment, side_by_side, summary
+from bench.run import environment, save, side_by_side, summary
 from bench.workloads import Workload, bert_base
 from bertgeom.kernels import station_statistics
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements
@@ -153,9 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         results["workloads"].append(entry)
         print_entry(entry, asked.batch)
     if not asked.no_save:
-        folder = RESULTS / results["environment"]["device"]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "stations_cpu.json").write_text(json.dumps(results, indent=1) + "\n")
+        save(results, "stations_cpu.json")
     return 0
 
 

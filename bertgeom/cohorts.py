@@ -332,8 +332,7 @@ def statistic_dims(name: str) -> tuple[str, ...]:
 def _without_missing(codes: np.ndarray, flags: np.ndarray | None) -> np.ndarray:
     if flags is None:
         return codes
-    missing = variables.flag_bit("empty") | variables.flag_bit("quarantined")
-    return np.where(flags & missing, -1, codes)
+    return np.where(flags & variables.LOST, -1, codes)
 
 
 def _values(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
     from zarr.core.buffer import Buffer
 
-    from bertgeom.layout import Layout
+    from bertgeom.layout import Coordinate, Layout
 
 FORMAT = "bertgeom"
 #: Format of sequence shards in a store of their own.
@@ -194,23 +194,12 @@ def create(
             layout.attributes(variable),
         )
     for coordinate in layout.coordinates:
-        values = np.asarray(coordinate.values)
-        dtype = "string" if values.dtype.kind in "UO" else str(values.dtype)
-        arrays.create(
-            coordinate.name,
-            (coordinate.dim,),
-            values.shape,
-            values.shape,
-            dtype,
-            "" if dtype == "string" else 0,
-            {"units": coordinate.unit, "description": coordinate.description},
-        )
-        arrays.write(coordinate.name, 0, values)
+        write_coordinate(arrays, coordinate)
     known = {coordinate.name for coordinate in layout.coordinates}
     extra = {} if constants is None else {str(n): constants[n] for n in constants.variables}
     names = [name for name in extra if name not in known]
     for name in names:
-        _write_whole(arrays, name, extra[name])
+        _write_array(arrays, name, extra[name])
     arrays.update_attributes({**attributes, "coordinates": " ".join(layout.auxiliary)})
     return names
 
@@ -221,16 +210,33 @@ def write_dataset(storage: Storage, dataset: xarray.Dataset) -> list[str]:
     arrays = Arrays(storage)
     arrays.create_group(dataset.attrs)
     for name in dataset.variables:
-        _write_whole(arrays, str(name), dataset[name])
+        _write_array(arrays, str(name), dataset[name])
     return [str(name) for name in dataset.variables]
 
 
-def _write_whole(arrays: Arrays, name: str, values: xarray.DataArray) -> None:
+def write_coordinate(arrays: Arrays, coordinate: Coordinate) -> None:
+    """Make a coordinate, values and all."""
+    about = {"units": coordinate.unit, "description": coordinate.description}
+    values = np.asarray(coordinate.values)
+    _write_whole(arrays, coordinate.name, (coordinate.dim,), values, about)
+
+
+def _write_array(arrays: Arrays, name: str, values: xarray.DataArray) -> None:
+    dims = tuple(str(dim) for dim in values.dims)
+    _write_whole(arrays, name, dims, values.values, values.attrs)
+
+
+def _write_whole(
+    arrays: Arrays,
+    name: str,
+    dims: tuple[str, ...],
+    values: np.ndarray,
+    attributes: Mapping[str, Any],
+) -> None:
     text = values.dtype.kind in "UO"
-    dims, shape = tuple(str(dim) for dim in values.dims), values.shape
     dtype, fill = ("string", "") if text else (str(values.dtype), 0)
-    arrays.create(name, dims, shape, shape, dtype, fill, values.attrs)
-    arrays.write(name, 0, values.values)
+    arrays.create(name, dims, values.shape, values.shape, dtype, fill, attributes)
+    arrays.write(name, 0, values)
 
 
 def create_root(storage: Storage, kind: str = FORMAT) -> None:

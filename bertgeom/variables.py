@@ -48,6 +48,10 @@ def flag_bit(name: str) -> int:
     return 1 << tuple(FLAGS).index(name)
 
 
+#: Bits of `flags` of which either says that a window has no statistics.
+LOST = flag_bit("empty") | flag_bit("quarantined")
+
+
 def offset_edges(n_side: int) -> np.ndarray:
     """Smallest |j - i| of the bins 1..n_side of one side: 1, 2, 3, 5, 9, 17, ... (int64)."""
     return np.array([1, *(2**m + 1 for m in range(n_side - 1))], dtype=np.int64)

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from bertgeom.cohorts import Moments, cohort_sums, merge_sums, statistics_of, sums_dataset
 from bertgeom.layout import row_bytes
-from bertgeom.variables import VARIABLES, Variable, flag_bit
+from bertgeom.variables import VARIABLES, Variable
 
 if TYPE_CHECKING:
     import xarray
@@ -33,7 +33,6 @@ LARGEST = 256 * 2**20
 CODES, COUNTS, MAPS = "cohort/codes", "cohort/counts", "cohort/block_map"
 _BLOCK_MAP = "block_map"
 _PARTS = ("count", "mean", "m2")
-_LOST = flag_bit("empty") | flag_bit("quarantined")
 
 
 def cohort_names(place: Workplace) -> list[str]:

@@ -17,7 +17,7 @@ from bertgeom import variables
 from bertgeom.annotations import record_intervals
 from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.layout import missing_value, row_bytes
-from bertgeom.variables import flag_bit
+from bertgeom.variables import LOST, flag_bit
 
 from . import run_spectra
 from .cohort_sums import BlockMapSums
@@ -162,7 +162,7 @@ def _fill(
     """Put the values of a batch in their rows."""
     rows, results = batch.rows, blank.result().arrays
     flags = values.pop("flags")
-    lost = flags & (flag_bit("empty") | flag_bit("quarantined")) != 0
+    lost = flags & LOST != 0
     results["flags"][rows] = (results["flags"][rows] & ~np.uint16(flag_bit("empty"))) | flags
     if "block_map" in values:
         blank.result().maps.add(values["block_map"][~lost], results["label"][rows[~lost]])

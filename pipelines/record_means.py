@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from bertgeom import store
 from bertgeom.cohorts import cohort_sums, statistic_dims, statistics_of
 from bertgeom.layout import MEAN_CHUNK
-from bertgeom.variables import VARIABLES, Variable, flag_bit
+from bertgeom.variables import LOST, VARIABLES, Variable
 
 if TYPE_CHECKING:
     from bertgeom.storage import Storage
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 #: Group of the store that holds the means.
 GROUP = "records"
 _FIRST, _WINDOWS = "first", "n_windows"
-_LOST = flag_bit("empty") | flag_bit("quarantined")
 #: By statistic: count and mean, float64 (R, ...), of some records.
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -60,7 +59,7 @@ class RecordSums:
 
     def to_bytes(self) -> bytes:
         """The sums as safetensors."""
-        there = self._flags & _LOST == 0
+        there = self._flags & LOST == 0
         arrays = {f"{name}/count": count for name, (count, _) in self._parts.items()}
         arrays |= {f"{name}/mean": mean for name, (_, mean) in self._parts.items()}
         arrays[_FIRST] = np.array([self._first])
@@ -93,12 +92,7 @@ def write(place: Workplace, storage: Storage, groups: Iterable[bytes]) -> list[s
             arrays.write(target, first, values)
     for coordinate in place.layout.coordinates:
         if coordinate.dim in used and coordinate.name == coordinate.dim:
-            values = np.asarray(coordinate.values)
-            dtype = "string" if values.dtype.kind in "UO" else str(values.dtype)
-            about = {"units": coordinate.unit, "description": coordinate.description}
-            shape, fill = values.shape, "" if dtype == "string" else 0
-            arrays.create(coordinate.name, (coordinate.dim,), shape, shape, dtype, fill, about)
-            arrays.write(coordinate.name, 0, values)
+            store.write_coordinate(arrays, coordinate)
             names.append(coordinate.name)
     return names
 

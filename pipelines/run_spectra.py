@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from bertgeom.spectra import captured_spectra, spectra_dataset
-from bertgeom.variables import flag_bit
+from bertgeom.variables import LOST
 
 if TYPE_CHECKING:
     import xarray
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 GROUP = "spectra"
 _PREFIX = "spectra/"
 _WINDOW = "window_index"
-_LOST = flag_bit("empty") | flag_bit("quarantined")
 
 
 def measured(flags: np.ndarray) -> np.ndarray:
     """Places of the windows that have statistics, by their flags."""
-    return np.flatnonzero(flags & _LOST == 0)
+    return np.flatnonzero(flags & LOST == 0)
 
 
 def evenly(numbers: np.ndarray, n: int) -> np.ndarray:

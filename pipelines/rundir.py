@@ -36,6 +36,8 @@ FOLDER = "run"
 _RUN, _LABELS, _LOCK, _HISTORY = "run.json", "labels.i4", "lock", "history.jsonl"
 _ANNOTATIONS = "annotations.json"
 _SPOOL = ".spool"
+#: Kinds of what a row group keeps beside its chunks, as its completion record names them.
+BESIDE = ("sums", "spectra", "records")
 _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
     "U8": "<u1",
@@ -186,29 +188,13 @@ class RunFolder:
         names = self.storage.names("groups")
         return [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
 
-    def write_sums(self, group: int, data: bytes) -> None:
-        """Sums of a row group by cohort."""
-        self.storage.write(sums_key(group), data)
+    def write_beside(self, group: int, kind: str, data: bytes) -> None:
+        """What a row group keeps beside its chunks, one of `BESIDE`."""
+        self.storage.write(beside_key(group, kind), data)
 
-    def read_sums(self, group: int) -> bytes:
-        """What `write_sums` wrote."""
-        return self.storage.read(sums_key(group))
-
-    def write_spectra(self, group: int, data: bytes) -> None:
-        """Spectra of sampled windows of a row group."""
-        self.storage.write(spectra_key(group), data)
-
-    def read_spectra(self, group: int) -> bytes:
-        """What `write_spectra` wrote."""
-        return self.storage.read(spectra_key(group))
-
-    def write_records(self, group: int, data: bytes) -> None:
-        """Sums of a row group by record."""
-        self.storage.write(records_key(group), data)
-
-    def read_records(self, group: int) -> bytes:
-        """What `write_records` wrote."""
-        return self.storage.read(records_key(group))
+    def read_beside(self, group: int, kind: str) -> bytes:
+        """What `write_beside` wrote."""
+        return self.storage.read(beside_key(group, kind))
 
     def write_group(self, group: int, facts: Mapping[str, Any]) -> None:
         self.storage.write(_group_key(group), json.dumps(facts, indent=2).encode())
@@ -242,19 +228,9 @@ def _group_key(group: int) -> str:
     return f"groups/{group:08d}.json"
 
 
-def sums_key(group: int) -> str:
-    """Where the sums of a row group lie in the folder."""
-    return f"groups/{group:08d}.sums"
-
-
-def records_key(group: int) -> str:
-    """Where the sums of a row group by record lie in the folder."""
-    return f"groups/{group:08d}.records"
-
-
-def spectra_key(group: int) -> str:
-    """Where the spectra of a row group lie in the folder."""
-    return f"groups/{group:08d}.spectra"
+def beside_key(group: int, kind: str) -> str:
+    """Where it lies in the folder."""
+    return f"groups/{group:08d}.{kind}"
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

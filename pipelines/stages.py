@@ -177,18 +177,19 @@ def finalise(url: str) -> Status:
         for group in tracker.whole_groups():
             write_group(place, group)
         place.storage.sweep()
-        sums = (place.folder.read_sums(group) for group in range(place.plan.n_groups))
         inner = store.write_dataset(
-            place.storage.child(cohort_sums.GROUP), cohort_sums.merged(place, sums)
+            place.storage.child(cohort_sums.GROUP), cohort_sums.merged(place, place.beside("sums"))
         )
-        spectra = run_spectra.merged(place, _spectra(place))
+        spectra = None
+        if place.settings.spectra:
+            spectra = run_spectra.merged(place, place.beside("spectra"))
         members = [cohort_sums.GROUP, *(f"{cohort_sums.GROUP}/{name}" for name in inner)]
         members += [v.name for v in place.layout.variables]
         members += [c.name for c in place.layout.coordinates] + [FOLDER]
         members += place.facts["constants"]
         if place.settings.reduce:
-            groups = (place.folder.read_records(group) for group in range(place.plan.n_groups))
-            inner = record_means.write(place, place.storage.child(record_means.GROUP), groups)
+            where = place.storage.child(record_means.GROUP)
+            inner = record_means.write(place, where, place.beside("records"))
             members += [record_means.GROUP, *(f"{record_means.GROUP}/{name}" for name in inner)]
         if spectra is not None:
             inner = store.write_dataset(place.storage.child(run_spectra.GROUP), spectra)
@@ -197,11 +198,6 @@ def finalise(url: str) -> Status:
             members += [SEQUENCES, *(f"{SEQUENCES}/{name}" for name in MEMBERS)]
         store.consolidate(place.storage, members, {"complete": True})
     return status(url)
-
-
-def _spectra(place: Workplace) -> Iterator[bytes]:
-    if place.settings.spectra:
-        yield from (place.folder.read_spectra(group) for group in range(place.plan.n_groups))
 
 
 def project(place: Workplace, threads: int) -> cost.Memory:

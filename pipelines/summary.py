@@ -27,7 +27,6 @@ SAMPLE = 2000
 #: Numbers of one array that are in memory at a time.
 _AT_ONCE = 4 * 2**20
 _SAMPLED = ("attention_k90_median", "cls", "logits", "cone_index", "n_tokens")
-_MISSING = variables.flag_bit("empty") | variables.flag_bit("quarantined")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +117,7 @@ def summarise(dataset: xarray.Dataset, *, n_sample: int = SAMPLE) -> Summary:
     n = dataset.sizes["window"]
     flags = _column(dataset, "flags", n)
     label = _column(dataset, "label", n, -1)
-    measured = flags & _MISSING == 0
+    measured = flags & variables.LOST == 0
     names = label_names(dataset, int(label.max(initial=-1)) + 1)
     codes = np.where(measured, np.where(label >= 0, label, len(names)), -1)
     chosen = _evenly(np.flatnonzero(measured), n_sample)

@@ -20,12 +20,12 @@ from bertgeom.config import check_same
 from bertgeom.errors import StoreError
 from bertgeom.layout import missing_value
 from bertgeom.storage import Storage
-from bertgeom.variables import Variable, flag_bit
+from bertgeom.variables import LOST, Variable
 
 from . import cohort_sums
 from .compute import encode_windows, measure_batch
 from .progress import status
-from .rundir import FOLDER, RunFolder, records_key, spectra_key, sums_key
+from .rundir import BESIDE, FOLDER, RunFolder, beside_key
 from .workplace import Workplace, load_model, model_identity, open_workplace
 
 if TYPE_CHECKING:
@@ -144,12 +144,9 @@ def check_files(place: Workplace) -> tuple[int, list[str]]:
         if record["fingerprint"] != place.fingerprint:
             problems.append(f"row group {group} was written by another run")
         problems += _check_group(place.storage, record["files"])
-        sums = {f"{FOLDER}/{sums_key(group)}": record["sums"]}
-        for kind, key in (("spectra", spectra_key), ("records", records_key)):
-            if record[kind] is not None:
-                sums[f"{FOLDER}/{key(group)}"] = record[kind]
-        problems += _check_group(place.storage, sums)
-        n += len(record["files"]) + len(sums)
+        beside = {f"{FOLDER}/{beside_key(group, k)}": record[k] for k in BESIDE if record[k]}
+        problems += _check_group(place.storage, beside)
+        n += len(record["files"]) + len(beside)
     inner = place.sequences.storage
     files = place.sequences.attributes["files"]
     problems += [f"sequences: {line}" for line in _check_group(inner, files)]
@@ -158,8 +155,7 @@ def check_files(place: Workplace) -> tuple[int, list[str]]:
 
 def check_cohorts(place: Workplace) -> list[str]:
     """Compare the sums by cohort with those of the row groups, which their records vouch for."""
-    sums = (place.folder.read_sums(group) for group in range(place.plan.n_groups))
-    expected = cohort_sums.merged(place, sums)
+    expected = cohort_sums.merged(place, place.beside("sums"))
     try:
         found = store.open(place.storage.url, group=cohort_sums.GROUP).load()
     except (OSError, RuntimeError, ValueError, StoreError) as error:
@@ -188,13 +184,12 @@ def _check_group(storage: Storage, files: Mapping[str, list[Any]]) -> list[str]:
 
 def _sample(place: Workplace, n: int, seed: int) -> list[int]:
     """Numbers of windows with statistics, spread over what is written, in order."""
-    lost = flag_bit("empty") | flag_bit("quarantined")
     arrays = store.Arrays(place.storage, read_only=True)
     found: list[int] = []
     for group in RunFolder(place.storage).written_groups():
         first, stop = place.plan.group(group)
         flags = arrays.read("flags", first, stop)
-        found += (first + np.flatnonzero(flags & lost == 0)).tolist()
+        found += (first + np.flatnonzero(flags & LOST == 0)).tolist()
     rng = np.random.default_rng(seed)
     return sorted(rng.choice(found, min(n, len(found)), replace=False).tolist()) if found else []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +62,11 @@ class Workplace:
     @property
     def folder(self) -> RunFolder:
         return RunFolder(self.storage)
+
+    def beside(self, kind: str) -> Iterator[bytes]:
+        """What every row group keeps beside its chunks, in order; see `rundir.BESIDE`."""
+        for group in range(self.plan.n_groups):
+            yield self.folder.read_beside(group, kind)
 
     @property
     def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ from .cohort_sums import CODES, COUNTS, MAPS, GroupSums, cohort_names
 from .compute import counts, measure_partitions
 from .events import Event, GroupWritten, PartitionDone
 from .record_means import RecordSums
+from .rundir import BESIDE
 from .workplace import Workplace
 
 Adder = GroupSums | RecordSums
@@ -117,31 +118,28 @@ def _write_group(
     labels, flags = gather("label", 0, stop - first), gather("flags", 0, stop - first)
     sums = GroupSums(len(cohort_names(place)), labels, flags)
     with writing(f"row group {group} of {place.storage.url}"):
-        adders: list[Adder] = [sums]
+        by_record = None
         if place.settings.reduce:
-            adders.append(RecordSums(gather("record_index", 0, stop - first), flags))
+            by_record = RecordSums(gather("record_index", 0, stop - first), flags)
+        adders: list[Adder] = [sums] if by_record is None else [sums, by_record]
         files = _write_chunks(place, group, gather, adders)
         for part in beside:
             sums.add_maps(part)
-        data = sums.to_bytes()
-        place.folder.write_sums(group, data)
+        kept = {"sums": sums.to_bytes()}
+        if place.settings.spectra:
+            kept["spectra"] = run_spectra.to_bytes(beside)
+        if by_record is not None:
+            kept["records"] = by_record.to_bytes()
         facts: dict[str, Any] = {
             "fingerprint": place.fingerprint,
             "windows": [first, stop],
             "counts": {name: sum(t[name] for t in told) for name in told[0]},
-            "sums": [len(data), hashlib.sha256(data).hexdigest()],
-            "spectra": None,
-            "records": None,
+            **dict.fromkeys(BESIDE),
             "files": {key: list(entry) for key, entry in sorted(files.items())},
         }
-        if place.settings.spectra:
-            data = run_spectra.to_bytes(beside)
-            place.folder.write_spectra(group, data)
-            facts["spectra"] = [len(data), hashlib.sha256(data).hexdigest()]
-        for by_record in adders[1:]:
-            data = by_record.to_bytes()
-            place.folder.write_records(group, data)
-            facts["records"] = [len(data), hashlib.sha256(data).hexdigest()]
+        for kind, data in kept.items():
+            place.folder.write_beside(group, kind, data)
+            facts[kind] = [len(data), hashlib.sha256(data).hexdigest()]
         place.folder.write_group(group, facts)
     size = sum(entry[0] for entry in files.values())
     return GroupWritten(group, len(files), size, time.monotonic() - begin)

@@ -200,38 +200,11 @@ def _named(results: dict[str, Tensor], options: Options) -> dict[str, Tensor]:
 
 
 @jit
-def _sweep(
-    team,
-    counters,
-    blas,
-    settings,
-    sizes,
-    tensors,
-    lengths,
-    special,
-    groups,
-    values,
-    memory,
-    n_floats,
-):
+def _sweep(team, counters, *arguments):
     """What every thread does: claims heads until none is left."""
-    if started(
-        team,
-        (
-            counters,
-            blas,
-            settings,
-            sizes,
-            tensors,
-            lengths,
-            special,
-            groups,
-            values,
-            memory,
-            n_floats,
-        ),
-    ):
+    if started(team, (counters, arguments)):
         return
+    blas, settings, sizes, tensors, lengths, special, groups, values, memory, n_floats = arguments
     batch, n_heads, repeat, d = sizes
     query, key, value, output = tensors
     scratch = memory + 4 * n_floats * claim(counters, 1)

@@ -87,13 +87,10 @@ def _sum_units(x: Tensor, lengths: Any) -> _UnitSums:
 
 
 @jit
-def _unit_blocks(
-    team, n_tasks, counters, flat, starts, step, lengths, norm, parts, total, kept, zeros, out
-):
-    if started(
-        team, (n_tasks, counters, flat, starts, step, lengths, norm, parts, total, kept, zeros, out)
-    ):
+def _unit_blocks(team, n_tasks, counters, *sums):
+    if started(team, (n_tasks, counters, sums)):
         return
+    flat, starts, step, lengths, norm, parts, total, kept, zeros, out = sums
     n_parts, heads = parts.shape[1], parts.shape[2]
     while True:
         task = claim(counters, 0)
@@ -138,41 +135,10 @@ def _cone(parts, kept, total, out):
 
 
 @jit
-def _axis_blocks(
-    team,
-    n_tasks,
-    counters,
-    axis_parts,
-    flat,
-    starts,
-    step,
-    lengths,
-    norm,
-    parts,
-    total,
-    kept,
-    zeros,
-    out,
-):
-    if started(
-        team,
-        (
-            n_tasks,
-            counters,
-            axis_parts,
-            flat,
-            starts,
-            step,
-            lengths,
-            norm,
-            parts,
-            total,
-            kept,
-            zeros,
-            out,
-        ),
-    ):
+def _axis_blocks(team, n_tasks, counters, axis_parts, *sums):
+    if started(team, (n_tasks, counters, axis_parts, sums)):
         return
+    flat, starts, step, lengths, norm, parts, total, kept, _, out = sums
     n_parts = axis_parts.shape[1]
     heads = parts.shape[2]
     while True:

@@ -285,11 +285,10 @@ def _spikes(place: Workplace) -> list[tuple[str, np.ndarray]]:
 
 def _codes(dataset: xarray.Dataset) -> np.ndarray:
     """Classes of windows; -1 for windows without label or statistics."""
-    from bertgeom.variables import flag_bit
+    from bertgeom.variables import LOST
 
-    lost = flag_bit("empty") | flag_bit("quarantined")
     flags = np.asarray(dataset["flags"]).astype(np.int64)
-    return np.where(flags & lost, -1, np.asarray(dataset["label"]).astype(np.int64))
+    return np.where(flags & LOST, -1, np.asarray(dataset["label"]).astype(np.int64))
 
 
 def _theta(dataset: xarray.Dataset) -> float:
