@@ -80,12 +80,22 @@ class MeasureSettings:
             )
 
 
+#: Bytes of stations on the CPU that wait for others: many windows at once keep every thread busy.
+#: Nothing changes them meanwhile: what follows a station needs it unchanged for its gradient, so
+#: a model that can be trained writes its results elsewhere.
+_WAITING = 64 << 20
+
+
 @dataclass
 class _Forward:
     """What one forward pass has shown so far; tensors stay on the model's device."""
 
     layers: list[dict[str, Tensor]] = field(default_factory=list)
+    #: Statistics (S, B, ...) of the stations so far, some at a time, and their number.
     stations: list[dict[str, Tensor]] = field(default_factory=list)
+    n_stations: int = 0
+    #: Those that wait, and whether their angles are wanted.
+    waiting: list[tuple[Tensor, bool]] = field(default_factory=list)
     first_tokens: list[Tensor] = field(default_factory=list)
     n_slots: int = 0
     #: The embedding, until the first attention call tells which tokens are valid.
@@ -147,10 +157,10 @@ class Recorder:
         )
 
     def _finish(self, forward: _Forward) -> dict[str, np.ndarray]:
-        if len(forward.stations) != 1 + 2 * len(forward.layers):
+        if forward.n_stations != 1 + 2 * len(forward.layers):
             raise ModelError(
                 f"expected {1 + 2 * len(forward.layers)} stations of the residual stream for "
-                f"{len(forward.layers)} attention calls, found {len(forward.stations)}; "
+                f"{len(forward.layers)} attention calls, found {forward.n_stations}; "
                 "the layers of this architecture are not recognised"
             )
         wanted = {v.name for v in variables.select(self.settings.tier, self.settings.keep)}
@@ -160,13 +170,12 @@ class Recorder:
             for name in layers[0]
             if name in wanted
         }
-        zeros = torch.stack([s.pop("zero_vectors") for s in forward.stations], dim=1).sum(1)
-        for name in forward.stations[0]:
+        for name in max(forward.stations, key=len):
             having = [s[name] for s in forward.stations if name in s]
-            out[name] = torch.stack(having, dim=1)
+            out[name] = torch.cat(having).transpose(0, 1)
+        out["zero_vectors"] = out["zero_vectors"].sum(1)
         if "cls" in self.settings.keep:
             out["cls"] = torch.stack(forward.first_tokens, dim=1)
-        out["zero_vectors"] = zeros
         return {name: _to_numpy(name, value) for name, value in out.items()}
 
     def _attend(
@@ -213,9 +222,22 @@ class Recorder:
         forward = self._forwards[-1]
         if "cls" in self.settings.keep and hidden_state:
             forward.first_tokens.append(_first_token(x, forward.mask))
-        forward.stations.append(
-            kernels.station_statistics(x, **forward.valid, angles=angles, impl=self.settings.impl)
-        )
+        forward.waiting.append((x, angles))
+        forward.n_stations += 1
+        n_bytes = sum(s.numel() * s.element_size() for s, _ in forward.waiting)
+        if x.device.type != "cpu" or n_bytes >= _WAITING:
+            self._measure_stations()
+
+    def _measure_stations(self) -> None:
+        forward = self._forwards[-1]
+        if forward.waiting:
+            stations, angles = zip(*forward.waiting, strict=True)
+            forward.waiting = []
+            forward.stations.append(
+                kernels.statistics_of_stations(
+                    stations, **forward.valid, angles=angles, impl=self.settings.impl
+                )
+            )
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of every module."""
@@ -237,6 +259,8 @@ class Recorder:
         """Forward hook of every module."""
         if isinstance(module, PreTrainedModel):
             self._depth -= 1
+            if self._depth == 0:
+                self._measure_stations()
             return
         if not self._depth:
             return

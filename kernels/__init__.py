@@ -8,7 +8,7 @@ Numba; the first call does. Every operation is a folder with the same files: `ap
 from bertgeom.kernels._dispatch import ImplementationUnavailableError
 from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
 from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
-from bertgeom.kernels.stations import station_statistics
+from bertgeom.kernels.stations import station_statistics, statistics_of_stations
 from bertgeom.kernels.stream_moments.api import stream_moments
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "cone_sums",
     "pairwise_angle_histogram",
     "station_statistics",
+    "statistics_of_stations",
     "stream_moments",
 ]

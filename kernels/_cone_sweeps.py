@@ -15,8 +15,11 @@ from ._cpu import inner
 from ._cpu_vectors import larger, smaller
 from ._rows import inner_products
 
-#: Rows and columns of a tile of cosines.
-TILE_ROWS, TILE_COLUMNS = 64, 1024
+#: Rows and columns of a tile of cosines. BLAS multiplies tall tiles faster than wide ones, and 48
+#: columns, three vectors of 512 bits, faster than any other number near.
+TILE_ROWS, TILE_COLUMNS = 1024, 48
+#: Whole rows of a tile whose cells are looked at together.
+STRETCH = 20
 #: The unit vectors are centred where the length of their mean exceeds this.
 NARROW = 0.5
 #: Below this resultant the unit vectors cancel and the cone has no axis.
@@ -133,53 +136,85 @@ def angle_tile(
 
     Args:
         address: of sgemm.
-        a, b: (r, D), (c, D) centred unit vectors; half and size as `centre_units` writes them.
+        a, b: (r, D), (c, D) centred unit vectors, c <= TILE_COLUMNS.
+        half_a, size_a: (r,) as `centre_units` writes them; half_b, size_b: (>= TILE_COLUMNS,) the
+            same of b, then anything finite.
         shift: (D,) float32, what was taken off them.
-        diagonal: row i meets the columns from max(0, diagonal + i + 1) on; -r - 1: all.
+        diagonal: row i meets the columns before diagonal + i.
         edges: see `versine_edges`.
         guess: float32, an angle near the mean, in degrees.
-        tile: (>= r, >= c) float32 scratch.
+        tile: (>= r, TILE_COLUMNS) float32 scratch, finite.
         counts: (bins,) int64, overwritten.
         sums: (4,) float64, overwritten: sum of (angle - guess), of its square, least, largest.
     """
     bins = len(counts)
     inner_products(address, a, b, False, tile)
-    angle, place = np.empty(len(b), np.float32), np.empty(len(b), np.int32)
+    angle = np.empty(STRETCH * TILE_COLUMNS, np.float32)
+    place = np.empty(STRETCH * TILE_COLUMNS, np.int32)
     partial = np.zeros((8, bins), np.int32)
+    flat = tile.reshape(tile.size)
     sums[0], sums[1], sums[2], sums[3] = 0.0, 0.0, 180.0, 0.0
-    for i in range(len(a)):
-        low = max(0, diagonal + i + 1)
-        row, degrees = tile[i, low : len(b)], angle[low:]
-        if _row_angles(row, half_a[i], half_b[low:], size_a[i], size_b[low:], degrees):
-            _near_angles(row, a[i], b[low:], size_a[i], size_b[low:], shift, degrees)
-        _add_row(degrees, guess, sums)
-        if _bins_of_row(degrees, bins, place[low:]):
-            _compare_with_edges(row, edges, place[low:])
-        _count(place[low:], partial)
+    i = 0
+    while i < len(a):
+        rows, columns = stretch_of(i, len(a), len(b), diagonal)
+        cells = (rows - 1) * TILE_COLUMNS + columns
+        versine = flat[i * TILE_COLUMNS : i * TILE_COLUMNS + cells]
+        degrees, at = angle[:cells], place[:cells]
+        if columns > 0:
+            whole = flat[i * TILE_COLUMNS : (i + rows) * TILE_COLUMNS]
+            if _stretch_angles(whole, half_a[i:], half_b, size_a[i:], size_b, angle):
+                for r in range(rows):
+                    first = r * TILE_COLUMNS
+                    _near_angles(
+                        versine[first : first + columns], a[i + r], b, size_a[i + r], size_b,
+                        shift, degrees[first : first + columns],
+                    )  # fmt: skip
+            _add_stretch(degrees, guess, sums)
+            if _bins_of_stretch(degrees, bins, at):
+                _compare_with_edges(versine, edges, at)
+            _count(at, partial)
+        i += rows
     for k in range(bins):
         counts[k] = 0
         for turn in range(8):
             counts[k] += partial[turn, k]
 
 
+@inner
+def stretch_of(i, rows, columns, diagonal):
+    """Rows from i on of a tile that can be taken as one vector of cells, and columns of each.
+
+    Rows lie TILE_COLUMNS apart: as many as STRETCH of those that meet that many columns, or one
+    that meets fewer of the `columns` there are.
+    """
+    met = max(0, min(columns, diagonal + i))
+    return (min(STRETCH, rows - i) if met == TILE_COLUMNS else 1), met
+
+
 @_finite()
-def _row_angles(row, half_a, half_b, size_a, size_b, degrees):
-    """row: products of the centred vectors in, 1 - cos out; returns whether a pair is near."""
+def _stretch_angles(cells, half_a, half_b, size_a, size_b, degrees):
+    """cells: products of the centred vectors in, 1 - cos out; returns whether a pair is near.
+
+    Whole rows are computed, also where fewer columns are met.
+    """
     zero, half, one, two = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
-    bound = np.float32(NEAR) * size_a
     near = zero
-    # Plain conditional expressions: min() and max() would keep the loop from vectorising.
-    for j in range(len(row)):
-        v = half_a + half_b[j] - row[j]
-        v = v if v > zero else zero
-        v = v if v < two else two
-        row[j] = v
-        acute = v if v < one else two - v
-        near += one if acute < bound * size_b[j] else zero
-        z = acute * half
-        p = _P3 + z * (_P4 + z * (_P5 + z * (_P6 + z * _P7)))
-        t = np.sqrt(z) * (_P0 + z * (_P1 + z * (_P2 + z * p)))
-        degrees[j] = np.float32(180) - t if v > one else t
+    for r in range(len(cells) // TILE_COLUMNS):
+        half_row, bound = half_a[r], np.float32(NEAR) * size_a[r]
+        row = cells[r * TILE_COLUMNS : (r + 1) * TILE_COLUMNS]
+        out = degrees[r * TILE_COLUMNS : (r + 1) * TILE_COLUMNS]
+        # Plain conditional expressions: min() and max() would keep the loop from vectorising.
+        for j in range(TILE_COLUMNS):
+            v = half_row + half_b[j] - row[j]
+            v = v if v > zero else zero
+            v = v if v < two else two
+            row[j] = v
+            acute = v if v < one else two - v
+            near += one if acute < bound * size_b[j] else zero
+            z = acute * half
+            p = _P3 + z * (_P4 + z * (_P5 + z * (_P6 + z * _P7)))
+            t = np.sqrt(z) * (_P0 + z * (_P1 + z * (_P2 + z * p)))
+            out[j] = np.float32(180) - t if v > one else t
     return near > zero
 
 
@@ -207,7 +242,7 @@ def _near_angles(row, a, b, size_a, size_b, shift, degrees):
 
 
 @_finite()
-def _add_row(degrees, guess, sums):
+def _add_stretch(degrees, guess, sums):
     first, second = np.float32(0), np.float32(0)
     least, largest = np.float32(180), np.float32(0)
     for j in range(len(degrees)):
@@ -223,7 +258,7 @@ def _add_row(degrees, guess, sums):
 
 
 @_finite()
-def _bins_of_row(degrees, bins, place):
+def _bins_of_stretch(degrees, bins, place):
     """Bins by the rounded angle; returns whether one is so close to an edge that it may be off."""
     scale, last = np.float32(bins / 180), np.int32(bins - 1)
     margin = np.float32(EDGE_MARGIN * bins)

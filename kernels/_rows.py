@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from torch import Tensor
 
 from ._cpu import inner, on_torch_threads, sgemm
+from ._cpu_vectors import floats_at
 
 #: Rows of a block; its vectors stay in the L2 cache.
 ROWS = 64
 
 
-def flat_rows(x: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """The memory that x spans as one float32 vector, and x's strides but the last, which is 1.
-
-    Nothing is copied from a float32 tensor whose last stride is 1, whatever its other strides.
-    """
+def readable(x: Tensor) -> Tensor:
+    """x as float32 whose last stride is 1; itself if it is that already, whatever the others."""
     x = x.detach().float()
-    if x.stride(-1) != 1:
-        x = x.contiguous()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def flat_rows(x: Tensor) -> tuple[Any, tuple[int, ...]]:
+    """The memory that `readable` x spans as one vector, and x's strides but the last."""
+    x = readable(x)
     span = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True)) + 1
     return x.as_strided((span,), (1,), x.storage_offset()).numpy(), x.stride()[:-1]
 
@@ -41,6 +44,12 @@ def share_out(function: Any, n_tasks: int, n_groups: int, *arguments: Any) -> No
 def n_blocks(n_rows: int) -> int:
     """How many blocks of `ROWS` rows there are."""
     return -(-n_rows // ROWS)
+
+
+@inner
+def floats_from(address):
+    """Float32 from an address on, without an end; see `_cpu_vectors.floats_at`."""
+    return numba.carray(floats_at(address), (1 << 60,), np.float32)
 
 
 @inner

@@ -1,16 +1,15 @@
-"""All statistics of one residual station in one call: cones, stream, and pairwise angles."""
+"""All statistics of residual stations in one call: cones, stream, and pairwise angles."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ._dispatch import resolve
 from ._valid import check_vectors, valid_rows
-
-_FUSED = {"triton": "gpu", "numba": "cpu"}
 
 
 def station_statistics(
@@ -43,20 +42,74 @@ def station_statistics(
         ValueError: for shapes that do not fit.
         ImplementationUnavailableError: where `impl` cannot run.
     """
-    check_vectors("x", x)
-    if x.dim() != 3:
-        raise ValueError(f"x: expected (B, N, D), found shape {tuple(x.shape)}")
-    name = resolve(impl, x, lengths, mask)
+    found = statistics_of_stations([x], lengths=lengths, mask=mask, angles=[angles], impl=impl)
+    return {name: value[0] for name, value in found.items()}
+
+
+def statistics_of_stations(
+    stations: Sequence[Tensor],
+    *,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    angles: Sequence[bool],
+    impl: str = "auto",
+) -> dict[str, Tensor]:
+    """`station_statistics` of several stations of the residual stream.
+
+    On the CPU one call for many keeps every thread at a window of its own, and pays once for
+    starting; few windows at a time leave threads waiting for each other.
+
+    Args:
+        stations: S tensors (B, N, D), of one shape, dtype and device.
+        lengths, mask: of the windows, the same at every station.
+        angles: whether to compute the angles, by station.
+
+    Returns:
+        The arrays of `station_statistics`, (S, B) or (S, B, 90); those of the angles have the
+        stations with angles alone, in their order.
+
+    Raises:
+        TypeError, ValueError, ImplementationUnavailableError: as `station_statistics`.
+    """
+    if not stations or len(stations) != len(angles):
+        raise ValueError(
+            f"expected stations, and angles for each, found {len(stations)} and {len(angles)}"
+        )
+    for x in stations:
+        check_vectors("x", x)
+        if x.dim() != 3:
+            raise ValueError(f"x: expected (B, N, D), found shape {tuple(x.shape)}")
+        if x.shape != stations[0].shape:
+            raise ValueError(
+                f"x: expected the shape of the first station, {tuple(stations[0].shape)}, "
+                f"found {tuple(x.shape)}"
+            )
+    name = resolve(impl, *stations, lengths, mask)
     with torch.no_grad():
-        rows, counts = valid_rows("x", x[:, None], lengths, mask)
-        if name == "reference":
-            return _one_by_one(rows[:, 0], counts, angles)
-        fused = importlib.import_module(f"{__package__}.stream_moments.{_FUSED[name]}")
-        found: dict[str, Tensor] = fused.station_statistics(rows[:, 0], counts, angles)
+        _, counts = valid_rows("x", stations[0][:, None], lengths, mask)
+        states = list(stations)
+        if mask is not None:
+            states = [valid_rows("x", x[:, None], None, mask)[0][:, 0] for x in stations]
+        if name == "numba":
+            from .stream_moments import cpu
+
+            return cpu.station_statistics(states, counts, list(angles))
+        one = _ONE[name]
+        return _stacked([one(x, counts, a) for x, a in zip(states, angles, strict=True)])
+
+
+def _stacked(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    names = max(parts, key=len)
+    return {name: torch.stack([part[name] for part in parts if name in part]) for name in names}
+
+
+def _by_triton(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
+    gpu = importlib.import_module(f"{__package__}.stream_moments.gpu")
+    found: dict[str, Tensor] = gpu.station_statistics(x, lengths, angles)
     return found
 
 
-def _one_by_one(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
+def _by_reference(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
     cones = importlib.import_module(f"{__package__}.cone_angles.reference")
     stream = importlib.import_module(f"{__package__}.stream_moments.reference")
     found: dict[str, Tensor] = {
@@ -67,3 +120,6 @@ def _one_by_one(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
         found |= cones.pairwise_angle_histogram(x, None, lengths, None, 90)
         del found["n_pairs"]
     return found
+
+
+_ONE = {"triton": _by_triton, "reference": _by_reference}

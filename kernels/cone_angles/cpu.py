@@ -216,7 +216,10 @@ def _ratio(value: Any, by: Any) -> Any:
 
 
 class _Side(NamedTuple):
-    """The non-zero unit vectors of one side, minus the shift: (B, N, D), and two (B, N)."""
+    """The non-zero unit vectors of one side, minus the shift.
+
+    unit (B, N, D) float32; half and size (B, N + TILE_COLUMNS) float32; kept (B,) int64.
+    """
 
     unit: Any
     half: Any
@@ -230,8 +233,8 @@ def _centred(sums: _UnitSums, shift: Any) -> _Side:
     lengths = np.where(sums.kept < 0, 0, sums.lengths)
     side = _Side(
         unit=np.empty((n_sets, n_slots, shift.shape[1]), np.float32),
-        half=np.empty((n_sets, n_slots), np.float32),
-        size=np.empty((n_sets, n_slots), np.float32),
+        half=np.zeros((n_sets, n_slots + TILE_COLUMNS), np.float32),
+        size=np.zeros((n_sets, n_slots + TILE_COLUMNS), np.float32),
         kept=sums.kept,
     )
     n_tasks = n_sets * n_blocks(n_slots)
@@ -275,8 +278,8 @@ def _tiles(kept: Any, triangle: bool) -> Any:
     tiles = [
         (b, i, j)
         for b in range(kept.shape[1])
-        for i in range(0, int(kept[0, b]), TILE_ROWS)
-        for j in range(i if triangle else 0, int(kept[-1, b]), TILE_COLUMNS)
+        for j in range(0, int(kept[-1, b]), TILE_COLUMNS)
+        for i in range(j if triangle else 0, int(kept[0, b]), TILE_ROWS)
     ]
     return np.array(tiles, np.int64).reshape(-1, 3)
 
@@ -315,7 +318,7 @@ def _angle_tiles(
         ),
     ):
         return
-    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    tile = np.zeros((TILE_ROWS, TILE_COLUMNS), np.float32)
     while True:
         task = claim(counters, 0)
         if task >= n_tasks:
@@ -328,11 +331,11 @@ def _angle_tiles(
             left.unit[b, i:i_stop],
             right.unit[b, j:j_stop],
             left.half[b, i:i_stop],
-            right.half[b, j:j_stop],
+            right.half[b, j : j + TILE_COLUMNS],
             left.size[b, i:i_stop],
-            right.size[b, j:j_stop],
+            right.size[b, j : j + TILE_COLUMNS],
             shift[b],
-            i - j if triangle else -TILE_ROWS - 1,
+            i - j if triangle else TILE_COLUMNS,
             edges,
             near_mean[b],
             tile,

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from .._cone_sweeps import TILE_COLUMNS, stretch_of
 from .._cpu import inner
 from .._rows import add_rows, inner_products
 
@@ -186,24 +187,29 @@ def centre_rows(flat, start, step, first, last, mean, scale, centred):
 
 @inner
 def square_tile(address, a, b, transposed, diagonal, tile):
-    """Sum of the squares of a b^T (or a^T b): the diagonal once, entries right of it twice.
+    """Sum of the squares of a b^T (or a^T b): the diagonal once, entries left of it twice.
 
     Args:
         address, a, b, transposed: see `_rows.inner_products`.
-        diagonal: row i meets the diagonal in column diagonal + i, if that is not negative.
-        tile: float32 scratch.
+        diagonal: row i meets the diagonal in column diagonal + i.
+        tile: (>= rows, TILE_COLUMNS) float32 scratch.
     """
     inner_products(address, a, b, transposed, tile)
     rows, columns = (a.shape[1], b.shape[1]) if transposed else (a.shape[0], b.shape[0])
+    flat = tile.reshape(tile.size)
     total = 0.0
-    for i in range(rows):
-        at = diagonal + i
+    i = 0
+    while i < rows:
+        height, met = stretch_of(i, rows, columns, diagonal)
+        first = i * TILE_COLUMNS
         square = np.float32(0)
-        for x in tile[i, max(0, at + 1) : columns]:
+        for x in flat[first : first + (height - 1) * TILE_COLUMNS + met]:
             square += x * x
         total += 2 * np.float64(square)
-        if at >= 0:
-            total += np.float64(tile[i, at]) * np.float64(tile[i, at])
+        if met == diagonal + i and met < columns:
+            own = np.float64(flat[first + met])
+            total += own * own
+        i += height
     return total
 
 

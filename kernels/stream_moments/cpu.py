@@ -35,7 +35,7 @@ from .._cone_sweeps import (
     versine_edges,
 )
 from .._cpu import claim, counted, inner, jit, scratch_memory, sgemm_address, started
-from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
+from .._rows import ROWS, floats_from, n_blocks, readable, share_out, unit_rows
 from ._sweeps import (
     CONSTANT,
     centre_rows,
@@ -80,11 +80,16 @@ class _Work(NamedTuple):
     """Arrays of a call. B windows, N slots, D entries, K blocks, T tiles, S windows at a time."""
 
     flat: Any
-    """rows of x: window b, row i begins at b * step[0] + i * step[1]"""
+    """address, and in compiled code the float32 from there on: row i of window b begins at
+    start[b] + i * step[b]"""
+    start: Any
+    """(B,) int64, like step and lengths"""
     step: Any
     lengths: Any
+    angles: Any
+    """(B,) bool, whether to compute the angles"""
     edges: Any
-    """versines of the bin edges; empty where no angles are asked for"""
+    """versines of the bin edges"""
     tiles: Any
     """(T, 2) first row and first column"""
     norm: Any
@@ -112,7 +117,7 @@ class _Work(NamedTuple):
     vectors: Any
     """(S, N, D) float32"""
     half: Any
-    """(S, N) float32, like size"""
+    """(S, N + TILE_COLUMNS) float32, like size"""
     size: Any
     packed_norm: Any
     """(S, N) float64, like weight"""
@@ -129,22 +134,29 @@ class _Work(NamedTuple):
 
 def stream_moments(x: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     """Stream statistics of x (B, N, D) over the first lengths[b] rows; values are (B,)."""
-    values = station_statistics(x, lengths, angles=False)
-    return {name: value for name, value in values.items() if name.startswith("stream_")}
+    values = station_statistics([x], lengths, [False])
+    return {name: value[0] for name, value in values.items() if name.startswith("stream_")}
 
 
-def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
-    """Cone, stream and (if `angles`) angle statistics of x (B, N, D); values are (B,)."""
-    batch, n_slots, _ = x.shape
+def station_statistics(
+    states: list[Tensor], lengths: Tensor, angles: list[bool]
+) -> dict[str, Tensor]:
+    """Cone, stream and angle statistics of S stations (B, N, D), all over the same rows.
+
+    Values are (S, B); those of the angles hold the stations with `angles` alone.
+    """
+    states = [readable(x) for x in states]
+    batch, n_slots, _ = states[0].shape
+    n_windows = len(states) * batch
     n_threads = torch.get_num_threads()
-    costs = [-n * n for n in lengths.tolist()]
+    costs = [-n * n for n in lengths.tolist()] * len(states)
     by_window = _fills_threads(costs, n_threads)
-    work = allocate(x, lengths, angles, n_threads if by_window else batch)
+    work = allocate(states, lengths, angles, n_threads if by_window else n_windows)
     if by_window:
-        tasks = np.zeros((batch, 3), np.int64)
+        tasks = np.zeros((n_windows, 3), np.int64)
         tasks[:, 0], tasks[:, 1] = _WINDOW, np.argsort(costs, kind="stable")
     else:
-        tasks = block_tasks(batch, n_blocks(n_slots), len(work.tiles))
+        tasks = block_tasks(n_windows, n_blocks(n_slots), len(work.tiles))
     run_tasks(work, tasks)
     return _named(work, angles)
 
@@ -172,19 +184,24 @@ def run_tasks(work: _Work, tasks: Any) -> None:
     share_out(_claim_tasks, len(tasks), len(work.kept), tasks, sgemm_address(), *work)
 
 
-def allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work:
-    batch, n_slots, width = x.shape
-    flat, step = flat_rows(x)
+def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_time: int) -> _Work:
+    """For stations that `_rows.readable` has returned; they must outlive the work."""
+    windows, n_slots, width = states[0].shape
+    batch = len(states) * windows
+    lowest = min(x.data_ptr() for x in states)
+    places = [((x.data_ptr() - lowest) // 4, *x.stride()[:2]) for x in states]
     blocks = n_blocks(n_slots)
-    tiles = _tiles(n_slots if angles or n_slots <= width else max(n_slots, width))
+    tiles = _tiles(n_slots)
     f32, f64 = np.float32, np.float64
     n_floats = at_a_time * n_slots * width
     vectors = scratch_memory(1, n_floats)[0, :n_floats]
     return _Work(
-        flat=flat,
-        step=np.array(step),
-        lengths=lengths.numpy().astype(np.int64),
-        edges=versine_edges(BINS) if angles else np.empty(0, f32),
+        flat=lowest,
+        start=np.array([at + b * step for at, step, _ in places for b in range(windows)]),
+        step=np.array([step for _, _, step in places]).repeat(windows),
+        lengths=np.tile(lengths.numpy().astype(np.int64), len(states)),
+        angles=np.array(angles).repeat(windows),
+        edges=versine_edges(BINS),
         tiles=tiles,
         norm=np.empty((batch, n_slots), f64),
         slot=np.empty((batch, n_slots), np.int32),
@@ -199,11 +216,11 @@ def allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work:
         kept=np.zeros(batch, np.int64),
         blocks=np.zeros((batch, blocks, 3), f64),
         vectors=vectors.reshape(at_a_time, n_slots, width),
-        half=np.empty((at_a_time, n_slots), f32),
-        size=np.empty((at_a_time, n_slots), f32),
+        half=np.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
+        size=np.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
         packed_norm=np.empty((at_a_time, n_slots), f64),
         weight=np.empty((at_a_time, n_slots), f64),
-        counts=np.zeros((batch, len(tiles), BINS if angles else 0), np.int64),
+        counts=np.zeros((batch, len(tiles), BINS if any(angles) else 0), np.int64),
         sums=np.zeros((batch, len(tiles), 5), f64),
         out=np.full((batch, len(_FLOATS)), np.nan),
         outliers=np.zeros(batch, np.int64),
@@ -212,34 +229,36 @@ def allocate(x: Tensor, lengths: Tensor, angles: bool, at_a_time: int) -> _Work:
 
 @functools.lru_cache(maxsize=64)
 def _tiles(n: int) -> Any:
-    """First rows and columns of the tiles that cover the upper triangle of n x n, (T, 2) int64.
+    """First rows and columns of the tiles that cover the lower triangle of n x n, (T, 2) int64.
 
     Those of a smaller triangle are among them, in the same order.
     """
-    starts = [(i, j) for i in range(0, n, TILE_ROWS) for j in range(i, n, TILE_COLUMNS)]
+    starts = [(i, j) for j in range(0, n, TILE_COLUMNS) for i in range(j, n, TILE_ROWS)]
     return np.array(starts, np.int64).reshape(-1, 2)
 
 
-def _named(work: _Work, angles: bool) -> dict[str, Tensor]:
-    names = _FLOATS if angles else _FLOATS[:_AT_ANGLE]
-    found = torch.from_numpy(work.out).float().unbind(1)
-    values = dict(zip(names, found, strict=False))
-    values["zero_vectors"] = torch.from_numpy(
-        np.where(work.kept < 0, 0, work.lengths - work.kept).astype(np.int32)
-    )
-    values["stream_outlier_dims"] = torch.from_numpy(work.outliers.astype(np.int32))
-    if angles:
-        values["angle_histogram"] = torch.from_numpy(work.counts.sum(1))
+def _named(work: _Work, angles: list[bool]) -> dict[str, Tensor]:
+    def of_stations(x: Any) -> Tensor:
+        return torch.from_numpy(x.reshape(len(angles), -1, *x.shape[1:]))
+
+    found = of_stations(work.out).float()
+    values = dict(zip(_FLOATS[:_AT_ANGLE], found.unbind(-1), strict=False))
+    zeros = np.where(work.kept < 0, 0, work.lengths - work.kept)
+    values["zero_vectors"] = of_stations(zeros.astype(np.int32))
+    values["stream_outlier_dims"] = of_stations(work.outliers.astype(np.int32))
+    if any(angles):
+        values |= zip(_ANGLE, found[angles, :, _AT_ANGLE:].unbind(-1), strict=True)
+        values["angle_histogram"] = of_stations(work.counts.sum(1))[angles]
     return values
 
 
 @jit
-def _claim_tasks(team, n_tasks, counters, tasks, address, *arrays):
-    if started(team, (n_tasks, counters, tasks, address, arrays)):
+def _claim_tasks(team, n_tasks, counters, tasks, address, lowest, *arrays):
+    if started(team, (n_tasks, counters, tasks, address, lowest, arrays)):
         return
-    w = _Work(*arrays)
+    w = _Work(floats_from(lowest), *arrays)
     mine = claim(counters, 1)
-    scratch = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    scratch = np.zeros((TILE_ROWS, TILE_COLUMNS), np.float32)
     blocks = w.moments.shape[1]
     while True:
         k = claim(counters, 0)
@@ -284,7 +303,7 @@ def _sweep(w, b, k):
     first, last = k * ROWS, min((k + 1) * ROWS, w.lengths[b])
     if first >= last:
         return
-    start, step = b * w.step[0], w.step[1]
+    start, step = w.start[b], w.step[b]
     norm = w.norm[b]
     unit_sum = w.unit_sum[b, k]
     for d in range(len(unit_sum)):
@@ -320,7 +339,7 @@ def _merge(w, b):
     describe(moments, out[_AT_STREAM + 7 : _AT_STREAM + 11])
     for d in range(width):
         w.mean[b, d] = rows[d] / n
-    if len(w.edges):
+    if w.angles[b]:
         narrow = kept > 0 and out[1] > NARROW
         for d in range(width):
             w.shift[b, d] = total[d] / kept if narrow else 0.0
@@ -363,10 +382,10 @@ def _centre(w, b, k, at):
     first, last = k * ROWS, min((k + 1) * ROWS, w.lengths[b])
     if first >= last or w.kept[b] < 0:
         return
-    start, step = b * w.step[0], w.step[1]
+    start, step = w.start[b], w.step[b]
     norm, part, shift = w.norm[b], w.blocks[b, k], w.shift[b]
     axis_angles(w.flat, start, step, first, last, norm, w.axis[b], 1.0, part)
-    if len(w.edges) == 0:
+    if not w.angles[b]:
         scale = np.float32(w.scale[b])
         part[2] = centre_rows(w.flat, start, step, first, last, shift, scale, w.vectors[at])
         return
@@ -401,7 +420,7 @@ def _weights(flat, start, step, first, last, norm, slot, mean, packed_norm, weig
 def _tile(w, b, k, at, scratch, address):
     if w.kept[b] < 0:
         return
-    if len(w.edges) == 0:
+    if not w.angles[b]:
         _gram_tile(w, b, k, at, scratch, address)
     else:
         _angle_tile(w, b, k, at, scratch, address)
@@ -438,9 +457,9 @@ def _angle_tile(w, b, k, at, scratch, address):
         vectors[i:i_stop],
         vectors[j:j_stop],
         half[i:i_stop],
-        half[j:j_stop],
+        half[j : j + TILE_COLUMNS],
         size[i:i_stop],
-        size[j:j_stop],
+        size[j : j + TILE_COLUMNS],
         w.shift[b],
         i - j,
         w.edges,
@@ -452,9 +471,8 @@ def _angle_tile(w, b, k, at, scratch, address):
     norm, weight = w.packed_norm[at], w.weight[at]
     total = 0.0
     for r in range(i, i_stop):
-        low = max(j, r + 1)
-        row = scratch[r - i, low - j : j_stop - j]
-        total += covariance_row(row, norm[r], norm[low:j_stop], weight[r], weight[low:j_stop])
+        row = scratch[r - i, : min(j_stop, r) - j]
+        total += covariance_row(row, norm[r], norm[j:j_stop], weight[r], weight[j:j_stop])
     w.sums[b, k, 4] = 2 * total
 
 
@@ -466,7 +484,7 @@ def _finish(w, b, at):
     if kept > 0 and out[1] > NO_AXIS:
         out[3] = _total(w.blocks[b, :, 0]) / kept
         out[4] = _largest(w.blocks[b, :, 1])
-    if len(w.edges) == 0:
+    if not w.angles[b]:
         # The scale makes the mean square of the entries 1.
         trace, entries = _total(w.blocks[b, :, 2]), n * w.mean.shape[1]
         square = _total(w.sums[b, :, 4])
