@@ -18,8 +18,8 @@ from ._rows import inner_products
 #: Rows and columns of a tile of cosines. BLAS multiplies tall tiles faster than wide ones, and 48
 #: columns, three vectors of 512 bits, faster than any other number near.
 TILE_ROWS, TILE_COLUMNS = 1024, 48
-#: Whole rows of a tile whose cells are looked at together.
-STRETCH = 20
+#: Rows of a tile whose cells are looked at together.
+STRETCH = 48
 #: The unit vectors are centred where the length of their mean exceeds this.
 NARROW = 0.5
 #: Below this resultant the unit vectors cancel and the cone has no axis.
@@ -149,31 +149,38 @@ def angle_tile(
     """
     bins = len(counts)
     inner_products(address, a, b, False, tile)
-    angle = np.empty(STRETCH * TILE_COLUMNS, np.float32)
-    place = np.empty(STRETCH * TILE_COLUMNS, np.int32)
+    cells = STRETCH * TILE_COLUMNS
+    angle, place = np.empty(cells, np.float32), np.empty(cells, np.int32)
+    packed = np.empty((2, cells), np.float32)
     partial = np.zeros((8, bins), np.int32)
     flat = tile.reshape(tile.size)
     sums[0], sums[1], sums[2], sums[3] = 0.0, 0.0, 180.0, 0.0
-    i = 0
-    while i < len(a):
-        rows, columns = stretch_of(i, len(a), len(b), diagonal)
-        cells = (rows - 1) * TILE_COLUMNS + columns
-        versine = flat[i * TILE_COLUMNS : i * TILE_COLUMNS + cells]
-        degrees, at = angle[:cells], place[:cells]
-        if columns > 0:
-            whole = flat[i * TILE_COLUMNS : (i + rows) * TILE_COLUMNS]
-            if _stretch_angles(whole, half_a[i:], half_b, size_a[i:], size_b, angle):
-                for r in range(rows):
-                    first = r * TILE_COLUMNS
-                    _near_angles(
-                        versine[first : first + columns], a[i + r], b, size_a[i + r], size_b,
-                        shift, degrees[first : first + columns],
-                    )  # fmt: skip
-            _add_stretch(degrees, guess, sums)
-            if _bins_of_stretch(degrees, bins, at):
-                _compare_with_edges(versine, edges, at)
-            _count(at, partial)
-        i += rows
+    for i in range(0, len(a), STRETCH):
+        rows = min(STRETCH, len(a) - i)
+        versine = flat[i * TILE_COLUMNS : (i + rows) * TILE_COLUMNS]
+        degrees = angle[: rows * TILE_COLUMNS]
+        # A vector and itself are no pair: any angle but a near one, which would cost time.
+        for own in range(max(0, diagonal + i), min(TILE_COLUMNS, diagonal + i + rows)):
+            versine[(own - diagonal - i) * TILE_COLUMNS + own] = 0
+        if _stretch_angles(versine, half_a[i:], half_b, size_a[i:], size_b, degrees):
+            for r in range(rows):
+                met = columns_met(i + r, len(b), diagonal)
+                one = slice(r * TILE_COLUMNS, r * TILE_COLUMNS + met)
+                _near_angles(versine[one], a[i + r], b, size_a[i + r], size_b, shift, degrees[one])
+        if columns_met(i, len(b), diagonal) < TILE_COLUMNS:
+            found = 0
+            for r in range(rows):
+                met = columns_met(i + r, len(b), diagonal)
+                for j in range(met):
+                    packed[0, found + j] = versine[r * TILE_COLUMNS + j]
+                    packed[1, found + j] = degrees[r * TILE_COLUMNS + j]
+                found += met
+            versine, degrees = packed[0, :found], packed[1, :found]
+        at = place[: len(degrees)]
+        _add_stretch(degrees, guess, sums)
+        if _bins_of_stretch(degrees, bins, at):
+            _compare_with_edges(versine, edges, at)
+        _count(at, partial)
     for k in range(bins):
         counts[k] = 0
         for turn in range(8):
@@ -181,21 +188,16 @@ def angle_tile(
 
 
 @inner
-def stretch_of(i, rows, columns, diagonal):
-    """Rows from i on of a tile that can be taken as one vector of cells, and columns of each.
-
-    Rows lie TILE_COLUMNS apart: as many as STRETCH of those that meet that many columns, or one
-    that meets fewer of the `columns` there are.
-    """
-    met = max(0, min(columns, diagonal + i))
-    return (min(STRETCH, rows - i) if met == TILE_COLUMNS else 1), met
+def columns_met(i, columns, diagonal):
+    """How many of its columns row i of a tile meets."""
+    return max(0, min(columns, diagonal + i))
 
 
 @_finite()
 def _stretch_angles(cells, half_a, half_b, size_a, size_b, degrees):
     """cells: products of the centred vectors in, 1 - cos out; returns whether a pair is near.
 
-    Whole rows are computed, also where fewer columns are met.
+    Whole rows are computed, met or not: a loop of fixed length has no tail.
     """
     zero, half, one, two = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
     near = zero

@@ -244,8 +244,12 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
     # First, so that queries and keys are in the cache for the logits.
     (query, query_row), (key, key_row), _, _ = matrices
     logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
+    n_cones = values.cones.shape[3]
+    for x in range(min(2, n_cones)):
+        address, row = matrices[x]
+        head_cone(n, d, address, row, values.cones[:, b, h, x])
     smallest, largest = _first_look(blas, settings, n, d, matrices, work, out)
-    for x in range(values.cones.shape[3]):
+    for x in range(2, n_cones):
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
     row_statistics(n, work, out)

@@ -10,9 +10,8 @@ import math
 
 import numpy as np
 
-from .._cone_sweeps import TILE_COLUMNS, stretch_of
 from .._cpu import inner
-from .._rows import add_rows, inner_products
+from .._rows import inner_products
 
 #: Rows whose entries get one provisional mean; they fit into the L1 cache.
 GROUP = 8
@@ -23,30 +22,10 @@ OUTLIER = 6.0
 
 
 @inner
-def moment_rows(flat, start, step, first, last, norm, total, moments):
-    """Moments of all entries of a block of rows, and the sum of the rows.
+def group_moments(flat, start, step, first, last, width, norm, moments):
+    """Moments (5,) of the entries of a few rows.
 
-    Args:
-        flat, start, step, first, last, norm: as `_rows.unit_rows` takes and writes them.
-        total: (D,) float32, overwritten by the sum of the rows.
-        moments: (5,) float64, overwritten.
-    """
-    width = len(total)
-    group = np.zeros(5)
-    for k in range(5):
-        moments[k] = 0
-    for d in range(width):
-        total[d] = 0
-    for i in range(first, last, GROUP):
-        stop = min(i + GROUP, last)
-        _group_moments(flat, start, step, i, stop, width, norm, group)
-        merge_moments(moments, group)
-        add_rows(flat, start, step, i, stop, total)
-
-
-@inner
-def _group_moments(flat, start, step, first, last, width, norm, moments):
-    """About a provisional mean, and scaled to about 1 so that no power over- or underflows."""
+    About a provisional mean, and scaled to about 1 so that no power over- or underflows."""
     entries = 0.0
     largest = 0.0
     for i in range(first, last):
@@ -187,29 +166,28 @@ def centre_rows(flat, start, step, first, last, mean, scale, centred):
 
 @inner
 def square_tile(address, a, b, transposed, diagonal, tile):
-    """Sum of the squares of a b^T (or a^T b): the diagonal once, entries left of it twice.
+    """Sum of the squares of a b^T (or a^T b) and of its mirror image across the diagonal.
 
     Args:
         address, a, b, transposed: see `_rows.inner_products`.
-        diagonal: row i meets the diagonal in column diagonal + i.
+        diagonal: row i meets the diagonal in column diagonal + i; 0, or at least the columns.
         tile: (>= rows, TILE_COLUMNS) float32 scratch.
     """
     inner_products(address, a, b, transposed, tile)
     rows, columns = (a.shape[1], b.shape[1]) if transposed else (a.shape[0], b.shape[0])
-    flat = tile.reshape(tile.size)
+    # Of the square block on the diagonal both halves are there.
+    square = max(0, min(rows, columns - diagonal))
+    return _squares(tile, 0, square, columns) + 2 * _squares(tile, square, rows, columns)
+
+
+@inner
+def _squares(tile, first, last, columns):
     total = 0.0
-    i = 0
-    while i < rows:
-        height, met = stretch_of(i, rows, columns, diagonal)
-        first = i * TILE_COLUMNS
+    for i in range(first, last):
         square = np.float32(0)
-        for x in flat[first : first + (height - 1) * TILE_COLUMNS + met]:
-            square += x * x
-        total += 2 * np.float64(square)
-        if met == diagonal + i and met < columns:
-            own = np.float64(flat[first + met])
-            total += own * own
-        i += height
+        for j in range(columns):
+            square += tile[i, j] * tile[i, j]
+        total += np.float64(square)
     return total
 
 

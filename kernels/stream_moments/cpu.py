@@ -35,14 +35,15 @@ from .._cone_sweeps import (
     versine_edges,
 )
 from .._cpu import claim, counted, inner, jit, scratch_memory, sgemm_address, started
-from .._rows import ROWS, floats_from, n_blocks, readable, share_out, unit_rows
+from .._rows import ROWS, add_rows, floats_from, n_blocks, readable, share_out, unit_rows
 from ._sweeps import (
     CONSTANT,
+    GROUP,
     centre_rows,
     covariance_row,
     describe,
+    group_moments,
     merge_moments,
-    moment_rows,
     moments_of,
     outlier_dims,
     square_tile,
@@ -304,12 +305,20 @@ def _sweep(w, b, k):
     if first >= last:
         return
     start, step = w.start[b], w.step[b]
-    norm = w.norm[b]
-    unit_sum = w.unit_sum[b, k]
-    for d in range(len(unit_sum)):
+    norm, unit_sum, row_sum, moments = w.norm[b], w.unit_sum[b, k], w.row_sum[b, k], w.moments[b, k]
+    width = len(row_sum)
+    for d in range(width):
         unit_sum[d] = 0
-    unit_rows(w.flat, start, step, first, last, norm, unit_sum)
-    moment_rows(w.flat, start, step, first, last, norm, w.row_sum[b, k], w.moments[b, k])
+        row_sum[d] = 0
+    for m in range(len(moments)):
+        moments[m] = 0
+    group = np.zeros(5)
+    for i in range(first, last, GROUP):
+        stop = min(i + GROUP, last)
+        unit_rows(w.flat, start, step, i, stop, norm, unit_sum)
+        group_moments(w.flat, start, step, i, stop, width, norm, group)
+        merge_moments(moments, group)
+        add_rows(w.flat, start, step, i, stop, row_sum)
 
 
 @inner
@@ -383,19 +392,26 @@ def _centre(w, b, k, at):
     if first >= last or w.kept[b] < 0:
         return
     start, step = w.start[b], w.step[b]
-    norm, part, shift = w.norm[b], w.blocks[b, k], w.shift[b]
-    axis_angles(w.flat, start, step, first, last, norm, w.axis[b], 1.0, part)
-    if not w.angles[b]:
-        scale = np.float32(w.scale[b])
-        part[2] = centre_rows(w.flat, start, step, first, last, shift, scale, w.vectors[at])
-        return
-    slot = w.slot[b]
-    centre_units(
-        w.flat, start, step, first, last, norm, slot, shift, w.vectors[at], w.half[at], w.size[at]
-    )
-    _weights(
-        w.flat, start, step, first, last, norm, slot, w.mean[b], w.packed_norm[at], w.weight[at]
-    )
+    norm, slot, shift = w.norm[b], w.slot[b], w.shift[b]
+    scale = np.float32(w.scale[b])
+    vectors, half, size = w.vectors[at], w.half[at], w.size[at]
+    group = np.empty(2)
+    total, largest, trace = 0.0, 0.0, 0.0
+    for i in range(first, last, GROUP):
+        stop = min(i + GROUP, last)
+        axis_angles(w.flat, start, step, i, stop, norm, w.axis[b], 1.0, group)
+        total += group[0]
+        largest = max(largest, group[1])
+        if w.angles[b]:
+            centre_units(w.flat, start, step, i, stop, norm, slot, shift, vectors, half, size)
+            _weights(
+                w.flat, start, step, i, stop, norm, slot, w.mean[b], w.packed_norm[at],
+                w.weight[at],
+            )  # fmt: skip
+        else:
+            trace += centre_rows(w.flat, start, step, i, stop, shift, scale, vectors)
+    part = w.blocks[b, k]
+    part[0], part[1], part[2] = total, largest, trace
 
 
 @inner
