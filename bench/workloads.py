@@ -100,7 +100,7 @@ def _attention(work: Workload, settings: MeasureSettings, ids: Tensor) -> list[A
     work.model.set_attn_implementation("bench_attention")
     with torch.inference_mode():
         work.model(input_ids=ids)
-    return found
+    return [dict(values) for values in found]
 
 
 def _everything(work: Workload, settings: MeasureSettings, ids: Tensor) -> Any:

@@ -11,7 +11,7 @@ statistics, and forward hooks collect the stations of the residual stream:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -90,7 +90,7 @@ _WAITING = 64 << 20
 class _Forward:
     """What one forward pass has shown so far; tensors stay on the model's device."""
 
-    layers: list[dict[str, Tensor]] = field(default_factory=list)
+    layers: list[Mapping[str, Tensor]] = field(default_factory=list)
     #: Statistics (S, B, ...) of the stations so far, some at a time, and their number.
     stations: list[dict[str, Tensor]] = field(default_factory=list)
     n_stations: int = 0

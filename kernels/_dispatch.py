@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -71,10 +72,15 @@ def _default(device: torch.device, available: Sequence[str]) -> str:
     return name
 
 
+@functools.cache
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
 def _check_runs(name: str, device: torch.device) -> None:
     if name == "reference":
         return
-    if importlib.util.find_spec(name) is None:
+    if not _installed(name):
         raise ImplementationUnavailableError(
             f"impl={name!r}: the package {name} is not installed; {_REMEDY[name]}"
         )

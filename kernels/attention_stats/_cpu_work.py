@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -42,21 +42,57 @@ class Settings(NamedTuple):
 
 
 class Values(NamedTuple):
-    """Results (B, H, ...), `scalars` (len(SCALARS), B, H), `cones` (2, B, H, 4).
+    """Results (B, H, ...), `scalars` (len(SCALARS), B, H), `cones` (2, B, H, 4), or their shapes.
 
-    Tracks have N = 0 and cones a last dimension of 0 if they are not asked for.
+    Float32, but `k90` and `gate` int32. Tracks have N = 0 and cones a last dimension of 0 if they
+    are not asked for.
     """
 
-    scalars: np.ndarray
-    k90: np.ndarray
-    gate: np.ndarray
-    gate_mass: np.ndarray
-    group_mass: np.ndarray
-    profile: np.ndarray
-    block_map: np.ndarray
-    query_entropy: np.ndarray
-    received: np.ndarray
-    cones: np.ndarray
+    scalars: Any
+    k90: Any
+    gate: Any
+    gate_mass: Any
+    group_mass: Any
+    profile: Any
+    block_map: Any
+    query_entropy: Any
+    received: Any
+    cones: Any
+
+
+@inner
+def values_at(address, shapes):
+    """The results, one behind the other from an address on."""
+    scalars, address = _array_at(address, shapes.scalars)
+    k90, address = _array_at(address, shapes.k90)
+    gate, address = _array_at(address, shapes.gate)
+    gate_mass, address = _array_at(address, shapes.gate_mass)
+    group_mass, address = _array_at(address, shapes.group_mass)
+    profile, address = _array_at(address, shapes.profile)
+    block_map, address = _array_at(address, shapes.block_map)
+    query_entropy, address = _array_at(address, shapes.query_entropy)
+    received, address = _array_at(address, shapes.received)
+    cones, address = _array_at(address, shapes.cones)
+    return Values(
+        scalars,
+        k90.view(np.int32),
+        gate.view(np.int32),
+        gate_mass,
+        group_mass,
+        profile,
+        block_map,
+        query_entropy,
+        received,
+        cones,
+    )
+
+
+@inner
+def _array_at(address, shape):
+    size = 1
+    for n in shape:
+        size *= n
+    return numba.carray(floats_at(address), shape, np.float32), address + 4 * size
 
 
 class Work(NamedTuple):

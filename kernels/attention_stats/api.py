@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +19,30 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MODULES = {"triton": "gpu", "numba": "cpu", "reference": "reference"}
 _CONES = __package__.replace("attention_stats", "cone_angles")
 _TRACKS = ("query_entropy", "attention_received")
+
+
+class NamedWhenRead(Mapping[str, Tensor]):
+    """Statistics by name, float32 unless integers.
+
+    They are computed; naming them waits until someone reads: between the layers of a model the
+    interpreter's own memory has left the cache, and every step of it costs ten times as much.
+    """
+
+    def __init__(self, name: Callable[[], dict[str, Tensor]]) -> None:
+        self._name = name
+
+    @functools.cached_property
+    def _named(self) -> dict[str, Tensor]:
+        return {name: _single(x) for name, x in self._name().items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._named[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
 
 
 @dataclass(frozen=True)
@@ -30,7 +57,7 @@ class AttentionStats:
     """
 
     output: Tensor
-    values: dict[str, Tensor]
+    values: Mapping[str, Tensor]
 
 
 def attention_stats(
@@ -117,7 +144,7 @@ def attention_stats(
         raise ValueError(f"n_groups={n_groups}: expected groups (B, N) int32, found None")
     if lengths is not None and mask is not None:
         raise ValueError("expected lengths or mask, found both; leave one out")
-    run = importlib.import_module(f"{__package__}.{_MODULES[name]}").run
+    run = _runner(name)
     with torch.no_grad():
         slots = None
         mask = _slots("mask", mask, batch, n_slots, torch.bool)
@@ -129,11 +156,24 @@ def attention_stats(
             special = None if special is None else special.gather(1, slots)
             groups = None if groups is None else groups.gather(1, slots)
         output, values = run(query, key, value, lengths, special, groups, options)
+        if isinstance(values, dict):
+            values = functools.partial(dict, values)
         if head_cones and name != "numba":
-            values |= _head_cones(name, (query, key, value, output), lengths)
+            more = _head_cones(name, (query, key, value, output), lengths)
+            values = functools.partial(_merged, values, more)
         if slots is not None:
-            output, values = _put_back(output, values, slots)
-    return AttentionStats(output, {k: _single(v) for k, v in values.items()})
+            output, moved = _put_back(output, values(), slots)
+            values = functools.partial(dict, moved)
+    return AttentionStats(output, NamedWhenRead(values))
+
+
+@functools.cache
+def _runner(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{_MODULES[name]}").run
+
+
+def _merged(values: Callable[[], dict[str, Tensor]], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    return values() | more
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -164,6 +204,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
+@functools.lru_cache(maxsize=64)
 def _options(
     *,
     scale: float,
@@ -211,13 +252,18 @@ def _slots(
         raise ValueError(f"{name}: expected shape ({batch}, {n_slots}), found {tuple(x.shape)}")
     if x.is_floating_point() or x.is_complex():
         raise TypeError(f"{name}: expected {dtype} or another integer type, found {x.dtype}")
-    return x.to(dtype)
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _all_slots(batch: int, n_slots: int, device: torch.device) -> Tensor:
+    return torch.full((batch,), n_slots, dtype=torch.int32, device=device)
 
 
 def _lengths(lengths: Tensor | None, batch: int, n_slots: int, device: torch.device) -> Tensor:
     """(B,) int32 on the device, within [0, N]."""
     if lengths is None:
-        return torch.full((batch,), n_slots, dtype=torch.int32, device=device)
+        return _all_slots(batch, n_slots, device)
     if lengths.shape != (batch,) or lengths.is_floating_point():
         raise ValueError(
             f"lengths: expected {batch} integers, found shape {tuple(lengths.shape)} "

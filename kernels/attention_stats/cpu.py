@@ -9,7 +9,9 @@ blocks are computed again, once as Q K^T and once, for the mirrored cells, as K 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -74,6 +76,7 @@ from ._cpu_work import (
     padded_rows,
     rows_at_once,
     scratch_floats,
+    values_at,
 )
 from ._options import GATE_MIXED, GATES, N_BLOCKS, N_VALUE_BINS, SLACK, Options
 
@@ -89,14 +92,14 @@ def run(
     special: Tensor | None,
     groups: Tensor | None,
     options: Options,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
     """Output and statistics of a batch; arguments as checked by `api.attention_stats`.
 
     Results are the same, bit for bit, whatever the padding, the rest of the batch and the number
     of threads. Half precision is computed in float32.
 
     Returns:
-        output (B, H, N, d) in the query's dtype, and the values.
+        output (B, H, N, d) in the query's dtype, and a function that returns the values.
     """
     batch, n_heads, n_slots, head_dim = query.shape
     q, k, v = (_readable(x) for x in (query, key, value))
@@ -104,7 +107,8 @@ def run(
     allocate = torch.empty if min(n_tokens) == n_slots else torch.zeros
     output = allocate(batch, n_slots, n_heads, head_dim)
     output = output.transpose(1, 2)
-    results = _empty_values(batch, n_heads, n_slots, options)
+    shapes = _shapes(batch, n_heads, n_slots, options)
+    results = torch.empty(sum(math.prod(shape) for shape in shapes))
     settings = _settings(n_slots, options)
     n_floats = scratch_floats(
         max(n_tokens), head_dim, settings.near, settings.theta, settings.reach
@@ -120,12 +124,13 @@ def run(
         lengths.numpy(),
         _slots(special, batch, n_slots, np.uint8),
         _slots(groups, batch, n_slots, np.int32),
-        Values(**{name: x.numpy() for name, x in results.items()}),
+        results.data_ptr(),
+        shapes,
         memory.ctypes.data,
         memory.shape[1],
     )
     on_torch_threads(_sweep, *arguments)
-    return output.to(query.dtype), _named(results, options)
+    return output.to(query.dtype), functools.partial(_named, results, shapes, options)
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -146,6 +151,7 @@ def _slots(x: Tensor | None, batch: int, n_slots: int, dtype: type) -> np.ndarra
     return np.ascontiguousarray(x.numpy(), dtype)
 
 
+@functools.lru_cache(maxsize=64)
 def _settings(n_slots: int, options: Options) -> Settings:
     return Settings(
         scale=f32(options.scale / _LN2),
@@ -157,45 +163,47 @@ def _settings(n_slots: int, options: Options) -> Settings:
     )
 
 
-def _empty_values(batch: int, n_heads: int, n_slots: int, options: Options) -> dict[str, Tensor]:
-    """The fields of `Values`, as a window without tokens leaves them."""
-
-    def missing(*shape: int) -> Tensor:
-        return torch.full((batch, n_heads, *shape), torch.nan)
-
-    return {
-        "scalars": torch.full((len(SCALARS + FULL_SCALARS), batch, n_heads), torch.nan),
-        "k90": torch.zeros(2, batch, n_heads, dtype=torch.int32),
-        "gate": torch.full((batch, n_heads), GATE_MIXED, dtype=torch.uint8),
-        "gate_mass": missing(len(GATES)),
-        "group_mass": missing(options.n_groups),
-        "profile": missing(2 * options.n_offset_side + 1),
-        "block_map": missing(N_BLOCKS, N_BLOCKS),
-        "query_entropy": missing(n_slots if options.rows else 0),
-        "received": missing(n_slots if options.columns else 0),
-        "cones": torch.full((2, batch, n_heads, 4 if options.cones else 0), torch.nan),
-    }
+@functools.lru_cache(maxsize=64)
+def _shapes(batch: int, n_heads: int, n_slots: int, options: Options) -> Values:
+    return Values(
+        scalars=(len(SCALARS + FULL_SCALARS), batch, n_heads),
+        k90=(2, batch, n_heads),
+        gate=(batch, n_heads),
+        gate_mass=(batch, n_heads, len(GATES)),
+        group_mass=(batch, n_heads, options.n_groups),
+        profile=(batch, n_heads, 2 * options.n_offset_side + 1),
+        block_map=(batch, n_heads, N_BLOCKS, N_BLOCKS),
+        query_entropy=(batch, n_heads, n_slots if options.rows else 0),
+        received=(batch, n_heads, n_slots if options.columns else 0),
+        cones=(2, batch, n_heads, 4 if options.cones else 0),
+    )
 
 
-def _named(results: dict[str, Tensor], options: Options) -> dict[str, Tensor]:
+def _named(memory: Tensor, shapes: Values, options: Options) -> dict[str, Tensor]:
+    """The statistics in memory (n,) float32 by name."""
+    sizes = [math.prod(shape) for shape in shapes]
+    pieces = memory.split(sizes)
+    results = Values(*(x.view(shape) for x, shape in zip(pieces, shapes, strict=True)))
     names = SCALARS + FULL_SCALARS if options.full else SCALARS
-    values = dict(zip(names, results["scalars"], strict=False))
-    values |= {"gate_mass": results["gate_mass"], "gate": results["gate"]}
+    values = dict(zip(names, results.scalars, strict=False))
+    gate = results.gate.view(torch.int32).to(torch.uint8)
+    values |= {"gate_mass": results.gate_mass, "gate": gate}
     if options.n_groups:
-        values["attention_group_mass"] = results["group_mass"]
+        values["attention_group_mass"] = results.group_mass
     if options.full:
+        k90_median, k90_min = results.k90.view(torch.int32)
         values |= {
-            "attention_k90_median": results["k90"][0],
-            "attention_k90_min": results["k90"][1],
-            "attention_offset_profile": results["profile"],
-            "block_map": results["block_map"],
+            "attention_k90_median": k90_median,
+            "attention_k90_min": k90_min,
+            "attention_offset_profile": results.profile,
+            "block_map": results.block_map,
         }
     if options.rows:
-        values["query_entropy"] = results["query_entropy"]
+        values["query_entropy"] = results.query_entropy
     if options.columns:
-        values["attention_received"] = results["received"]
+        values["attention_received"] = results.received
     if options.cones:
-        values["head_cone_index"], values["head_cone_mean_cosine"] = results["cones"]
+        values["head_cone_index"], values["head_cone_mean_cosine"] = results.cones
     return values
 
 
@@ -204,7 +212,10 @@ def _sweep(team, counters, *arguments):
     """What every thread does: claims heads until none is left."""
     if started(team, (counters, arguments)):
         return
-    blas, settings, sizes, tensors, lengths, special, groups, values, memory, n_floats = arguments
+    (
+        blas, settings, sizes, tensors, lengths, special, groups, results, shapes, memory, n_floats,
+    ) = arguments  # fmt: skip
+    values = values_at(results, shapes)
     batch, n_heads, repeat, d = sizes
     query, key, value, output = tensors
     scratch = memory + 4 * n_floats * claim(counters, 1)
@@ -214,6 +225,7 @@ def _sweep(team, counters, *arguments):
             return
         b, h = item // n_heads, item % n_heads
         n = np.int64(lengths[b])
+        _leave_out(values, b, h, n)
         if n == 0:
             continue
         matrices = (
@@ -225,6 +237,22 @@ def _sweep(team, counters, *arguments):
         _head(
             blas, settings, n, d, matrices, special[b], groups[b], values, b, h, scratch, n_floats
         )
+
+
+@inner
+def _leave_out(values, b, h, n):
+    """What a window of n tokens has no statistics for; without tokens, all there is."""
+    values.query_entropy[b, h, n:] = np.nan
+    values.received[b, h, n:] = np.nan
+    if n == 0:
+        values.scalars[:, b, h] = np.nan
+        values.k90[:, b, h] = 0
+        values.gate[b, h] = GATE_MIXED
+        values.gate_mass[b, h] = np.nan
+        values.group_mass[b, h] = np.nan
+        values.profile[b, h] = np.nan
+        values.block_map[b, h] = np.nan
+        values.cones[:, b, h] = np.nan
 
 
 @inner

@@ -327,9 +327,8 @@ def test_neither_repetition_nor_the_number_of_threads_changes_a_bit() -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         for b in range(3):
-            one = api.AttentionStats(
-                found[0].output[b : b + 1], {k: x[b : b + 1] for k, x in found[0].values.items()}
-            )
+            values = {k: x[b : b + 1] for k, x in found[0].values.items()}
+            one = api.AttentionStats(found[0].output[b : b + 1], values)
             assert_same_bits(one, other, b, 90)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
-from bertgeom.kernels import ImplementationUnavailableError
+from bertgeom.kernels import ImplementationUnavailableError, _dispatch
 from bertgeom.kernels._dispatch import resolve
 
 CPU = torch.zeros(1)
@@ -34,7 +32,7 @@ def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch
 def test_a_missing_package_is_an_error_and_no_silent_fallback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_dispatch, "_installed", lambda name: False)
     with pytest.raises(ImplementationUnavailableError, match="package numba is not installed"):
         resolve("auto", CPU)
     assert resolve("reference", CPU) == "reference"
