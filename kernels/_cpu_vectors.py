@@ -48,6 +48,27 @@ def floats_at(typingctx: Any, address: Any) -> Any:
     return types.CPointer(types.float32)(types.int64), codegen
 
 
+def _prefetch(writing: bool) -> Any:
+    @intrinsic
+    def prefetch(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], _BYTE.as_pointer())
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, _WORD, _WORD, _WORD])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            nearest, data = 3, 1
+            builder.call(function, [pointer, _WORD(int(writing)), _WORD(nearest), _WORD(data)])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), codegen
+
+    return prefetch
+
+
+#: Ask for the cache line of an address, which may be any, to be brought near, to read or to write.
+prefetch = _prefetch(writing=False)
+prefetch_to_write = _prefetch(writing=True)
+
+
 def _of_two(name: str) -> Any:
     @intrinsic
     def of_two(typingctx: Any, x: Any, y: Any) -> Any:

@@ -28,7 +28,7 @@ from .._cpu import (
     sgemm_address,
     started,
 )
-from .._cpu_vectors import TILE, exp2
+from .._cpu_vectors import TILE, exp2, prefetch, prefetch_to_write
 from ._cpu_head import (
     ASYMMETRY,
     CONFIDENT_COUNT,
@@ -338,6 +338,9 @@ def _first_look(blas, settings, n, d, matrices, work, out):
             block.ctypes.data, pitch,
         )  # fmt: skip
         for i in range(i0, i1):
+            for line in range(0, 4 * d, 64):
+                prefetch(value + 4 * i * value_row + line)
+                prefetch_to_write(output + 4 * i * output_row + line)
             while i >= stretch_end:
                 purity += add_near(
                     block, i0, c0, summed, i, n, near, content, near_column, near_sums
