@@ -1,6 +1,7 @@
 """What cones, stream and angles add to a forward on the CPU: `python -m bench.stations_cpu`.
 
-Times, side by side with the bare forward that made the states: `station_statistics` of the
+Times, side by side with the bare forward that made the states: the statistics, five stations
+at a time (as `record` takes those of batches of 8), of the
 embedding and of what enters and leaves every MLP (BERT-base: 25 stations, 13 of them with
 angles), and the same stations materialised (`bench.materialised`). `--steps` times the parts of
 a station. Gated by the oracle.
@@ -23,7 +24,7 @@ from torch import Tensor
 from bench import materialised
 from bench.run import environment, save, side_by_side, summary
 from bench.workloads import Workload, bert_base
-from bertgeom.kernels import station_statistics
+from bertgeom.kernels import station_statistics, statistics_of_stations
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements
 from bertgeom.kernels.stream_moments import cpu
 from bertgeom.kernels.stream_moments.tolerance import stream_disagreements
@@ -82,7 +83,11 @@ def variants(work: Workload) -> dict[str, Callable[[States], Any]]:
             return work.model(input_ids=states.ids)
 
     def stations(states: States) -> Any:
-        return [station_statistics(x, angles=k % 2 == 0) for k, x in enumerate(states.stations)]
+        angles = [k % 2 == 0 for k in range(len(states.stations))]
+        return [
+            statistics_of_stations(states.stations[k : k + 5], angles=angles[k : k + 5])
+            for k in range(0, len(angles), 5)
+        ]
 
     def stored(states: States) -> Any:
         return [materialised.station(x, angles=k % 2 == 0) for k, x in enumerate(states.stations)]
@@ -97,7 +102,7 @@ def steps(x: Tensor, angles: bool, repeats: int = 30) -> dict[str, float]:
     """
     batch, n_slots, _ = x.shape
     lengths = torch.full((batch,), n_slots)
-    work = cpu.allocate(x, lengths, angles, batch)
+    work = cpu.allocate([x], lengths, [angles], batch)
     tasks = cpu.block_tasks(batch, cpu.n_blocks(n_slots), len(work.tiles))
     ends = {
         "launch": 0,
@@ -108,7 +113,7 @@ def steps(x: Tensor, angles: bool, repeats: int = 30) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in ("allocate", *ends, "whole call")}
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        cpu.allocate(x, lengths, angles, batch)
+        cpu.allocate([x], lengths, [angles], batch)
         times["allocate"].append(time.perf_counter() - start)
         for name, end in ends.items():
             start = time.perf_counter()

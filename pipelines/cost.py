@@ -30,8 +30,9 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 _STATISTICS_OPERATIONS = 60
 #: Compressed size of statistics, as a share; what random mantissas leave.
 _COMPRESSED = 0.85
-#: Interpreter, torch, transformers, numba and zarr, and what compiling the kernels once takes.
-_RUNTIME_BYTES = 1300 * 2**20
+#: Interpreter, torch, transformers, numba and zarr, what compiling the kernels once takes, and
+#: the stations that wait to be measured (`bertgeom.attention`).
+_RUNTIME_BYTES = 1364 * 2**20
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def memory(
         weights=model.weight_bytes + half,
         activations=spread * (10 * model.hidden + 3 * model.widest),
         statistics=4 * (threads * 4 * shape.max_tokens * min(shape.max_tokens, 1024))
-        + 4 * tokens * 4 * model.hidden
+        + 4 * tokens * 5 * model.hidden
         + 4 * heads * model.n_layers
         + rows * per_window * 4,
         results=3 * partition_windows * per_window,

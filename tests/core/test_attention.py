@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import bertgeom
+from bertgeom import attention
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.testing import (
     TINY_MODELS,
@@ -144,6 +145,18 @@ def test_stations_are_the_vectors_along_the_stream(kind: str) -> None:
             theta = angles(x[b].numpy())
             assert dataset.angle_mean.values[b, i] == pytest.approx(theta.mean(), abs=1e-2)
             assert dataset.angle_histogram.values[b, i].sum() == len(theta)
+
+
+def test_stations_that_wait_for_others_are_measured_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("bert")
+    ids, mask, special = tokens()
+    asked = {"input_ids": ids, "attention_mask": mask, "special_tokens_mask": special}
+    together = bertgeom.measure(model, **asked)
+    one = 4 * ids.numel() * model.config.hidden_size
+    for waiting in (0, 2 * one + 1):
+        monkeypatch.setattr(attention, "_WAITING", waiting)
+        for name, x in bertgeom.measure(model, **asked).items():
+            np.testing.assert_array_equal(x.values, together[name].values, err_msg=str(name))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

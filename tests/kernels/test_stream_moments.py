@@ -6,7 +6,8 @@ Bounds come from `tolerance.py` of the two kernels, which derive them from the i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import accumulate, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from bertgeom.kernels import (
     cone_sums,
     pairwise_angle_histogram,
     station_statistics,
+    statistics_of_stations,
     stream_moments,
 )
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements, cone_disagreements
@@ -176,6 +178,37 @@ def test_threads_and_how_they_share_change_no_bit(angles: bool) -> None:
         found = station_statistics(x[:windows], angles=angles)
         for name, value in found.items():
             assert torch.equal(value, expected[name][:windows]), (name, n_threads)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("impl", ["numba", "reference"])
+def test_stations_at_once_are_the_stations_one_by_one(impl: str) -> None:
+    """Of any strides, with angles or without, by length or by mask, few windows or many."""
+    states_at_once = [states(70, 24, 0.1 * k, windows=2) for k in range(5)]
+    states_at_once[1] = states_at_once[1].mT.contiguous().mT
+    states_at_once[3] = torch.cat([states_at_once[3]] * 2, dim=2)[:, :, :24]
+    asked = [True, False, False, True, True]
+    mask = torch.rand(2, 70, generator=torch.Generator().manual_seed(7)) < 0.6
+    ways: list[dict[str, Any]] = [{"lengths": torch.tensor([70, 31])}, {"mask": mask}, {}]
+    for (n_threads, n_stations), valid in product(((2, 5), (8, 3)), ways):
+        torch.set_num_threads(n_threads)
+        some, angles = states_at_once[:n_stations], asked[:n_stations]
+        found = statistics_of_stations(some, angles=angles, impl=impl, **valid)
+        rank = {k: list(accumulate(angles))[k] - 1 for k in range(n_stations)}
+        for k, x in enumerate(some):
+            one = station_statistics(x, angles=angles[k], impl=impl, **valid)
+            for name, value in one.items():
+                at = rank[k] if name.startswith("angle") else k
+                assert torch.equal(found[name][at], value), (name, k)
+        assert len(found["angle_mean"]) == sum(angles)
+
+
+def test_stations_that_do_not_belong_together_are_refused() -> None:
+    x = states(8, 4, 0.0)
+    with pytest.raises(ValueError, match="angles for each, found 2 and 1"):
+        statistics_of_stations([x, x], angles=[True])
+    with pytest.raises(ValueError, match="shape of the first station"):
+        statistics_of_stations([x, x[:, :5]], angles=[True, True])
 
 
 def test_a_mask_picks_the_rows() -> None:
