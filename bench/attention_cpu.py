@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench import materialised
-from bench.run import environment, save, side_by_side, summary
+from bench.run import environment, save, table_of
 from bertgeom.kernels import attention_stats
 from bertgeom.kernels._cpu import dgemm_address, jit, scratch_memory, sgemm, sgemm_address
 from bertgeom.kernels.attention_stats import _cpu_head, _cpu_rows, _cpu_work, api
@@ -274,11 +274,10 @@ def main(argv: list[str] | None = None) -> int:
         for spread in asked.spread:
             gate(tokens, spread)
             made = [inputs(asked.batch, tokens, spread, i) for i in range(N_INPUTS)]
-            seconds = side_by_side(variants(asked.batch, tokens), made, asked.rounds, "cpu")
             entry = {
                 "name": f"batch {asked.batch}, {tokens} tokens, logit std {spread**2:.2f} nat",
                 "rounds": asked.rounds,
-                "variants": summary(seconds, "sdpa"),
+                "variants": table_of(variants(asked.batch, tokens), "sdpa", made, asked.rounds),
             }
             if asked.stages:
                 n_threads = torch.get_num_threads()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bench import materialised
-from bench.run import environment, save, side_by_side, summary
+from bench.run import environment, save, table_of
 from bench.workloads import Workload, bert_base
 from bertgeom.kernels import station_statistics, statistics_of_stations
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements
@@ -146,8 +146,8 @@ def main(argv: list[str] | None = None) -> int:
         work = bert_base(tokens, asked.batch, layers=asked.layers)
         made = [states_of(work, ids) for ids in work.batches[:2]]
         gate(made[0])
-        seconds = side_by_side(variants(work), made, asked.rounds, "cpu")
-        entry = {"name": work.name, "rounds": asked.rounds, "variants": summary(seconds, "bare")}
+        table = table_of(variants(work), "bare", made, asked.rounds)
+        entry = {"name": work.name, "rounds": asked.rounds, "variants": table}
         if asked.steps:
             x = made[0].stations[-1]
             entry["steps_microseconds"] = {

@@ -80,7 +80,7 @@ class MeasureSettings:
             )
 
 
-#: Bytes of stations on the CPU that wait for others: many windows at once keep every thread busy.
+#: Bytes, as float32, of stations on the CPU that wait for others: many windows at once keep every thread busy.
 #: Nothing changes them meanwhile: what follows a station needs it unchanged for its gradient, so
 #: a model that can be trained writes its results elsewhere.
 _WAITING = 64 << 20
@@ -224,7 +224,7 @@ class Recorder:
             forward.first_tokens.append(_first_token(x, forward.mask))
         forward.waiting.append((x, angles))
         forward.n_stations += 1
-        n_bytes = sum(s.numel() * s.element_size() for s, _ in forward.waiting)
+        n_bytes = sum(4 * s.numel() for s, _ in forward.waiting)
         if x.device.type != "cpu" or n_bytes >= _WAITING:
             self._measure_stations()
 

@@ -99,6 +99,9 @@ def statistics_of_stations(
 
 
 def _stacked(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        # Nothing is copied: on a GPU every copy is a launch.
+        return {name: value[None] for name, value in parts[0].items()}
     names = max(parts, key=len)
     return {name: torch.stack([part[name] for part in parts if name in part]) for name in names}
 
