@@ -80,9 +80,9 @@ class MeasureSettings:
             )
 
 
-#: Bytes, as float32, of stations on the CPU that wait for others: many windows at once keep every thread busy.
-#: Nothing changes them meanwhile: what follows a station needs it unchanged for its gradient, so
-#: a model that can be trained writes its results elsewhere.
+#: Bytes, as float32, of stations on the CPU that wait for others: many windows at once keep every
+#: thread busy. Nothing changes them meanwhile: what follows a station needs it unchanged for its
+#: gradient, so a model that can be trained writes its results elsewhere.
 _WAITING = 64 << 20
 
 
