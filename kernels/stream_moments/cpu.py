@@ -8,7 +8,7 @@ merge them in the same order.
     sweep block      norms, sum of units, sum of rows, moments        64 rows
                      then cone index and axis, moments, mean, shift   of the window
     centre block     centred (unit) vectors, angles to the axis       64 rows
-    tile             products of the centred vectors                  64 x 1024 pairs
+    tile             products of the centred vectors                  1024 x 48 pairs
                      then angles and participation ratio              of the window
 """
 
