@@ -30,9 +30,10 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 _STATISTICS_OPERATIONS = 60
 #: Compressed size of statistics, as a share; what random mantissas leave.
 _COMPRESSED = 0.85
-#: Interpreter, torch, transformers, numba and zarr, what compiling the kernels once takes, and
-#: the stations that wait to be measured, as they are, as float32 and centred (64 MiB each).
-_RUNTIME_BYTES = 1492 * 2**20
+#: Interpreter, torch, transformers, numba and zarr, and what compiling the kernels once takes.
+_RUNTIME_BYTES = 1300 * 2**20
+#: Of the stations that wait to be measured together, no more than this (`bertgeom.attention`).
+_WAITING_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,15 @@ def memory(
     half = 0 if model.itemsize >= 4 else 4 * model.weight_bytes // model.itemsize
     heads = rows * model.n_heads * (64 + N_BLOCKS**2 + 2 * shape.n_offset_side)
     per_window = bytes_per_window(shape)
+    stations = 4 * tokens * model.hidden * (1 + 2 * model.n_layers)
     return Memory(
         runtime=_RUNTIME_BYTES,
         weights=model.weight_bytes + half,
         activations=spread * (10 * model.hidden + 3 * model.widest),
         statistics=4 * (threads * 4 * shape.max_tokens * min(shape.max_tokens, 1024))
         + 4 * tokens * 5 * model.hidden
+        # As they are, as float32, and centred.
+        + 3 * min(_WAITING_BYTES, stations)
         + 4 * heads * model.n_layers
         + rows * per_window * 4,
         results=3 * partition_windows * per_window,
