@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench import materialised
-from bench.run import environment, save, table_of
+from bench.run import environment, save, tables
 from bertgeom.kernels import attention_stats
 from bertgeom.kernels._cpu import dgemm_address, jit, scratch_memory, sgemm, sgemm_address
 from bertgeom.kernels.attention_stats import _cpu_head, _cpu_rows, _cpu_work, api
@@ -274,10 +274,12 @@ def main(argv: list[str] | None = None) -> int:
         for spread in asked.spread:
             gate(tokens, spread)
             made = [inputs(asked.batch, tokens, spread, i) for i in range(N_INPUTS)]
+            todo = variants(asked.batch, tokens)
+            table, slow = tables(todo, "sdpa", "sdpa", made, asked.rounds, "cpu")
             entry = {
                 "name": f"batch {asked.batch}, {tokens} tokens, logit std {spread**2:.2f} nat",
                 "rounds": asked.rounds,
-                "variants": table_of(variants(asked.batch, tokens), "sdpa", made, asked.rounds),
+                "variants": table | {"materialised": slow},
             }
             if asked.stages:
                 n_threads = torch.get_num_threads()

@@ -109,15 +109,20 @@ def summary(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, f
     return table
 
 
-def table_of(
-    todo: dict[str, Callable[[Any], Any]], base: str, inputs: list[Any], rounds: int
-) -> dict[str, dict[str, float]]:
-    """`summary` on the CPU; the materialised way takes its turns with the base alone."""
-    todo = dict(todo)
-    slow = {base: todo[base], "materialised": todo.pop("materialised")}
-    table = summary(side_by_side(todo, inputs, rounds, "cpu"), base)
-    beside = summary(side_by_side(slow, inputs, max(3, rounds // 2), "cpu"), base)
-    return table | {"materialised": beside["materialised"]}
+def tables(
+    todo: dict[str, Callable[[Any], Any]],
+    base: str,
+    beside: str,
+    inputs: list[Any],
+    rounds: int,
+    device: str,
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """`summary` of all but the materialised way, and its row: timed beside, and over, another."""
+    slow = {beside: todo[beside], "materialised": todo["materialised"]}
+    quick = {name: run for name, run in todo.items() if name != "materialised"}
+    table = summary(side_by_side(quick, inputs, rounds, device), base)
+    apart = summary(side_by_side(slow, inputs, max(3, rounds // 2), device), beside)
+    return table, apart["materialised"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,17 +153,14 @@ def main(argv: list[str] | None = None) -> int:
         )
         errors = workloads.gate(work) if dtype == torch.float32 else None
         todo = workloads.variants(work)
-        slow = {name: todo[name] for name in ("everything", "materialised")}
-        del todo["materialised"]
-        seconds = side_by_side(todo, work.batches, options.rounds, device)
-        beside = side_by_side(slow, work.batches, max(3, options.rounds // 2), device)
+        table, slow = tables(todo, "bare", "everything", work.batches, options.rounds, device)
         entry = {
             "name": work.name,
             "dtype": str(dtype).removeprefix("torch."),
             "rounds": options.rounds,
             "oracle_max_abs_error": errors,
-            "variants": summary(seconds, "bare"),
-            "materialised_over_everything": summary(beside, "everything")["materialised"],
+            "variants": table,
+            "materialised_over_everything": slow,
         }
         if options.paper:
             entry["paper_seconds_one_sequence"] = time_paper(n_tokens)

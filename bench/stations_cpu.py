@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bench import materialised
-from bench.run import environment, save, table_of
+from bench.run import environment, save, tables
 from bench.workloads import Workload, bert_base
 from bertgeom.kernels import station_statistics, statistics_of_stations
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements
@@ -146,7 +146,8 @@ def main(argv: list[str] | None = None) -> int:
         work = bert_base(tokens, asked.batch, layers=asked.layers)
         made = [states_of(work, ids) for ids in work.batches[:2]]
         gate(made[0])
-        table = table_of(variants(work), "bare", made, asked.rounds)
+        table, slow = tables(variants(work), "bare", "bare", made, asked.rounds, "cpu")
+        table["materialised"] = slow
         entry = {"name": work.name, "rounds": asked.rounds, "variants": table}
         if asked.steps:
             x = made[0].stations[-1]

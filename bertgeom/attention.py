@@ -91,9 +91,8 @@ class _Forward:
     """What one forward pass has shown so far; tensors stay on the model's device."""
 
     layers: list[Mapping[str, Tensor]] = field(default_factory=list)
-    #: Statistics (S, B, ...) of the stations so far, some at a time, and their number.
+    #: Statistics (S, B, ...) of the stations so far, some at a time.
     stations: list[dict[str, Tensor]] = field(default_factory=list)
-    n_stations: int = 0
     #: Those that wait, and whether their angles are wanted.
     waiting: list[tuple[Tensor, bool]] = field(default_factory=list)
     first_tokens: list[Tensor] = field(default_factory=list)
@@ -157,10 +156,11 @@ class Recorder:
         )
 
     def _finish(self, forward: _Forward) -> dict[str, np.ndarray]:
-        if forward.n_stations != 1 + 2 * len(forward.layers):
+        n_stations = sum(len(s["zero_vectors"]) for s in forward.stations)
+        if n_stations != 1 + 2 * len(forward.layers):
             raise ModelError(
                 f"expected {1 + 2 * len(forward.layers)} stations of the residual stream for "
-                f"{len(forward.layers)} attention calls, found {forward.n_stations}; "
+                f"{len(forward.layers)} attention calls, found {n_stations}; "
                 "the layers of this architecture are not recognised"
             )
         wanted = {v.name for v in variables.select(self.settings.tier, self.settings.keep)}
@@ -223,7 +223,6 @@ class Recorder:
         if "cls" in self.settings.keep and hidden_state:
             forward.first_tokens.append(_first_token(x, forward.mask))
         forward.waiting.append((x, angles))
-        forward.n_stations += 1
         n_bytes = sum(4 * s.numel() for s, _ in forward.waiting)
         if x.device.type != "cpu" or n_bytes >= _WAITING:
             self._measure_stations()

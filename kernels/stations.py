@@ -86,10 +86,10 @@ def statistics_of_stations(
             )
     name = resolve(impl, *stations, lengths, mask)
     with torch.no_grad():
-        _, counts = valid_rows("x", stations[0][:, None], lengths, mask)
-        states = list(stations)
+        rows, counts = valid_rows("x", stations[0][:, None], lengths, mask)
+        states = [rows[:, 0], *stations[1:]]
         if mask is not None:
-            states = [valid_rows("x", x[:, None], None, mask)[0][:, 0] for x in stations]
+            states[1:] = [valid_rows("x", x[:, None], None, mask)[0][:, 0] for x in stations[1:]]
         if name == "numba":
             from .stream_moments import cpu
 

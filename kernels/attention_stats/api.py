@@ -33,7 +33,7 @@ class NamedWhenRead(Mapping[str, Tensor]):
 
     @functools.cached_property
     def _named(self) -> dict[str, Tensor]:
-        return {name: _single(x) for name, x in self._name().items()}
+        return self._name()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._named[name]
@@ -156,24 +156,19 @@ def attention_stats(
             special = None if special is None else special.gather(1, slots)
             groups = None if groups is None else groups.gather(1, slots)
         output, values = run(query, key, value, lengths, special, groups, options)
-        if isinstance(values, dict):
-            values = functools.partial(dict, values)
+        if callable(values) and slots is None:
+            return AttentionStats(output, NamedWhenRead(values))
+        values = values() if callable(values) else values
         if head_cones and name != "numba":
-            more = _head_cones(name, (query, key, value, output), lengths)
-            values = functools.partial(_merged, values, more)
+            values |= _head_cones(name, (query, key, value, output), lengths)
         if slots is not None:
-            output, moved = _put_back(output, values(), slots)
-            values = functools.partial(dict, moved)
-    return AttentionStats(output, NamedWhenRead(values))
+            output, values = _put_back(output, values, slots)
+    return AttentionStats(output, {k: _single(v) for k, v in values.items()})
 
 
 @functools.cache
 def _runner(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{_MODULES[name]}").run
-
-
-def _merged(values: Callable[[], dict[str, Tensor]], more: dict[str, Tensor]) -> dict[str, Tensor]:
-    return values() | more
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:

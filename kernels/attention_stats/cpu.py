@@ -29,6 +29,7 @@ from .._cpu import (
     started,
 )
 from .._cpu_vectors import TILE, exp2, prefetch, prefetch_to_write
+from .._rows import readable
 from ._cpu_head import (
     ASYMMETRY,
     CONFIDENT_COUNT,
@@ -135,9 +136,9 @@ def run(
 
 def _readable(x: Tensor) -> Tensor:
     """x as float32 whose rows BLAS can read; itself if it is that already."""
-    x = x.detach().float()
+    x = readable(x)
     apart = x.stride(-2) >= x.shape[-1] or x.shape[-2] == 1
-    return x if apart and x.stride(-1) == 1 else x.contiguous()
+    return x if apart else x.contiguous()
 
 
 def _heads(x: Tensor) -> Heads:
