@@ -86,7 +86,7 @@ def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
     """
     start, limit = _address("GOMP_parallel"), _address("MKL_Set_Num_Threads_Local")
     n_threads = torch.get_num_threads()
-    with _openblas_on_one_thread():
+    with _NOTHING if limit else _openblas_on_one_thread():
         if start or n_threads == 1:
             function((start, limit, n_threads), *arguments)
             return
@@ -170,9 +170,10 @@ def widest(function: Any) -> None:
     set.add(function.attributes, '"prefer-vector-width"="512"')
 
 
+_NOTHING = contextlib.nullcontext()
+
+
 def _openblas_on_one_thread() -> contextlib.AbstractContextManager[Any]:
-    if _symbol("MKL_Set_Num_Threads_Local") is not None:
-        return contextlib.nullcontext()
     return _threadpools().limit(limits=1, user_api="blas")
 
 
@@ -200,16 +201,11 @@ def _blas_address(name: str) -> int:
     )
 
 
-def _address(name: str) -> int:
-    """Address of a function of torch's libraries; 0 without one."""
-    function = _symbol(name)
-    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
 @functools.cache
-def _symbol(name: str) -> Any:
-    """A function of torch's library or of the libraries it is linked to; None without one."""
-    return getattr(_torch_library(), name, None)
+def _address(name: str) -> int:
+    """Address of a function of torch's library or of those it is linked to; 0 without one."""
+    function = getattr(_torch_library(), name, None)
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 @functools.cache
@@ -232,13 +228,21 @@ def scratch_memory(rows: int, n_floats: int) -> Any:
     Memory fresh from the system would cost a page fault for every 4 KiB of it, on every call.
     The next call hands out the same.
     """
+    _, pitch = scratch_address(rows, n_floats)
+    floats, _ = _memory.kept
+    return floats[: rows * pitch].reshape(rows, pitch)
+
+
+def scratch_address(rows: int, n_floats: int) -> tuple[int, int]:
+    """Address of `scratch_memory`, and float32 elements from row to row."""
     pitch = -(-n_floats // _LINE) * _LINE
-    flat = getattr(_memory, "floats", None)
-    if flat is None or flat.size < rows * pitch:
+    kept = getattr(_memory, "kept", None)
+    if kept is None or kept[0].size < rows * pitch:
         raw = np.empty(rows * pitch + _LINE, np.float32)
         skip = -(raw.ctypes.data // 4) % _LINE
-        flat = _memory.floats = raw[skip : skip + rows * pitch]
-    return flat[: rows * pitch].reshape(rows, pitch)
+        floats = raw[skip : skip + rows * pitch]
+        kept = _memory.kept = (floats, floats.ctypes.data)
+    return kept[1], pitch
 
 
 @intrinsic

@@ -55,11 +55,13 @@ def resolve(
 
 
 def _common_device(tensors: Sequence[torch.Tensor | None]) -> torch.device:
-    devices = {t.device for t in tensors if t is not None}
-    if len(devices) > 1:
-        found = ", ".join(sorted(map(str, devices)))
+    devices = [t.device for t in tensors if t is not None]
+    if not devices:
+        return torch.device("cpu")
+    if devices.count(devices[0]) < len(devices):
+        found = ", ".join(sorted({str(device) for device in devices}))
         raise ValueError(f"expected all tensors on one device, found {found}; move them with .to()")
-    return devices.pop() if devices else torch.device("cpu")
+    return devices[0]
 
 
 def _default(device: torch.device, available: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from ._cpu import inner, on_torch_threads, sgemm
@@ -21,7 +22,8 @@ ROWS = 64
 
 def readable(x: Tensor) -> Tensor:
     """x as float32 whose last stride is 1; itself if it is that already, whatever the others."""
-    x = x.detach().float()
+    if x.dtype != torch.float32 or x.requires_grad:
+        x = x.detach().float()
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -145,24 +145,23 @@ def attention_stats(
     if lengths is not None and mask is not None:
         raise ValueError("expected lengths or mask, found both; leave one out")
     run = _runner(name)
-    with torch.no_grad():
-        slots = None
-        mask = _slots("mask", mask, batch, n_slots, torch.bool)
-        if mask is not None:
-            lengths, slots = _valid_first(mask)
-        lengths = _lengths(lengths, batch, n_slots, query.device)
-        if slots is not None:
-            query, key, value = (_take(x, slots) for x in (query, key, value))
-            special = None if special is None else special.gather(1, slots)
-            groups = None if groups is None else groups.gather(1, slots)
-        output, values = run(query, key, value, lengths, special, groups, options)
-        if callable(values) and slots is None:
-            return AttentionStats(output, NamedWhenRead(values))
-        values = values() if callable(values) else values
-        if head_cones and name != "numba":
-            values |= _head_cones(name, (query, key, value, output), lengths)
-        if slots is not None:
-            output, values = _put_back(output, values, slots)
+    slots = None
+    mask = _slots("mask", mask, batch, n_slots, torch.bool)
+    if mask is not None:
+        lengths, slots = _valid_first(mask)
+    lengths = _lengths(lengths, batch, n_slots, query.device)
+    if slots is not None:
+        query, key, value = (_take(x, slots) for x in (query, key, value))
+        special = None if special is None else special.gather(1, slots)
+        groups = None if groups is None else groups.gather(1, slots)
+    output, values = run(query, key, value, lengths, special, groups, options)
+    if callable(values) and slots is None:
+        return AttentionStats(output, NamedWhenRead(values))
+    values = values() if callable(values) else values
+    if head_cones and name != "numba":
+        values |= _head_cones(name, (query, key, value, output), lengths)
+    if slots is not None:
+        output, values = _put_back(output, values, slots)
     return AttentionStats(output, {k: _single(v) for k, v in values.items()})
 
 

@@ -23,7 +23,7 @@ from .._cpu import (
     inner,
     jit,
     on_torch_threads,
-    scratch_memory,
+    scratch_address,
     sgemm,
     sgemm_address,
     started,
@@ -108,13 +108,13 @@ def run(
     allocate = torch.empty if min(n_tokens) == n_slots else torch.zeros
     output = allocate(batch, n_slots, n_heads, head_dim)
     output = output.transpose(1, 2)
-    shapes = _shapes(batch, n_heads, n_slots, options)
-    results = torch.empty(sum(math.prod(shape) for shape in shapes))
+    shapes, n_results = _shapes(batch, n_heads, n_slots, options)
+    results = torch.empty(n_results)
     settings = _settings(n_slots, options)
-    n_floats = scratch_floats(
+    n_floats = _scratch_floats(
         max(n_tokens), head_dim, settings.near, settings.theta, settings.reach
     )
-    memory = scratch_memory(torch.get_num_threads(), n_floats)
+    scratch, n_floats = scratch_address(torch.get_num_threads(), n_floats)
     counters = np.zeros(2, np.int64)
     arguments = (
         counters,
@@ -127,11 +127,13 @@ def run(
         _slots(groups, batch, n_slots, np.int32),
         results.data_ptr(),
         shapes,
-        memory.ctypes.data,
-        memory.shape[1],
+        scratch,
+        n_floats,
     )
     on_torch_threads(_sweep, *arguments)
-    return output.to(query.dtype), functools.partial(_named, results, shapes, options)
+    if query.dtype != output.dtype:
+        output = output.to(query.dtype)
+    return output, functools.partial(_named, results, shapes, options)
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -147,9 +149,16 @@ def _heads(x: Tensor) -> Heads:
 
 
 def _slots(x: Tensor | None, batch: int, n_slots: int, dtype: type) -> np.ndarray:
-    if x is None:
-        return np.zeros((batch, n_slots), dtype)
-    return np.ascontiguousarray(x.numpy(), dtype)
+    return _no_slots(batch, n_slots, dtype) if x is None else x.contiguous().numpy().view(dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _no_slots(batch: int, n_slots: int, dtype: type) -> np.ndarray:
+    return np.zeros((batch, n_slots), dtype)
+
+
+#: From Python: the same few sizes again and again.
+_scratch_floats = functools.lru_cache(maxsize=64)(scratch_floats)
 
 
 @functools.lru_cache(maxsize=64)
@@ -165,8 +174,9 @@ def _settings(n_slots: int, options: Options) -> Settings:
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(batch: int, n_heads: int, n_slots: int, options: Options) -> Values:
-    return Values(
+def _shapes(batch: int, n_heads: int, n_slots: int, options: Options) -> tuple[Values, int]:
+    """Shapes of the results, and their elements together."""
+    shapes = Values(
         scalars=(len(SCALARS + FULL_SCALARS), batch, n_heads),
         k90=(2, batch, n_heads),
         gate=(batch, n_heads),
@@ -178,6 +188,7 @@ def _shapes(batch: int, n_heads: int, n_slots: int, options: Options) -> Values:
         received=(batch, n_heads, n_slots if options.columns else 0),
         cones=(2, batch, n_heads, 4 if options.cones else 0),
     )
+    return shapes, sum(math.prod(shape) for shape in shapes)
 
 
 def _named(memory: Tensor, shapes: Values, options: Options) -> dict[str, Tensor]:

@@ -463,7 +463,7 @@ def test_without_torch_s_own_threads_and_blas_others_do_the_work(
 
     q, k, v = random_input(tokens=80)
     before = torch.get_num_threads()
-    monkeypatch.setattr(_cpu, "_symbol", lambda name: None)
+    monkeypatch.setattr(_cpu, "_address", lambda name: 0)
     _cpu._blas_address.cache_clear()
     try:
         torch.set_num_threads(2)
