@@ -154,6 +154,31 @@ def at_least(typingctx: Any, array: Any, start: Any, threshold: Any) -> Any:
 
 
 @intrinsic
+def sums_above(typingctx: Any, array: Any, threshold: Any) -> Any:
+    """Number, as a float32, and sum of what is above a threshold; float32, whole STEPs."""
+    pair = types.UniTuple(types.float32, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = ir.VectorType(_REAL, STEP)
+        nothing = ir.Constant(lanes, [0.0] * STEP)
+        one = ir.Constant(lanes, [1.0] * STEP)
+        limit = _splat(builder, args[1], _REAL, STEP)
+        count, total = (cgutils.alloca_once_value(builder, nothing) for _ in range(2))
+        size = context.make_array(signature.args[0])(context, builder, args[0]).nitems
+        with cgutils.for_range(builder, builder.udiv(size, _LONG(STEP))) as step:
+            at = builder.mul(step.index, _LONG(STEP))
+            loaded = _load(context, builder, signature, args[0], at, _REAL, STEP)
+            over = builder.fcmp_ordered(">", loaded, limit)
+            for summed, x in ((count, one), (total, loaded)):
+                before = builder.load(summed)
+                builder.store(builder.select(over, builder.fadd(before, x), before), summed)
+        found = [_added(builder, builder.load(x)) for x in (count, total)]
+        return context.make_tuple(builder, pair, found)
+
+    return pair(array, types.float32), codegen
+
+
+@intrinsic
 def lowest_bit(typingctx: Any, bits: Any) -> Any:
     """Position of the lowest set bit of a uint64 that is not 0."""
 
@@ -185,12 +210,7 @@ def tile_dot(typingctx: Any, array: Any, i: Any, j: Any, pitch: Any) -> Any:
         for r, (x, y) in enumerate(zip(tile(i, j), columns, strict=True)):
             product = builder.fmul(x, y, flags=("contract",))
             partial[r % 4] = builder.fadd(partial[r % 4], product, flags=("contract",))
-        total = builder.fadd(builder.fadd(*partial[:2]), builder.fadd(*partial[2:]))
-        kind = ir.FunctionType(_REAL, [_REAL, total.type])
-        add = cgutils.get_or_insert_function(
-            builder.module, kind, f"llvm.vector.reduce.fadd.v{TILE}f32"
-        )
-        return builder.call(add, [_REAL(0.0), total], fastmath=("reassoc",))
+        return _added(builder, builder.fadd(builder.fadd(*partial[:2]), builder.fadd(*partial[2:])))
 
     return types.float32(array, types.int64, types.int64, types.int64), codegen
 
@@ -218,6 +238,14 @@ def _load(
     vector = ir.VectorType(kind, count)
     pointer = builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
     return builder.load(pointer, align=kind.width // 8 if isinstance(kind, ir.IntType) else 4)
+
+
+def _added(builder: Any, vector: Any) -> Any:
+    """The sum of a vector's elements."""
+    kind = ir.FunctionType(_REAL, [_REAL, vector.type])
+    name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
+    add = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(add, [_REAL(0.0), vector], fastmath=("reassoc",))
 
 
 def _splat(builder: Any, value: Any, kind: Any, count: int) -> Any:

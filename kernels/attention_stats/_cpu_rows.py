@@ -18,6 +18,7 @@ from .._cpu_vectors import (
     larger,
     lowest_bit,
     smaller,
+    sums_above,
     tile_dot,
     widest_vectors,
 )
@@ -207,20 +208,6 @@ def _encode(row, low, factor, codes):
 
 
 @inner
-def _above(row, t):
-    """Number and sum of the weights > t."""
-    widest_vectors()
-    count = np.int32(0)
-    mass = f32(0)
-    for j in range(row.size):
-        p = row[j]
-        over = p > t
-        count += np.int32(over)
-        mass += p if over else f32(0)
-    return count, mass
-
-
-@inner
 def smallest_count(row, n_visible, low, top, guess, step):
     """k90 of a row of weights from `low` to `top`: how many of the largest hold 0.9 of the mass.
 
@@ -261,12 +248,12 @@ def smallest_count(row, n_visible, low, top, guess, step):
                 t = hi - (hi - lo) * (r / mass)
         if not (lo < t and t < hi):
             t = f32(0.5) * (lo + hi)
-        count, s = _above(row, t)
+        count, s = sums_above(row, t)
         if s >= _SHARE:
-            lo, c_lo, s_lo = t, f32(count), s
+            lo, c_lo, s_lo = t, count, s
             over = True
         else:
-            hi, c_hi, s_hi = t, f32(count), s
+            hi, c_hi, s_hi = t, count, s
             under = True
         if not (under and over):
             # To the other side of the answer: as many weights on as t is off, and three more.
