@@ -148,7 +148,7 @@ def _launches(setup: Setup, x: tuple[Tensor, Tensor, Tensor]) -> dict[str, Calla
         "launch pairs": lambda x: _gpu_pairs.pair_sums(
             *x[:2], rows.lse, low, high, lengths, options
         ),
-        "launch k90": lambda x: _gpu_k90.k90_counts(*x[:2], rows.lse, lengths, options),
+        "launch k90": lambda x: _gpu_k90.k90_counts(*x[:2], rows, lengths, options),
         "launch gram": lambda x: _gpu_gram.logit_sums(*x[:2], lengths),
     }
 

@@ -1,10 +1,14 @@
 """Triton: how many of its largest weights a row needs to hold 0.9 of its mass.
 
-A threshold t is narrowed between `high`, above which the weights do not hold the mass, and
-`low`, above which they do. The mass and the number of weights above both are known, so that the
-answer is read off once no more than one weight, or only equal ones, lie between. Steps alternate
-between the middle of log t and the place where a straight line through both masses meets 0.9:
-the first bounds the number of steps, the second takes few on smooth rows.
+A threshold t is narrowed between `high`, above which the weights do not hold the mass, and `low`,
+above which they do; mass and count above both are known. Of r = 0.9 - mass(high) still wanted,
+every weight between gives at most `high`, the largest give at least the mean of those between, and
+each that is left out keeps at least `low`: once both bounds name one count, that is the answer,
+long before the thresholds meet. `GPU.md` counts the steps.
+
+The first threshold is that of a row whose logits are normally distributed and whose entropy is
+this row's; the next come from the slope there, until both sides are known, and then in turn from
+the middle of log t and from a straight line through both masses.
 
 Windows up to RESIDENT_SLOTS keep the weights of a program's rows in registers; beyond, every
 step computes them again from Q and K.
@@ -19,7 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._gpu import ceil_div, next_power_of_two
+from ._gpu_rows import RowValues
 from ._gpu_tiles import (
+    LN2,
     LOG2E,
     NO_ROW,
     PRECISION,
@@ -34,8 +40,11 @@ from ._gpu_tiles import (
 from ._options import K90_MASS, Options
 
 MASS = tl.constexpr(K90_MASS)
-#: Half of them halve at most 23 octaves: weights apart by 2 ** -19 of themselves are told apart.
+#: Half of them halve the distance in log t: what is a millionth apart is told apart.
 MAX_STEPS = 48
+#: Where the normal distribution has 0.1 on one side, and its density there.
+TAIL = tl.constexpr(1.2815516)
+DENSITY = tl.constexpr(0.17549833)
 RESIDENT_SLOTS = 512
 
 
@@ -73,6 +82,8 @@ def attention_k90(
     p_query,
     p_key,
     p_lse,
+    p_entropy,
+    p_top,
     p_count,
     p_lengths,
     stride_qb,
@@ -97,7 +108,7 @@ def attention_k90(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Rows [block ROWS, ...) of one head; p_count (B, H, N) int32, 0 in padded slots.
+    """Rows [block ROWS, ...) of one head; p_count (B, H, N) int32, 0 in padded slots and for NaN.
 
     RESIDENT: COLS columns hold the whole window.
     """
@@ -113,7 +124,11 @@ def attention_k90(
     o_q = tile_offsets(stride_qn, stride_qd, ROWS, BLOCK_DIM)
     o_k = tile_offsets(stride_kn, stride_kd, COLS, BLOCK_DIM)
     b_q = load_tile(p_q, o_q, n - i_first, True, HEAD_DIM, ROWS, BLOCK_DIM)
-    lse = tl.load(p_lse + i_flat * n_slots + i_row, mask=m_row, other=NO_ROW)
+    o_flat = i_flat * n_slots + i_row
+    lse = tl.load(p_lse + o_flat, mask=m_row, other=NO_ROW)
+    entropy = tl.load(p_entropy + o_flat, mask=m_row, other=0.0)
+    top = tl.load(p_top + o_flat, mask=m_row, other=1.0)
+    m_row = m_row & (lse == lse)
 
     first = 0
     last = tl.cdiv(n, COLS)
@@ -126,56 +141,80 @@ def attention_k90(
             WINDOW, HEAD_DIM, COLS, BLOCK_DIM, PRECISION, WIDEN,
         )  # fmt: skip
 
-    # Weights below 0.05 / n hold less than 0.05 together; none exceeds 1.
-    low = tl.zeros((ROWS,), tl.float32) - 4.4 - tl.log2(tl.maximum(n, 1).to(tl.float32))
-    low_mass = tl.where(m_row, 1.0, 0.0)
-    low_count = tl.where(m_row, n.to(tl.float32), 0.0)
-    high = tl.full((ROWS,), 0.001, tl.float32)
+    visible = tl.maximum(n, 1).to(tl.float32)
+    # Weights below 0.047 / n hold less than 0.05 together, so the least that counts is larger.
+    low = tl.zeros((ROWS,), tl.float32) + 0.047 / visible
+    low_mass = tl.full((ROWS,), 1.0, tl.float32)
+    # A largest weight that is enough leaves nothing to look for.
+    is_open = m_row & (top < MASS)
+    low_count = tl.where(is_open, visible, 1.0)
+    high = top * 1.000001
     high_mass = tl.zeros((ROWS,), tl.float32)
     high_count = tl.zeros((ROWS,), tl.float32)
-    # Weights this close (in log2) count as equal: n of them shift the count by less than 0.1.
-    close = tl.maximum(0.1 / tl.maximum(n, 1).to(tl.float32), 4e-6)
+    most = tl.full((ROWS,), 1.0, tl.float32)
+    # Weights this close count as equal: n of them shift the count by less than 0.1.
+    close = tl.maximum(0.07 / visible, 3e-6)
+    if WINDOW:
+        visible = tl.minimum(visible, 2.0 * window + 1.0)
+    # ln of the weights of such a row has this standard deviation.
+    spread = tl.sqrt(tl.maximum(2.0 * (tl.log2(visible) * LN2 - entropy), 1e-6))
+    slope = spread / (LN2 * DENSITY)
+    threshold = tl.exp2(spread * (0.5 * spread - TAIL) / LN2) / visible
+    middle = tl.exp2(0.5 * (tl.log2(high) + tl.log2(low)))
+    threshold = tl.where((threshold > low) & (threshold < high), threshold, middle)
+    beyond = 3.0
     step = 0
-    open_rows = tl.where(i_first < n, 1, 0)
+    open_rows = tl.max(is_open.to(tl.int32), 0)
     while (open_rows > 0) & (step < max_steps):
-        line = (MASS - high_mass) / tl.maximum(low_mass - high_mass, 1e-20)
-        line = tl.minimum(tl.maximum(line, 0.05), 0.95)
-        part = tl.where(step % 2 == 1, line, 0.5)
-        middle = high + (low - high) * part
-        threshold = tl.exp2(middle)
         mass = tl.zeros((ROWS,), tl.float32)
         count = tl.zeros((ROWS,), tl.float32)
         if RESIDENT:
-            hit = p >= threshold[:, None]
-            mass = tl.sum(tl.where(hit, p, 0.0), 1)
-            count = tl.sum(tl.where(hit, 1.0, 0.0), 1)
+            above = tl.where(p >= threshold[:, None], 1.0, 0.0)
+            mass = tl.sum(above * p, 1)
+            count = tl.sum(above, 1)
         else:
             for tile in range(first, last):
                 b_p = _row_weights(
                     b_q, p_k, o_k, stride_kn, lse, i_row, tile * COLS, n, window, scale,
                     WINDOW, HEAD_DIM, COLS, BLOCK_DIM, PRECISION, WIDEN,
                 )  # fmt: skip
-                hit = b_p >= threshold[:, None]
-                mass += tl.sum(tl.where(hit, b_p, 0.0), 1)
-                count += tl.sum(tl.where(hit, 1.0, 0.0), 1)
-        enough = mass >= MASS
-        low = tl.where(enough, middle, low)
+                above = tl.where(b_p >= threshold[:, None], 1.0, 0.0)
+                mass += tl.sum(above * b_p, 1)
+                count += tl.sum(above, 1)
+        enough = is_open & (mass >= MASS)
+        low = tl.where(enough, threshold, low)
         low_mass = tl.where(enough, mass, low_mass)
         low_count = tl.where(enough, count, low_count)
-        high = tl.where(enough, high, middle)
-        high_mass = tl.where(enough, high_mass, mass)
-        high_count = tl.where(enough, high_count, count)
-        undecided = m_row & (low_count - high_count > 1.5) & (high - low > close)
-        open_rows = tl.max(undecided.to(tl.int32), 0)
+        short = is_open & (mass < MASS)
+        high = tl.where(short, threshold, high)
+        high_mass = tl.where(short, mass, high_mass)
+        high_count = tl.where(short, count, high_count)
+
+        wanted = MASS - high_mass
+        between = low_count - high_count
+        held = tl.maximum(low_mass - high_mass, 1e-20)
+        share = wanted / held
+        most = tl.ceil(share * between)
+        # Only a threshold that was looked at says what is left below it.
+        left_out = tl.where(low_mass < 1.0, (held - wanted) / low, between)
+        least = tl.maximum(wanted / high, between - left_out)
+        done = (least > most - 1.0) | (between < 1.5) | (high - low <= high * close)
+        is_open = is_open & (done == 0)
+        open_rows = tl.max(is_open.to(tl.int32), 0)
+
+        # By the slope, to the other side of the answer: some weights farther than it is off.
+        off = mass - MASS
+        off += tl.where(off >= 0.0, beyond, -beyond) * threshold
+        rise = tl.minimum(tl.maximum(off * slope, -3.0), 3.0)
+        middle = tl.exp2(0.5 * (tl.log2(high) + tl.log2(low)))
+        tried = tl.where(step % 2 == 0, middle, high - (high - low) * share)
+        both = (high_mass > 0.0) & (low_mass < 1.0)
+        tried = tl.where(both, tried, threshold * tl.exp2(rise))
+        threshold = tl.where((tried > low) & (tried < high), tried, middle)
+        beyond *= 2.0
         step += 1
 
-    # Between both thresholds: one weight, or equal ones.
-    between = low_count - high_count
-    weight = (low_mass - high_mass) / tl.maximum(between, 1.0)
-    share = tl.minimum((MASS - high_mass) / tl.maximum(weight, 1e-30), between) - 1e-3
-    needed = share.to(tl.int32) + 1
-    count = high_count.to(tl.int32) + tl.maximum(needed, 1)
-    o_flat = i_flat * n_slots + i_row
+    count = tl.minimum(tl.maximum(high_count + most, high_count + 1.0), low_count).to(tl.int32)
     tl.store(p_count + o_flat, tl.where(m_row, count, 0), mask=i_row < n_slots)
 
 
@@ -184,23 +223,22 @@ def k90_tiles(dtype: torch.dtype, head_dim: int, n_slots: int) -> tuple[Tiles, b
     wide = block_dim(head_dim) > 64
     cols = next_power_of_two(n_slots, 64)
     if dtype == torch.float32:
-        if cols <= RESIDENT_SLOTS // 2 and not wide:
-            return Tiles(16, cols, 8, 1), True
-        return Tiles(16 if wide else 32, 32, 8 if wide else 4, 1), False
+        # Products on the FMA units take the registers that resident weights would need.
+        return Tiles(16 if wide else 32, 32, 8, 1), False
     if cols <= RESIDENT_SLOTS:
         return Tiles(16, cols, 8 if wide else 4, 1), True
     return Tiles(64, 64, 4, 2), False
 
 
 def k90_counts(
-    query: Tensor, key: Tensor, lse: Tensor, lengths: Tensor, options: Options
+    query: Tensor, key: Tensor, rows: RowValues, lengths: Tensor, options: Options
 ) -> Tensor:
     """(B, H, N) int32: k90 of every row, 0 in padded slots."""
     batch, n_heads, n_slots, head_dim = query.shape
     tiles, resident = k90_tiles(query.dtype, head_dim, n_slots)
     counts = torch.empty((batch, n_heads, n_slots), dtype=torch.int32, device=query.device)
     attention_k90[(ceil_div(n_slots, tiles.rows), n_heads, batch)](
-        query, key, lse, counts, lengths,
+        query, key, rows.lse, rows.entropy, rows.top, counts, lengths,
         *query.stride(), *key.stride(),
         n_slots, n_heads // key.shape[1], options.scale * LOG2E,
         -1 if options.window is None else options.window, MAX_STEPS,

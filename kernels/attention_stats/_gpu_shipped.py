@@ -91,13 +91,11 @@ def _shipped() -> dict[str, ShippedKernel]:
             add(f"attention_pairs/{of}", attention_pairs, pairs_tiles(dtype, d), dtype, d)
             reason = _SMALL if d < 64 else None
             add(f"attention_gram/{of}", attention_gram, gram_tiles(dtype, d), dtype, d, reason)
-            lengths = (256, 1024) if dtype == torch.float32 else (512, 1024)
-            for n in lengths:
+            for n in (512, 1024):
                 tiles, resident = k90_tiles(dtype, d, n)
                 reason = _RESIDENT if resident else None
-                if n == 1024 or resident:
-                    name = f"attention_k90/{of}/{'resident' if resident else 'swept'}"
-                    add(name, attention_k90, tiles, dtype, d, reason, RESIDENT=resident)
+                name = f"attention_k90/{of}/{'resident' if resident else 'swept'}"
+                add(name, attention_k90, tiles, dtype, d, reason, RESIDENT=resident)
     half, d = torch.float16, 64
     tiles = rows_tiles(half, d)
     add("attention_rows/fp16/d64/core", attention_rows, tiles, half, d, FULL=False)

@@ -72,7 +72,7 @@ def _full_sums(
     """The fields of `HeadSums` that need the weights once more."""
     low, high = _extremes(rows, lengths)
     pairs = pair_sums(query, key, rows.lse, low, high, lengths, options)
-    counts = k90_counts(query, key, rows.lse, lengths, options)
+    counts = k90_counts(query, key, rows, lengths, options)
     # Cells that a sliding window hides weigh 0, the smallest: the first bin.
     bins = pairs.bins.clone()
     bins[..., 0] += lengths.long().square()[:, None] - bins.sum(-1)

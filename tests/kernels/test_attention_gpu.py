@@ -12,7 +12,7 @@ a statistic counts weights above a threshold, weights within the band of it may 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -425,6 +425,34 @@ def test_k90_of_long_windows_is_swept_to_the_same_counts(
     swept = attention_stats(**inputs, **settings(case), impl="triton")
     assert same(resident.values, swept.values) == []
     assert_k90(case, inputs, swept.values)
+
+
+def test_k90_of_every_row_takes_few_steps(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sinks, neighbours and two levels are what the first threshold knows nothing of."""
+    from bertgeom.kernels.attention_stats import _gpu_k90, _gpu_rows
+
+    seed = torch.Generator().manual_seed(5)
+    case = Case(100, 128, heads=6)
+    noise = torch.randn(case.heads, case.n, case.n, generator=seed)
+    offset = torch.arange(case.n)[None, :] - torch.arange(case.n)[:, None]
+    noise[1] *= 3
+    noise[2] = 0.3 * noise[2] + 4 * (offset == -offset[:, :1])
+    noise[3] = 0.3 * noise[3] - offset.abs() / 8
+    noise[4] = 0.01 * noise[4] + 6 * (noise[4] > 1.3)
+    noise[5] = 0
+    # Keys of an identity: the queries are the logits.
+    query = torch.zeros(1, case.heads, case.n, case.d, dtype=HALF)
+    query[0, :, :, : case.n] = noise
+    key = torch.eye(case.n, case.d, dtype=HALF).expand(query.shape)
+    query, key = query.to(device), key.to(device)
+    lengths = torch.tensor([case.n], dtype=torch.int32, device=device)
+    asked = replace(options(case), scale=1.0)
+    monkeypatch.setattr(_gpu_k90, "MAX_STEPS", 12)
+    _, rows = _gpu_rows.row_values(query, key, key, lengths, asked)
+    counts = _gpu_k90.k90_counts(query, key, rows, lengths, asked)[0].cpu()
+    low, high = k90_bounds(query[0, :, :, : case.n].cpu().double().softmax(-1))
+    assert (low <= counts).all()
+    assert (counts <= high).all()
 
 
 def test_a_head_dimension_above_128_is_refused(device: str) -> None:
