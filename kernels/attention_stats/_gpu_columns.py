@@ -181,11 +181,11 @@ def attention_columns(
         distance += tl.where(ahead, away, -away)
         forward += tl.where(ahead, mass, 0.0)
         square += tl.sum(p * p, 1)
-        certain = tl.where(p >= theta, p, 0.0)
-        held = tl.sum(certain, 1)
+        certain = tl.where(p >= theta, 1.0, 0.0)
+        held = tl.sum(certain * p, 1)
         confident += held
         confident_far += held
-        count += tl.sum(tl.where(p >= theta, 1.0, 0.0), 1)
+        count += tl.sum(certain, 1)
         here = load_tile(p_mem + i_first * MAPS, o_mem, n - i_first, True, MAPS, COLS, MAPS)
         b_far = multiply(p.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
 
@@ -195,27 +195,29 @@ def attention_columns(
             b_k, p_q, p_l, o_q, i_first, stride_qn, n, scale,
             HEAD_DIM, COLS, BLOCK_DIM, PRECISION, WIDEN,
         )  # fmt: skip
+        # In float32, exact up to 2^24 tokens: its absolute value costs nothing.
         i_query = i_first + tl.arange(0, COLS)
-        away = i_key[:, None] - i_query[None, :]
+        away = i_key.to(tl.float32)[:, None] - i_query.to(tl.float32)[None, :]
         if WINDOW:
             p = tl.where(tl.abs(away) <= window, p, 0.0)
         received += tl.sum(p, 1)
         square += tl.sum(p * p, 1)
-        offset += tl.sum(p * away.to(tl.float32), 1)
-        distance += tl.sum(p * tl.abs(away).to(tl.float32), 1)
+        offset += tl.sum(p * away, 1)
+        distance += tl.sum(p * tl.abs(away), 1)
+        near_p = tl.where(tl.abs(away) <= near, p, 0.0)
+        far_p = p - near_p
         forward += tl.sum(tl.where(away > 0, p, 0.0), 1)
         itself += tl.sum(tl.where(away == 0, p, 0.0), 1)
-        confident += tl.sum(tl.where(p >= theta, p, 0.0), 1)
-        count += tl.sum(tl.where(p >= theta, 1.0, 0.0), 1)
-        near_forward += tl.sum(tl.where((away > 0) & (away <= near), p, 0.0), 1)
-        near_backward += tl.sum(tl.where((away < 0) & (away >= -near), p, 0.0), 1)
+        near_forward += tl.sum(tl.where(away > 0, near_p, 0.0), 1)
+        near_backward += tl.sum(tl.where(away < 0, near_p, 0.0), 1)
+        certain = tl.where(p >= theta, 1.0, 0.0)
+        confident += tl.sum(certain * p, 1)
+        confident_far += tl.sum(certain * far_p, 1)
+        count += tl.sum(certain, 1)
         here = load_tile(p_mem + i_first * MAPS, o_mem, n - i_first, True, MAPS, COLS, MAPS)
-        far = tl.where(tl.abs(away) > near, p, 0.0)
-        confident_far += tl.sum(tl.where(far >= theta, far, 0.0), 1)
-        b_far = multiply(far.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
+        b_far = multiply(far_p.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
         if FULL:
-            w = tl.where(tl.abs(away) > near, 0.0, p).to(b_k.dtype)
-            b_near = multiply(w, here, b_near, PRECISION, WIDEN)
+            b_near = multiply(near_p.to(b_k.dtype), here, b_near, PRECISION, WIDEN)
 
     code = tl.load(p_code + i_key, mask=m_key, other=NO_CODE)
     m_content = code < MAPS
