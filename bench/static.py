@@ -1,7 +1,8 @@
 """What the compiler made of every shipped Triton kernel, without a GPU.
 
 `python -m bench.static` compiles each configuration in the `SHIPPED` lists for sm_80 and sm_90
-and prints registers, spills, shared memory and tensor-core instructions; `--json` for programs.
+and prints registers, spills, shared memory, tensor-core instructions and the instructions of every
+loop; `--json` for programs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Resources:
         shared: bytes of shared memory per program.
         wgmma, mma_sync: instructions in the PTX.
         warps, stages: as launched.
+        loops: machine instructions of every loop, with those of the loops inside it, in order.
         dots: whether the kernel multiplies matrices.
         reason: why it may do so without wgmma on sm_90; None where it may not.
     """
@@ -55,6 +57,7 @@ class Resources:
     mma_sync: int
     warps: int
     stages: int
+    loops: tuple[int, ...]
     dots: bool
     reason: str | None
 
@@ -120,12 +123,36 @@ def measure(name: str, architecture: int) -> Resources:
         mma_sync=len(re.findall(r"\bmma\.sync", ptx)),
         warps=entry.num_warps,
         stages=entry.num_stages,
+        loops=loop_sizes(_cuobjdump("-sass", compiled.asm["cubin"])),
         dots=entry.dots,
         reason=entry.mma_sync,
     )
 
 
+def loop_sizes(sass: str) -> tuple[int, ...]:
+    """Instructions between the target of every branch backwards and the branch."""
+    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)
+    place = {int(address, 16): i for i, (address, _) in enumerate(code)}
+    sizes = []
+    for i, (_, instruction) in enumerate(code):
+        branch = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", instruction)
+        target = place.get(int(branch[1], 16), i) if branch else i
+        # The last instruction of every kernel branches to itself.
+        if target < i:
+            sizes.append(i + 1 - target)
+    return tuple(sizes)
+
+
 def _resource_usage(cubin: bytes) -> dict[str, int]:
+    text = _cuobjdump("-res-usage", cubin)
+    found = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
+    missing = {"REG", "STACK", "LOCAL"} - set(found)
+    if missing:
+        raise RuntimeError(f"cuobjdump -res-usage: expected {sorted(missing)}, found {text!r}")
+    return found
+
+
+def _cuobjdump(option: str, cubin: bytes) -> str:
     import triton
 
     name = "cuobjdump.exe" if sys.platform == "win32" else "cuobjdump"
@@ -133,14 +160,9 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
+        return subprocess.run(
+            [str(tool), option, file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
-    missing = {"REG", "STACK", "LOCAL"} - set(found)
-    if missing:
-        raise RuntimeError(f"cuobjdump -res-usage: expected {sorted(missing)}, found {text!r}")
-    return found
 
 
 def measure_all(
@@ -183,7 +205,8 @@ def _line(row: Resources) -> str:
     products = f"{row.wgmma:4d} wgmma {row.mma_sync:4d} mma.sync"
     return (
         f"sm_{row.architecture} {row.name:44s} {row.warps:2d} warps {row.registers:3d} registers "
-        f"{row.spilled:4d} B spilled {row.shared:6d} B shared {products}  {row.fault or ''}"
+        f"{row.spilled:4d} B spilled {row.shared:6d} B shared {products}"
+        f"  loops of {' '.join(map(str, row.loops)) or 'none'}  {row.fault or ''}"
     ).rstrip()
 
 

@@ -54,6 +54,7 @@ def resources(static: ModuleType, **changes: object) -> Any:
         "mma_sync": 0,
         "warps": 4,
         "stages": 2,
+        "loops": (),
         "dots": True,
         "reason": None,
     }
@@ -93,3 +94,20 @@ def test_the_table_counts_instructions_of_both_architectures(root: Path) -> None
     assert old["wgmma"] == 0 < old["mma_sync"]
     assert new["wgmma"] > 0
     assert all(0 < row["registers"] <= 255 for row in (old, new))
+    assert all(row["loops"] for row in (old, new))
+
+
+def test_loops_are_found_by_their_branches_backwards(static: ModuleType) -> None:
+    sass = """
+        code for sm_90
+        /*0000*/                   MOV R1, c[0x0][0x28] ;   /* 0x00000a0000017a02 */
+                                                            /* 0x000fe20000000f00 */
+        /*0010*/                   FADD R2, R2, R3 ;        /* 0x0000000302027221 */
+        /*0020*/                   FMUL R2, R2, R2 ;        /* 0x0000000202027220 */
+        /*0030*/              @P0  BRA 0x20 ;               /* 0xfffffff000007947 */
+        /*0040*/              @!P1 BRA 0x10 ;               /* 0xfffffff000007947 */
+        /*0050*/              @P2  BRA 0x70 ;               /* 0xfffffff000007947 */
+        /*0060*/                   EXIT ;                   /* 0x000000000000794d */
+        /*0070*/                   BRA 0x70;                /* 0xfffffff000007947 */
+"""
+    assert static.loop_sizes(sass) == (2, 4)
