@@ -21,7 +21,7 @@ from torch import Tensor
 from bench import materialised
 from bench.run import environment, save, tables
 from bertgeom.kernels import attention_stats
-from bertgeom.kernels._cpu import dgemm_address, jit, scratch_memory, sgemm, sgemm_address
+from bertgeom.kernels._cpu import dgemm_address, jit, scratch_address, sgemm, sgemm_address
 from bertgeom.kernels.attention_stats import _cpu_head, _cpu_rows, _cpu_work, api
 from bertgeom.kernels.attention_stats.tolerance import bounds, disagreements
 from bertgeom.variables import n_offset_side
@@ -93,9 +93,8 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
     """Microseconds of the parts of one head on one thread, least of the repeats."""
     q, k, v = (np.ascontiguousarray(x[0, 0].numpy()) for x in inputs(1, tokens, spread, 0))
     n, pitch = tokens, _cpu_rows.padded(tokens)
-    scratch = scratch_memory(1, _cpu_work.scratch_floats(n, HEAD_DIM, 4, 0.3, n))
     block = np.zeros((_cpu_work.padded_rows(n), pitch), np.float32)
-    work = (scratch.ctypes.data, scratch.shape[1], n)
+    work = (*scratch_address(1, _cpu_work.scratch_floats(n, HEAD_DIM, 4, 0.3, n)), n)
     logits, weights = block.copy(), block.copy()
     blas = sgemm_address()
     _multiply(blas, q, k, logits, n, True)

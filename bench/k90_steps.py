@@ -34,33 +34,25 @@ def heads(tokens: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
 def steps(query: Tensor, key: Tensor) -> list[int]:
     """Steps of every program."""
     from bertgeom.kernels.attention_stats import _gpu_k90, _gpu_rows
-    from bertgeom.kernels.attention_stats.api import _options
+    from bertgeom.kernels.attention_stats._options import Options
 
-    options = _options(
-        scale=HEAD_DIM**-0.5, window=None, tier="full", theta=0.3, near=4, n_offset_side=10,
-        n_groups=0, rows=False, columns=False,
-    )  # fmt: skip
+    options = Options(HEAD_DIM**-0.5, None, True, 0.3, 4, 18, 0, False, False)
     lengths = torch.tensor([query.shape[2]], dtype=torch.int32)
     _, rows = _gpu_rows.row_values(query, key, key, lengths, options)
     tiles, _ = _gpu_k90.k90_tiles(query.dtype, HEAD_DIM, query.shape[2])
-    limit = _gpu_k90.MAX_STEPS
 
     def counts(most: int) -> tuple[Tensor, ...]:
-        _gpu_k90.MAX_STEPS = most
-        found = _gpu_k90.k90_counts(query, key, rows, lengths, options)
+        found = _gpu_k90.k90_counts(query, key, rows, lengths, options, max_steps=most)
         return found.flatten().split(tiles.rows)
 
-    try:
-        final = counts(limit)
-        needed = [1] * len(final)
-        # Upwards: counts may be right by accident before the search is over.
-        for most in range(1, limit):
-            different = [not torch.equal(*pair) for pair in zip(counts(most), final, strict=True)]
-            needed = [most + 1 if d else n for d, n in zip(different, needed, strict=True)]
-            if most >= 2 * max(needed):
-                break
-    finally:
-        _gpu_k90.MAX_STEPS = limit
+    final = counts(_gpu_k90.MAX_STEPS)
+    needed = [1] * len(final)
+    # Upwards, and on for a while: counts may be right by accident before the search is over.
+    for most in range(1, _gpu_k90.MAX_STEPS):
+        different = [not torch.equal(*pair) for pair in zip(counts(most), final, strict=True)]
+        needed = [most + 1 if d else n for d, n in zip(different, needed, strict=True)]
+        if most >= 2 * max(needed):
+            break
     return needed
 
 

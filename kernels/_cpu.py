@@ -86,7 +86,8 @@ def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
     """
     start, limit = _address("GOMP_parallel"), _address("MKL_Set_Num_Threads_Local")
     n_threads = torch.get_num_threads()
-    with _NOTHING if limit else _openblas_on_one_thread():
+    # MKL is limited by each thread for itself.
+    with contextlib.nullcontext() if limit else _threadpools().limit(limits=1, user_api="blas"):
         if start or n_threads == 1:
             function((start, limit, n_threads), *arguments)
             return
@@ -170,13 +171,6 @@ def widest(function: Any) -> None:
     set.add(function.attributes, '"prefer-vector-width"="512"')
 
 
-_NOTHING = contextlib.nullcontext()
-
-
-def _openblas_on_one_thread() -> contextlib.AbstractContextManager[Any]:
-    return _threadpools().limit(limits=1, user_api="blas")
-
-
 @functools.cache
 def _threadpools() -> Any:
     from threadpoolctl import ThreadpoolController
@@ -222,19 +216,19 @@ _LINE = 64
 _memory = threading.local()
 
 
-def scratch_memory(rows: int, n_floats: int) -> Any:
-    """(rows, at least n_floats) float32, rows on cache lines; kept by the calling thread.
-
-    Memory fresh from the system would cost a page fault for every 4 KiB of it, on every call.
-    The next call hands out the same.
-    """
-    _, pitch = scratch_address(rows, n_floats)
+def scratch_memory(n_floats: int) -> Any:
+    """(n_floats,) float32 at `scratch_address`."""
+    scratch_address(1, n_floats)
     floats, _ = _memory.kept
-    return floats[: rows * pitch].reshape(rows, pitch)
+    return floats[:n_floats]
 
 
 def scratch_address(rows: int, n_floats: int) -> tuple[int, int]:
-    """Address of `scratch_memory`, and float32 elements from row to row."""
+    """Address of rows of at least n_floats float32, on cache lines, and their distance in elements.
+
+    Kept by the calling thread: memory fresh from the system would cost a page fault for every
+    4 KiB of it, on every call. The next call hands out the same.
+    """
     pitch = -(-n_floats // _LINE) * _LINE
     kept = getattr(_memory, "kept", None)
     if kept is None or kept[0].size < rows * pitch:

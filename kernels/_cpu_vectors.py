@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from ._cpu import inner, widest
 
-#: Cells that `count_equal` and `at_least` look at in one step.
+#: Cells that `count_equal`, `at_least` and `sums_above` look at in one step.
 STEP = 64
 #: Side of the tiles of `tile_dot`.
 TILE = 16

@@ -160,12 +160,13 @@ def attention_k90(
     spread = tl.sqrt(tl.maximum(2.0 * (tl.log2(visible) * LN2 - entropy), 1e-6))
     slope = spread / (LN2 * DENSITY)
     threshold = tl.exp2(spread * (0.5 * spread - TAIL) / LN2) / visible
-    middle = tl.exp2(0.5 * (tl.log2(high) + tl.log2(low)))
-    threshold = tl.where((threshold > low) & (threshold < high), threshold, middle)
     beyond = 3.0
     step = 0
     open_rows = tl.max(is_open.to(tl.int32), 0)
     while (open_rows > 0) & (step < max_steps):
+        inside = (threshold > low) & (threshold < high)
+        middle = tl.exp2(0.5 * (tl.log2(high) + tl.log2(low)))
+        threshold = tl.where(inside, threshold, middle)
         mass = tl.zeros((ROWS,), tl.float32)
         count = tl.zeros((ROWS,), tl.float32)
         if RESIDENT:
@@ -206,11 +207,10 @@ def attention_k90(
         off = mass - MASS
         off += tl.where(off >= 0.0, beyond, -beyond) * threshold
         rise = tl.minimum(tl.maximum(off * slope, -3.0), 3.0)
-        middle = tl.exp2(0.5 * (tl.log2(high) + tl.log2(low)))
-        tried = tl.where(step % 2 == 0, middle, high - (high - low) * share)
+        # 0 is outside, where the middle is taken.
+        narrowed = tl.where(step % 2 == 0, 0.0, high - (high - low) * share)
         both = (high_mass > 0.0) & (low_mass < 1.0)
-        tried = tl.where(both, tried, threshold * tl.exp2(rise))
-        threshold = tl.where((tried > low) & (tried < high), tried, middle)
+        threshold = tl.where(both, narrowed, threshold * tl.exp2(rise))
         beyond *= 2.0
         step += 1
 
@@ -231,7 +231,12 @@ def k90_tiles(dtype: torch.dtype, head_dim: int, n_slots: int) -> tuple[Tiles, b
 
 
 def k90_counts(
-    query: Tensor, key: Tensor, rows: RowValues, lengths: Tensor, options: Options
+    query: Tensor,
+    key: Tensor,
+    rows: RowValues,
+    lengths: Tensor,
+    options: Options,
+    max_steps: int = MAX_STEPS,
 ) -> Tensor:
     """(B, H, N) int32: k90 of every row, 0 in padded slots."""
     batch, n_heads, n_slots, head_dim = query.shape
@@ -241,7 +246,7 @@ def k90_counts(
         query, key, rows.lse, rows.entropy, rows.top, counts, lengths,
         *query.stride(), *key.stride(),
         n_slots, n_heads // key.shape[1], options.scale * LOG2E,
-        -1 if options.window is None else options.window, MAX_STEPS,
+        -1 if options.window is None else options.window, max_steps,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
         RESIDENT=resident, WINDOW=options.window is not None,
         PRECISION=PRECISION, WIDEN=widen(query.dtype),

@@ -195,7 +195,7 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
     tiles = _tiles(n_slots)
     f32, f64 = np.float32, np.float64
     n_floats = at_a_time * n_slots * width
-    vectors = scratch_memory(1, n_floats)[0, :n_floats]
+    vectors = scratch_memory(n_floats)
     return _Work(
         flat=lowest,
         start=np.array([at + b * step for at, step, _ in places for b in range(windows)]),

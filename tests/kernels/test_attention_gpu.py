@@ -427,7 +427,7 @@ def test_k90_of_long_windows_is_swept_to_the_same_counts(
     assert_k90(case, inputs, swept.values)
 
 
-def test_k90_of_every_row_takes_few_steps(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_k90_of_every_row_takes_few_steps(device: str) -> None:
     """Sinks, neighbours and two levels are what the first threshold knows nothing of."""
     from bertgeom.kernels.attention_stats import _gpu_k90, _gpu_rows
 
@@ -447,9 +447,8 @@ def test_k90_of_every_row_takes_few_steps(device: str, monkeypatch: pytest.Monke
     query, key = query.to(device), key.to(device)
     lengths = torch.tensor([case.n], dtype=torch.int32, device=device)
     asked = replace(options(case), scale=1.0)
-    monkeypatch.setattr(_gpu_k90, "MAX_STEPS", 12)
     _, rows = _gpu_rows.row_values(query, key, key, lengths, asked)
-    counts = _gpu_k90.k90_counts(query, key, rows, lengths, asked)[0].cpu()
+    counts = _gpu_k90.k90_counts(query, key, rows, lengths, asked, max_steps=12)[0].cpu()
     low, high = k90_bounds(query[0, :, :, : case.n].cpu().double().softmax(-1))
     assert (low <= counts).all()
     assert (counts <= high).all()
