@@ -135,7 +135,7 @@ def count_equal(typingctx: Any, array: Any, start: Any, value: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loaded = _load(context, builder, signature, args[0], args[1], _BYTE, STEP)
-        same = builder.icmp_unsigned("==", loaded, _splat(builder, args[2], _BYTE, STEP))
+        same = builder.icmp_unsigned("==", loaded, splat(builder, args[2], _BYTE, STEP))
         return builder.ctpop(builder.bitcast(same, ir.IntType(STEP)))
 
     return types.int64(array, types.int64, types.uint8), codegen
@@ -147,7 +147,7 @@ def at_least(typingctx: Any, array: Any, start: Any, threshold: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         loaded = _load(context, builder, signature, args[0], args[1], _REAL, STEP)
-        limit = _splat(builder, args[2], _REAL, STEP)
+        limit = splat(builder, args[2], _REAL, STEP)
         return builder.bitcast(builder.fcmp_ordered(">=", loaded, limit), ir.IntType(STEP))
 
     return types.uint64(array, types.int64, types.float32), codegen
@@ -162,7 +162,7 @@ def sums_above(typingctx: Any, array: Any, threshold: Any) -> Any:
         lanes = ir.VectorType(_REAL, STEP)
         nothing = ir.Constant(lanes, [0.0] * STEP)
         one = ir.Constant(lanes, [1.0] * STEP)
-        limit = _splat(builder, args[1], _REAL, STEP)
+        limit = splat(builder, args[1], _REAL, STEP)
         count, total = (cgutils.alloca_once_value(builder, nothing) for _ in range(2))
         size = context.make_array(signature.args[0])(context, builder, args[0]).nitems
         with cgutils.for_range(builder, builder.udiv(size, _LONG(STEP))) as step:
@@ -205,7 +205,7 @@ def tile_dot(typingctx: Any, array: Any, i: Any, j: Any, pitch: Any) -> Any:
                 for s in starts
             ]
 
-        columns = _transposed(builder, tile(j, i))
+        columns = transposed(builder, tile(j, i))
         partial = [ir.Constant(ir.VectorType(_REAL, TILE), None)] * 4
         for r, (x, y) in enumerate(zip(tile(i, j), columns, strict=True)):
             product = builder.fmul(x, y, flags=("contract",))
@@ -215,7 +215,7 @@ def tile_dot(typingctx: Any, array: Any, i: Any, j: Any, pitch: Any) -> Any:
     return types.float32(array, types.int64, types.int64, types.int64), codegen
 
 
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
     lanes = range(TILE)
     for distance in (8, 4, 2, 1):
         swapped = list(rows)
@@ -248,7 +248,7 @@ def _added(builder: Any, vector: Any) -> Any:
     return builder.call(add, [_REAL(0.0), vector], fastmath=("reassoc",))
 
 
-def _splat(builder: Any, value: Any, kind: Any, count: int) -> Any:
+def splat(builder: Any, value: Any, kind: Any, count: int) -> Any:
     empty = ir.Constant(ir.VectorType(kind, count), ir.Undefined)
     first = builder.insert_element(empty, value, _WORD(0))
     return builder.shuffle_vector(first, empty, _lanes([0] * count))

@@ -305,11 +305,18 @@ def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
         blas: addresses of sgemm and dgemm.
         query, key: addresses; query_row, key_row: distances of their rows.
         gram: (4, d, d) float32 to work in.
+
+    Returns:
+        a bound of the size of all entries of queries and keys, infinite or NaN if there is none.
     """
+    largest = np.inf
     if n < d:
         norm, square, quartic = _of_scores(blas[0], n, d, query, query_row, key, key_row, gram)
     else:
-        norm, square, quartic = _of_products(blas[0], n, d, query, query_row, key, key_row, gram)
+        norm, square, quartic, total = _of_products(
+            blas[0], n, d, query, query_row, key, key_row, gram
+        )
+        largest = math.sqrt(total)
     if not norm >= _ORTHOGONAL:
         q, k = _in_double(n, d, query, query_row), _in_double(n, d, key, key_row)
         norm, square, quartic = _of_double_products(blas[1], q, k)
@@ -318,6 +325,7 @@ def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
     if norm != 0:
         out[_LOGIT_ASYMMETRY] = min(max(0.5 * (norm - square) / norm, 0.0), 1.0)
         out[_LOGIT_RANK] = norm * norm / quartic
+    return largest
 
 
 @inner
@@ -348,10 +356,10 @@ def _of_scores(blas, n, d, query, query_row, key, key_row, gram):
 
 @inner
 def _of_products(blas, n, d, query, query_row, key, key_row, gram):
-    """The same from Q'Q, K'K and K'Q: tr(Q'Q K'K), tr((K'Q)^2) and tr((Q'Q K'K)^2).
+    """The same from Q'Q, K'K and K'Q: tr(Q'Q K'K), tr((K'Q)^2), tr((Q'Q K'K)^2); |Q|^2 + |K|^2.
 
-    All are scaled to |Q| = |K| = 1. Where the first comes out small, because queries and keys are
-    nearly orthogonal, rounding of the products has spoiled it.
+    All but the last are scaled to |Q| = |K| = 1. Where the first comes out small, because queries
+    and keys are nearly orthogonal, rounding of the products has spoiled it.
     """
     qq, kk, kq, product = gram[0], gram[1], gram[2], gram[3]
     one = np.float32(1)
@@ -360,11 +368,12 @@ def _of_products(blas, n, d, query, query_row, key, key_row, gram):
     sgemm(blas, 1, 0, d, d, n, one, key, key_row, query, query_row, kq.ctypes.data, d)
     q_trace, k_trace = _trace(qq), _trace(kk)
     if not (q_trace > _TINY and k_trace > _TINY):
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, q_trace + k_trace
     # Before the product: BLAS multiplies by alpha only after it, when it is out of range.
     qq *= np.float32(1 / q_trace)
     sgemm(blas, 0, 0, d, d, d, one, qq.ctypes.data, d, kk.ctypes.data, d, product.ctypes.data, d)
-    return _traces(product, kq, 1 / q_trace, 1 / k_trace)
+    norm, square, quartic = _traces(product, kq, 1 / q_trace, 1 / k_trace)
+    return norm, square, quartic, q_trace + k_trace
 
 
 @inner

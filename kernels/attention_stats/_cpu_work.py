@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from .._amx import STEP, in_blocks
 from .._cpu import inner
 from .._cpu_vectors import TILE, floats_at
+from ._cpu_products import pieces_floats
 from ._cpu_rows import LANES, padded
 from ._options import N_BLOCKS, N_VALUE_BINS
 
@@ -39,6 +41,8 @@ class Settings(NamedTuple):
     near: int
     n_side: int
     full: bool
+    amx: bool
+    """whether to multiply on the tile unit"""
 
 
 class Values(NamedTuple):
@@ -113,6 +117,7 @@ class Work(NamedTuple):
         bins           (23,)       int64, the last two stay empty
         found          int64, positions of confident weights
         gram           (4, d, d)
+        pieces         see `_cpu_products`
         weights        the rest: all weights, n rows of padded(n), or two blocks of rows
 
     ld is n rounded up to a multiple of LANES, and LANES more for a block that starts inside one.
@@ -138,6 +143,7 @@ class Work(NamedTuple):
     bins: np.ndarray
     found: np.ndarray
     gram: np.ndarray
+    pieces: np.ndarray
     weights: np.ndarray
 
 
@@ -155,21 +161,22 @@ def rows_at_once(n, reach):
 
 @inner
 def block_width(n, reach):
-    """Largest padded width of a block; its first column is rounded down to a multiple of TILE."""
-    return padded(min(n, rows_at_once(n, reach) + 2 * reach + TILE))
+    """Largest padded width of a block; its first column is rounded down to a multiple of STEP."""
+    return padded(min(n, rows_at_once(n, reach) + 2 * reach + STEP))
 
 
 def scratch_floats(n, head_dim, near, theta, reach):
     """Float32 elements that `cut` takes, all pieces rounded up to LANES."""
     ld = padded(n) + LANES
     if is_resident(n, reach):
-        weights = padded_rows(n) * padded(n)
+        weights = in_blocks(n) * padded(n)
     else:
-        weights = 2 * rows_at_once(n, reach) * block_width(n, reach)
+        weights = 2 * in_blocks(rows_at_once(n, reach)) * block_width(n, reach)
     small = 5 * padded(2 * near + 1) + 2 * padded(N_BLOCKS**2) + 2 * LANES
     found = padded(2 * most_confident(theta))
     vectors = 10 * ld + padded(n + 1) + PHASES * (2 * ld + TILE)
-    return vectors + small + found + padded(4 * head_dim**2) + weights
+    pieces = padded(pieces_floats(n, head_dim))
+    return vectors + small + found + padded(4 * head_dim**2) + pieces + weights
 
 
 @inner
@@ -209,6 +216,7 @@ def cut(address, n_floats, n, d, near, theta):
     bins, at = _take(scratch, at, 2 * (N_VALUE_BINS + 3), 2 * (N_VALUE_BINS + 3))
     found, at = _take(scratch, at, 2 * most_confident(theta), 0)
     gram, at = _take(scratch, at, 4 * d * d, 0)
+    pieces, at = _take(scratch, at, pieces_floats(n, d), 0)
     return Work(
         content,
         column,
@@ -229,6 +237,7 @@ def cut(address, n_floats, n, d, near, theta):
         bins.view(np.int64),
         found.view(np.int64),
         gram.reshape((4, d, d)),
+        pieces,
         scratch[at:],
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _amx
 from .._cpu import (
     claim,
     dgemm_address,
@@ -28,7 +29,7 @@ from .._cpu import (
     sgemm_address,
     started,
 )
-from .._cpu_vectors import TILE, exp2, prefetch, prefetch_to_write
+from .._cpu_vectors import exp2, prefetch, prefetch_to_write
 from .._rows import readable
 from ._cpu_head import (
     ASYMMETRY,
@@ -50,6 +51,7 @@ from ._cpu_head import (
     stretch_begin,
     value_entropy,
 )
+from ._cpu_products import GROUP, logits, split_keys
 from ._cpu_rows import (
     add_near,
     confident_cells,
@@ -110,7 +112,7 @@ def run(
     output = output.transpose(1, 2)
     shapes, n_results = _shapes(batch, n_heads, n_slots, options)
     results = torch.empty(n_results)
-    settings = _settings(n_slots, options)
+    settings = _settings(n_slots, options, _amx.usable())
     n_floats = _scratch_floats(
         max(n_tokens), head_dim, settings.near, settings.theta, settings.reach
     )
@@ -162,7 +164,7 @@ _scratch_floats = functools.lru_cache(maxsize=64)(scratch_floats)
 
 
 @functools.lru_cache(maxsize=64)
-def _settings(n_slots: int, options: Options) -> Settings:
+def _settings(n_slots: int, options: Options, amx: bool) -> Settings:
     return Settings(
         scale=f32(options.scale / _LN2),
         reach=n_slots if options.window is None else options.window,
@@ -170,6 +172,7 @@ def _settings(n_slots: int, options: Options) -> Settings:
         near=options.near,
         n_side=options.n_offset_side,
         full=options.full,
+        amx=amx,
     )
 
 
@@ -283,12 +286,13 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
     out = np.zeros(values.scalars.shape[0])
     # First, so that queries and keys are in the cache for the logits.
     (query, query_row), (key, key_row), _, _ = matrices
-    logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
+    largest_entry = logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
     n_cones = values.cones.shape[3]
     for x in range(min(2, n_cones)):
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
-    smallest, largest = _first_look(blas, settings, n, d, matrices, work, out)
+    pieces = split_keys(settings.amx, largest_entry, n, d, key, key_row, work.pieces)
+    smallest, largest = _first_look(blas[0], pieces, settings, n, d, matrices, work, out)
     for x in range(2, n_cones):
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
@@ -301,7 +305,7 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
             values.block_map[b, h, g, c] = work.block_map[g, c] / n
     if settings.full:
         k90_summary(n, work.k_rows, values.k90[:, b, h])
-        _second_look(blas, settings, n, d, matrices, work, smallest, largest, out)
+        _second_look(blas[0], pieces, settings, n, d, matrices, work, smallest, largest, out)
     for x in range(out.size):
         values.scalars[x, b, h] = out[x]
     for i in range(min(n, values.query_entropy.shape[2])):
@@ -314,7 +318,7 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
 def _block(n, reach, i0, work):
     """Rows i0 to i1 and the columns c0 to c1 that they see, with the memory of their weights."""
     i1 = min(n, i0 + rows_at_once(n, reach))
-    c0 = max(0, i0 - reach) // TILE * TILE
+    c0 = max(0, i0 - reach) // _amx.STEP * _amx.STEP
     c1 = min(n, i1 + reach)
     pitch = padded(c1 - c0)
     first = i0 * pitch if is_resident(n, reach) else 0
@@ -323,9 +327,9 @@ def _block(n, reach, i0, work):
 
 
 @inner
-def _first_look(blas, settings, n, d, matrices, work, out):
+def _first_look(blas, pieces, settings, n, d, matrices, work, out):
     """Output and everything that one sweep can sum; returns the extreme weights."""
-    (query, query_row), (key, key_row), (value, value_row), (output, output_row) = matrices
+    _, _, (value, value_row), (output, output_row) = matrices
     reach = min(settings.reach, n)
     near, theta = settings.near, settings.theta
     smallest, largest = f32(np.inf), f32(0)
@@ -343,13 +347,12 @@ def _first_look(blas, settings, n, d, matrices, work, out):
     i0 = 0
     while i0 < n:
         i1, c0, c1, block = _block(n, reach, i0, work)
-        pitch = block.shape[1]
-        sgemm(
-            blas[0], 0, 1, i1 - i0, c1 - c0, d, settings.scale,
-            query + 4 * i0 * query_row, query_row, key + 4 * c0 * key_row, key_row,
-            block.ctypes.data, pitch,
-        )  # fmt: skip
+        pitch, weights = block.shape[1], np.int64(block.ctypes.data)
+        group = GROUP if pieces.used else i1 - i0
         for i in range(i0, i1):
+            if (i - i0) % group == 0:
+                there, end = weights + 4 * (i - i0) * pitch, min(i + group, i1)
+                logits(blas, pieces, settings.scale, d, matrices, i, end, c0, c1, there, pitch)
             for line in range(0, 4 * d, 64):
                 prefetch(value + 4 * i * value_row + line)
                 prefetch_to_write(output + 4 * i * output_row + line)
@@ -370,17 +373,17 @@ def _first_look(blas, settings, n, d, matrices, work, out):
             highs[i] = high
             inverses[i] = inverse
             entropies[i] = math.log(total) - _LN2 * moment * inverse
-            begin, end = max(c0, i - near), min(n, i + near + 1)
+            begin, stop = max(c0, i - near), min(n, i + near + 1)
             start = n - 1 - i + c0
             phase = start % PHASES
-            lift(row, begin - c0, end - c0, lifted)
+            lift(row, begin - c0, stop - c0, lifted)
             purity += spread(
                 row,
                 inverse,
                 column[c0 : c0 + pitch],
                 diagonals[phase, start - phase : start - phase + pitch],
             )
-            put_back(row, begin - c0, end - c0, inverse, lifted)
+            put_back(row, begin - c0, stop - c0, inverse, lifted)
             top1 += inverse
             low = exp2(low - high) * inverse
             smallest = min(smallest, low)
@@ -398,8 +401,8 @@ def _first_look(blas, settings, n, d, matrices, work, out):
         purity += add_near(block, i0, c0, summed, i1, n, near, content, near_column, near_sums)
         summed = i1
         sgemm(
-            blas[0], 0, 0, i1 - i0, d, c1 - c0, f32(1),
-            block.ctypes.data, pitch, value + 4 * c0 * value_row, value_row,
+            blas, 0, 0, i1 - i0, d, c1 - c0, f32(1),
+            weights, pitch, value + 4 * c0 * value_row, value_row,
             output + 4 * i0 * output_row, output_row,
         )  # fmt: skip
         i0 = i1
@@ -414,7 +417,7 @@ def _first_look(blas, settings, n, d, matrices, work, out):
 
 
 @inner
-def _second_look(blas, settings, n, d, matrices, work, smallest, largest, out):
+def _second_look(blas, pieces, settings, n, d, matrices, work, smallest, largest, out):
     """Value entropy and asymmetry."""
     reach = min(settings.reach, n)
     n_hidden = 0
@@ -427,7 +430,7 @@ def _second_look(blas, settings, n, d, matrices, work, smallest, largest, out):
     if is_resident(n, reach):
         crossed = _look_at_weights(n, work, smallest, factor)
     else:
-        crossed = _look_again(blas, settings, n, d, matrices, work, smallest, factor)
+        crossed = _look_again(blas, pieces, settings, n, d, matrices, work, smallest, factor)
     out[VALUE_ENTROPY] = value_entropy(n, smallest, largest, work.bins)
     out[ASYMMETRY] = min(max(1 - crossed / (out[PURITY] * n), 0.0), 1.0)
 
@@ -444,23 +447,20 @@ def _look_at_weights(n, work, smallest, factor):
 
 
 @inner
-def _look_again(blas, settings, n, d, matrices, work, smallest, factor):
+def _look_again(blas, pieces, settings, n, d, matrices, work, smallest, factor):
     (query, query_row), (key, key_row), _, _ = matrices
     reach = min(settings.reach, n)
-    half = rows_at_once(n, reach) * block_width(n, reach)
+    half = _amx.in_blocks(rows_at_once(n, reach)) * block_width(n, reach)
     crossed = 0.0
     i0 = 0
     while i0 < n:
         i1, c0, c1, block = _block(n, reach, i0, work)
         pitch = block.shape[1]
         mirrored = work.weights[half : half + block.size].reshape(block.shape)
+        here = np.int64(block.ctypes.data)
+        logits(blas, pieces, settings.scale, d, matrices, i0, i1, c0, c1, here, pitch)
         sgemm(
-            blas[0], 0, 1, i1 - i0, c1 - c0, d, settings.scale,
-            query + 4 * i0 * query_row, query_row, key + 4 * c0 * key_row, key_row,
-            block.ctypes.data, pitch,
-        )  # fmt: skip
-        sgemm(
-            blas[0], 0, 1, i1 - i0, c1 - c0, d, settings.scale,
+            blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
             key + 4 * i0 * key_row, key_row, query + 4 * c0 * query_row, query_row,
             mirrored.ctypes.data, pitch,
         )  # fmt: skip

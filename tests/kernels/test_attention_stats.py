@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bertgeom.kernels import attention_stats
+from bertgeom.kernels import _amx, attention_stats
 from bertgeom.kernels.attention_stats import api, cpu
 from bertgeom.kernels.attention_stats._cpu_work import RESIDENT_TOKENS, scratch_floats
 from bertgeom.kernels.attention_stats._options import GATE_MIXED, GATES
@@ -66,9 +67,11 @@ def check(
     }
     known |= asked
     slots = {"lengths": lengths, "special": special, "groups": groups}
-    found = attention_stats(q, k, v, **slots, **known, impl="numba")
     limits = bounds(q, k, v, lengths, special, groups, api._options(**known))
-    assert disagreements(limits, found.output, found.values) == []
+    for unit in {False, _amx.usable()}:
+        with mock.patch.object(_amx, "usable", return_value=unit):
+            found = attention_stats(q, k, v, **slots, **known, impl="numba")
+        assert disagreements(limits, found.output, found.values) == []
 
 
 def ends_special(batch: int, tokens: int) -> Tensor:
@@ -400,11 +403,11 @@ def test_8192_tokens_take_little_more_memory_than_their_vectors() -> None:
 def test_compiled_functions_leave_no_copies_to_run_instead_of_one_another() -> None:
     """Whether a process compiles or loads from disk must not change a bit: see `_cpu.inner`."""
     from bertgeom.kernels import _cpu_vectors
-    from bertgeom.kernels.attention_stats import _cpu_head, _cpu_rows, _cpu_work
+    from bertgeom.kernels.attention_stats import _cpu_head, _cpu_products, _cpu_rows, _cpu_work
 
     compiled = {
         x
-        for module in (cpu, _cpu_head, _cpu_rows, _cpu_work, _cpu_vectors)
+        for module in (cpu, _cpu_head, _cpu_products, _cpu_rows, _cpu_work, _cpu_vectors, _amx)
         for x in vars(module).values()
         if hasattr(x, "targetoptions") and hasattr(x, "py_func")
     }
