@@ -58,8 +58,8 @@ _LANES = ir.VectorType(_WORD, SIDE)
 _FLOATS = ir.VectorType(ir.FloatType(), SIDE)
 _HALVES = ir.VectorType(_SHORT, STEP)
 
-# By what LLVM compiles for, as compiled functions on disk are kept.
-_COMPILES = (
+#: By what LLVM compiles for, as compiled functions on disk are kept.
+COMPILES = (
     (config.CPU_NAME or config.CPU_FEATURES) is None
     and platform.machine() in ("x86_64", "AMD64")
     and all(
@@ -72,7 +72,7 @@ _COMPILES = (
 @functools.cache
 def usable() -> bool:
     """Whether this process may use the unit; BERTGEOM_AMX=0 in the environment says no."""
-    if not _COMPILES or platform.system() != "Linux" or os.environ.get("BERTGEOM_AMX") == "0":
+    if not COMPILES or platform.system() != "Linux" or os.environ.get("BERTGEOM_AMX") == "0":
         return False
     # Linux keeps the tiles of a thread only for processes that have asked for it.
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
@@ -115,7 +115,7 @@ def split_rows(source, pitch, n, width, scale, left):
     """
     for i in range(in_blocks(n)):
         row, line = source + min(i, n - 1) * pitch, left + i * row_bytes(width)
-        _split_row(row, width // STEP, scale, line)
+        split_row(row, width // STEP, scale, line)
 
 
 @inner
@@ -130,6 +130,16 @@ def split_transposed(source, pitch, n, width, right):
 
 
 @inner
+def turn_rows(left, n, width, right):
+    """The right factor that is the transpose of n rows of a left one, up to a whole block."""
+    row, strip = row_bytes(width), strip_bytes(width)
+    for j in range(0, in_blocks(n), SIDE):
+        for k in range(width // STEP):
+            lines = left + j * row + k * _PIECES * _LINE
+            _turned_tiles(lines, row, right + j // SIDE * strip + k * STEP_BYTES)
+
+
+@inner
 def product(left, right, depth, rows, columns, out, pitch):
     """Product of two matrices in pieces, in whole blocks of both sides.
 
@@ -141,8 +151,8 @@ def product(left, right, depth, rows, columns, out, pitch):
     """
     row, strip = row_bytes(depth), strip_bytes(depth)
     _configure()
-    for j in range(0, columns, BLOCK):
-        for i in range(0, rows, BLOCK):
+    for i in range(0, rows, BLOCK):
+        for j in range(0, columns, BLOCK):
             _block_product(
                 left + i * row,
                 row,
@@ -159,7 +169,7 @@ def _emitting(codegen: Any) -> Any:
     """Code of an intrinsic without a result; none at all for CPUs that could not run it."""
 
     def guarded(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if _COMPILES:
+        if COMPILES:
             codegen(builder, *args)
         return context.get_dummy_value()
 
@@ -167,8 +177,8 @@ def _emitting(codegen: Any) -> Any:
 
 
 @intrinsic
-def _split_row(typingctx: Any, source: Any, steps: Any, scale: Any, line: Any) -> Any:
-    """One row of a left factor: 32 `steps` numbers, times `scale`."""
+def split_row(typingctx: Any, source: Any, steps: Any, scale: Any, line: Any) -> Any:
+    """One row of a left factor, of 32 `steps` numbers, times `scale`; from address to address."""
 
     @_emitting
     def codegen(builder: Any, source: Any, steps: Any, scale: Any, line: Any) -> None:
@@ -198,6 +208,21 @@ def _transposed_tiles(typingctx: Any, source: Any, pitch: Any, n: Any, tiles: An
                 _store(builder, line, tiles, at * _TILE_BYTES + k * _LINE)
 
     return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def _turned_tiles(typingctx: Any, lines: Any, pitch: Any, tiles: Any) -> Any:
+    """One step of a strip from 16 rows in pieces."""
+
+    @_emitting
+    def codegen(builder: Any, lines: Any, pitch: Any, tiles: Any) -> None:
+        rows = [builder.add(lines, builder.mul(pitch, _LONG(row))) for row in range(SIDE)]
+        for at in range(_PIECES):
+            piece = [_load(builder, row, at * _LINE, _HALVES) for row in rows]
+            for k, line in enumerate(_turned(builder, piece)):
+                _store(builder, line, tiles, at * _TILE_BYTES + k * _LINE)
+
+    return types.void(*[types.int64] * 3), codegen
 
 
 @intrinsic

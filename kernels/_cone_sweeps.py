@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from ._amx import COMPILES
 from ._cpu import inner
 from ._cpu_vectors import larger, smaller
 from ._rows import inner_products
 
 #: Rows and columns of a tile of cosines. BLAS multiplies tall tiles faster than wide ones, and 48
-#: columns, three vectors of 512 bits, faster than any other number near.
-TILE_ROWS, TILE_COLUMNS = 1024, 48
+#: columns, three vectors of 512 bits, faster than any other number near. The tile unit takes
+#: multiples of 32.
+TILE_ROWS, TILE_COLUMNS = 1024, 64 if COMPILES else 48
 #: Rows of a tile whose cells are looked at together.
 STRETCH = 48
 #: The unit vectors are centred where the length of their mean exceeds this.
@@ -130,12 +132,12 @@ _finite = functools.partial(inner, fastmath=True)
 
 @_finite()
 def angle_tile(
-    address, a, b, half_a, half_b, size_a, size_b, shift, diagonal, edges, guess, tile, counts, sums
+    how, a, b, half_a, half_b, size_a, size_b, shift, diagonal, edges, guess, tile, counts, sums
 ):
     """Angles of the pairs (i, j) of a tile; leaves 1 - cos in `tile`.
 
     Args:
-        address: of sgemm.
+        how: see `_rows.Products`.
         a, b: (r, D), (c, D) centred unit vectors, c <= TILE_COLUMNS.
         half_a, size_a: (r,) as `centre_units` writes them; half_b, size_b: (>= TILE_COLUMNS,) the
             same of b, then anything finite.
@@ -143,12 +145,12 @@ def angle_tile(
         diagonal: row i meets the columns before diagonal + i.
         edges: see `versine_edges`.
         guess: float32, an angle near the mean, in degrees.
-        tile: (>= r, TILE_COLUMNS) float32 scratch, finite.
+        tile: (TILE_ROWS, TILE_COLUMNS) float32 scratch, finite.
         counts: (bins,) int64, overwritten.
         sums: (4,) float64, overwritten: sum of (angle - guess), of its square, least, largest.
     """
     bins = len(counts)
-    inner_products(address, a, b, False, tile)
+    inner_products(how, a, b, False, tile)
     cells = STRETCH * TILE_COLUMNS
     angle, place = np.empty(cells, np.float32), np.empty(cells, np.int32)
     packed = np.empty((2, cells), np.float32)

@@ -6,18 +6,21 @@ depends on the number of threads or on the padding.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import _amx
 from ._cpu import inner, on_torch_threads, sgemm
 from ._cpu_vectors import floats_at
 
 #: Rows of a block; its vectors stay in the L2 cache.
 ROWS = 64
+#: Float32 of a cache line.
+_LINE = 16
 
 
 def readable(x: Tensor) -> Tensor:
@@ -120,22 +123,68 @@ def _inverse(norm):
     return np.float32(1 / norm if norm > 0 else 0.0)
 
 
+class Products(NamedTuple):
+    """How `inner_products` multiplies the vectors a and b: by BLAS, or on the tile unit."""
+
+    blas: Any
+    """from `_cpu.sgemm_address`"""
+    memory: Any
+    """from `unit_memory`; empty: by BLAS"""
+    left: Any
+    """address of the pieces of a, its last block padded with zeros; like right"""
+    right: Any
+
+
+def by_unit(width: int) -> bool:
+    """Whether vectors of this width are multiplied on the tile unit."""
+    return _amx.usable() and width % _amx.STEP == 0
+
+
+def unit_pieces(sets: int, n: int, width: int) -> Any:
+    """(sets, P) float32 of zeros for n vectors of each set in pieces; P is 0 without the unit."""
+    n_floats = _amx.piece_floats(n, width) if by_unit(width) else 0
+    memory = np.zeros(sets * n_floats + _LINE, np.float32)
+    skip = -(memory.ctypes.data // 4) % _LINE
+    return memory[skip : skip + sets * n_floats].reshape(sets, n_floats)
+
+
 @inner
-def inner_products(address, a, b, transposed, out):
-    """out[:r, :c] = a b^T, or a^T b where `transposed`, by one single-threaded sgemm.
+def split_vector(vectors, i, pieces):
+    """Leaves row i of (n, D) in pieces."""
+    width = vectors.shape[1]
+    there = np.int64(pieces.ctypes.data) + i * _amx.row_bytes(width)
+    source = np.int64(vectors[i].ctypes.data)
+    _amx.split_row(source, width // _amx.STEP, np.float32(1), there)
+
+
+@inner
+def unit_memory(used, columns, width):
+    """A thread's memory for the products with `columns` vectors at a time; empty without unit."""
+    return np.empty(_amx.piece_floats(columns, width) + _LINE if used else 0, np.float32)
+
+
+@inner
+def inner_products(how, a, b, transposed, out):
+    """out[:r, :c] = a b^T, or a^T b where `transposed`, on one thread.
 
     Args:
-        address: from `_cpu.sgemm_address`.
+        how: `Products`; the unit makes a b^T alone, and whole blocks of it.
         a, b: (r, k) and (c, k), or (k, r) and (k, c); float32, rows contiguous.
         out: (>= r, >= c) float32, rows contiguous.
     """
+    if how.memory.size > 0 and not transposed:
+        turned = (np.int64(how.memory.ctypes.data) + 4 * _LINE - 1) // (4 * _LINE) * (4 * _LINE)
+        _amx.turn_rows(how.right, len(b), b.shape[1], turned)
+        there = np.int64(out.ctypes.data)
+        _amx.product(how.left, turned, a.shape[1], len(a), len(b), there, out.strides[0])
+        return
     rows, columns, depth = a.shape[0], b.shape[0], a.shape[1]
     flip_a, flip_b = 0, 1
     if transposed:
         rows, columns, depth = a.shape[1], b.shape[1], a.shape[0]
         flip_a, flip_b = 1, 0
     sgemm(
-        address,
+        how.blas,
         flip_a,
         flip_b,
         rows,

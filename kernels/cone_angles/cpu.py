@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._amx import row_bytes
 from .._cone_sweeps import (
     NARROW,
     NO_AXIS,
@@ -22,7 +23,17 @@ from .._cone_sweeps import (
     versine_edges,
 )
 from .._cpu import claim, inner, jit, sgemm_address, started
-from .._rows import ROWS, flat_rows, n_blocks, share_out, unit_rows
+from .._rows import (
+    ROWS,
+    Products,
+    flat_rows,
+    n_blocks,
+    share_out,
+    split_vector,
+    unit_memory,
+    unit_pieces,
+    unit_rows,
+)
 
 _CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
 _AXIS = ("cone_axis_angle_mean", "cone_axis_angle_max")
@@ -218,13 +229,15 @@ def _ratio(value: Any, by: Any) -> Any:
 class _Side(NamedTuple):
     """The non-zero unit vectors of one side, minus the shift.
 
-    unit (B, N, D) float32; half and size (B, N + TILE_COLUMNS) float32; kept (B,) int64.
+    unit (B, N, D) float32; half and size (B, N + TILE_COLUMNS) float32; kept (B,) int64; pieces:
+    see `_rows.unit_pieces`.
     """
 
     unit: Any
     half: Any
     size: Any
     kept: Any
+    pieces: Any
 
 
 def _centred(sums: _UnitSums, shift: Any) -> _Side:
@@ -236,6 +249,7 @@ def _centred(sums: _UnitSums, shift: Any) -> _Side:
         half=np.zeros((n_sets, n_slots + TILE_COLUMNS), np.float32),
         size=np.zeros((n_sets, n_slots + TILE_COLUMNS), np.float32),
         kept=sums.kept,
+        pieces=unit_pieces(n_sets, n_slots, shift.shape[1]),
     )
     n_tasks = n_sets * n_blocks(n_slots)
     share_out(
@@ -271,6 +285,10 @@ def _centre_blocks(team, n_tasks, counters, flat, starts, step, lengths, norm, s
         centre_units(
             flat, starts[s], step, first, last, norm[s], slot[s], shift[s], unit, half, size
         )
+        if side.pieces.size > 0:
+            for to in slot[s, first:last]:
+                if to >= 0:
+                    split_vector(unit, to, side.pieces[s])
 
 
 def _tiles(kept: Any, triangle: bool) -> Any:
@@ -289,7 +307,7 @@ def _angle_tiles(
     team,
     n_tasks,
     counters,
-    address,
+    blas,
     left,
     right,
     triangle,
@@ -305,7 +323,7 @@ def _angle_tiles(
         (
             n_tasks,
             counters,
-            address,
+            blas,
             left,
             right,
             triangle,
@@ -319,6 +337,8 @@ def _angle_tiles(
     ):
         return
     tile = np.zeros((TILE_ROWS, TILE_COLUMNS), np.float32)
+    width = left.unit.shape[2]
+    memory, row = unit_memory(left.pieces.size > 0, TILE_COLUMNS, width), row_bytes(width)
     while True:
         task = claim(counters, 0)
         if task >= n_tasks:
@@ -327,7 +347,12 @@ def _angle_tiles(
         i_stop = min(i + TILE_ROWS, left.kept[b])
         j_stop = min(j + TILE_COLUMNS, right.kept[b])
         angle_tile(
-            address,
+            Products(
+                blas,
+                memory,
+                np.int64(left.pieces[b].ctypes.data) + i * row,
+                np.int64(right.pieces[b].ctypes.data) + j * row,
+            ),
             left.unit[b, i:i_stop],
             right.unit[b, j:j_stop],
             left.half[b, i:i_stop],

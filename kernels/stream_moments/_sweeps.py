@@ -165,15 +165,15 @@ def centre_rows(flat, start, step, first, last, mean, scale, centred):
 
 
 @inner
-def square_tile(address, a, b, transposed, diagonal, tile):
+def square_tile(how, a, b, transposed, diagonal, tile):
     """Sum of the squares of a b^T (or a^T b) and of its mirror image across the diagonal.
 
     Args:
-        address, a, b, transposed: see `_rows.inner_products`.
+        how, a, b, transposed: see `_rows.inner_products`.
         diagonal: row i meets the diagonal in column diagonal + i; 0, or at least the columns.
-        tile: (>= rows, TILE_COLUMNS) float32 scratch.
+        tile: (TILE_ROWS, TILE_COLUMNS) float32 scratch.
     """
-    inner_products(address, a, b, transposed, tile)
+    inner_products(how, a, b, transposed, tile)
     rows, columns = (a.shape[1], b.shape[1]) if transposed else (a.shape[0], b.shape[0])
     # Of the square block on the diagonal both halves are there.
     square = max(0, min(rows, columns - diagonal))

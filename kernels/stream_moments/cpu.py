@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._amx import in_blocks, piece_floats, row_bytes
 from .._cone_sweeps import (
     NARROW,
     NO_AXIS,
@@ -35,7 +36,19 @@ from .._cone_sweeps import (
     versine_edges,
 )
 from .._cpu import claim, counted, inner, jit, scratch_memory, sgemm_address, started
-from .._rows import ROWS, add_rows, floats_from, n_blocks, readable, share_out, unit_rows
+from .._rows import (
+    ROWS,
+    Products,
+    add_rows,
+    by_unit,
+    floats_from,
+    n_blocks,
+    readable,
+    share_out,
+    split_vector,
+    unit_memory,
+    unit_rows,
+)
 from ._sweeps import (
     CONSTANT,
     GROUP,
@@ -117,6 +130,8 @@ class _Work(NamedTuple):
     """(B, K, 3) float64: sum and maximum of the angles to the axis, trace"""
     vectors: Any
     """(S, N, D) float32"""
+    pieces: Any
+    """(S, P) float32, the vectors in pieces for the tile unit (`_amx`); P is 0 without it"""
     half: Any
     """(S, N + TILE_COLUMNS) float32, like size"""
     size: Any
@@ -195,7 +210,8 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
     tiles = _tiles(n_slots)
     f32, f64 = np.float32, np.float64
     n_floats = at_a_time * n_slots * width
-    vectors = scratch_memory(n_floats)
+    n_pieces = at_a_time * piece_floats(n_slots, width) if by_unit(width) else 0
+    memory = scratch_memory(n_pieces + n_floats)
     return _Work(
         flat=lowest,
         start=np.array([at + b * step for at, step, _ in places for b in range(windows)]),
@@ -216,7 +232,8 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
         near_mean=np.full(batch, 90, f32),
         kept=np.zeros(batch, np.int64),
         blocks=np.zeros((batch, blocks, 3), f64),
-        vectors=vectors.reshape(at_a_time, n_slots, width),
+        vectors=memory[n_pieces:].reshape(at_a_time, n_slots, width),
+        pieces=memory[:n_pieces].reshape(at_a_time, n_pieces // at_a_time),
         half=np.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
         size=np.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
         packed_norm=np.empty((at_a_time, n_slots), f64),
@@ -254,12 +271,13 @@ def _named(work: _Work, angles: list[bool]) -> dict[str, Tensor]:
 
 
 @jit
-def _claim_tasks(team, n_tasks, counters, tasks, address, lowest, *arrays):
-    if started(team, (n_tasks, counters, tasks, address, lowest, arrays)):
+def _claim_tasks(team, n_tasks, counters, tasks, blas, lowest, *arrays):
+    if started(team, (n_tasks, counters, tasks, blas, lowest, arrays)):
         return
     w = _Work(floats_from(lowest), *arrays)
     mine = claim(counters, 1)
     scratch = np.zeros((TILE_ROWS, TILE_COLUMNS), np.float32)
+    memory = unit_memory(w.pieces.size > 0, TILE_COLUMNS, w.vectors.shape[2])
     blocks = w.moments.shape[1]
     while True:
         k = claim(counters, 0)
@@ -283,7 +301,7 @@ def _claim_tasks(team, n_tasks, counters, tasks, address, lowest, *arrays):
                 elif each == CENTRE:
                     _centre(w, b, this, at)
                 else:
-                    _tile(w, b, this, at, scratch, address)
+                    _tile(w, b, this, at, scratch, blas, memory)
             before = 0 if whole else claim(counters, done)
             if each == SWEEP and (whole or before == blocks - 1):
                 _merge(w, b)
@@ -410,8 +428,24 @@ def _centre(w, b, k, at):
             )  # fmt: skip
         else:
             trace += centre_rows(w.flat, start, step, i, stop, shift, scale, vectors)
+        _split(w, b, at, i, stop)
     part = w.blocks[b, k]
     part[0], part[1], part[2] = total, largest, trace
+
+
+@inner
+def _split(w, b, at, first, last):
+    """Leaves the centred vectors of some rows in pieces; after the last row zeros up to a block."""
+    n, width = w.lengths[b], w.vectors.shape[2]
+    if w.pieces.size == 0 or (n > width and not w.angles[b]):
+        return
+    for i in range(first, last):
+        to = w.slot[b, i] if w.angles[b] else i
+        if to >= 0:
+            split_vector(w.vectors[at], to, w.pieces[at])
+    if last == n:
+        kept, row = w.kept[b] if w.angles[b] else n, row_bytes(width) // 4
+        w.pieces[at, kept * row : in_blocks(kept) * row] = 0
 
 
 @inner
@@ -433,17 +467,21 @@ def _weights(flat, start, step, first, last, norm, slot, mean, packed_norm, weig
 
 
 @inner
-def _tile(w, b, k, at, scratch, address):
+def _tile(w, b, k, at, scratch, blas, memory):
     if w.kept[b] < 0:
         return
+    row = row_bytes(w.vectors.shape[2])
+    pieces = np.int64(w.pieces[at].ctypes.data)
+    i, j = w.tiles[k, 0], w.tiles[k, 1]
+    how = Products(blas, memory, pieces + i * row, pieces + j * row)
     if not w.angles[b]:
-        _gram_tile(w, b, k, at, scratch, address)
+        _gram_tile(w, b, k, at, scratch, how)
     else:
-        _angle_tile(w, b, k, at, scratch, address)
+        _angle_tile(w, b, k, at, scratch, how)
 
 
 @inner
-def _gram_tile(w, b, k, at, scratch, address):
+def _gram_tile(w, b, k, at, scratch, how):
     """Of X X^T or of X^T X: they have the same norm, and the smaller one costs less."""
     n, width = w.lengths[b], w.vectors.shape[2]
     transposed = n > width
@@ -457,11 +495,11 @@ def _gram_tile(w, b, k, at, scratch, address):
         left, right = vectors[0:n, i:i_stop], vectors[0:n, j:j_stop]
     else:
         left, right = vectors[i:i_stop, 0:width], vectors[j:j_stop, 0:width]
-    w.sums[b, k, 4] = square_tile(address, left, right, transposed, i - j, scratch)
+    w.sums[b, k, 4] = square_tile(how, left, right, transposed, i - j, scratch)
 
 
 @inner
-def _angle_tile(w, b, k, at, scratch, address):
+def _angle_tile(w, b, k, at, scratch, how):
     kept = w.kept[b]
     i, j = w.tiles[k, 0], w.tiles[k, 1]
     if i >= kept or j >= kept:
@@ -469,7 +507,7 @@ def _angle_tile(w, b, k, at, scratch, address):
     i_stop, j_stop = min(i + TILE_ROWS, kept), min(j + TILE_COLUMNS, kept)
     vectors, half, size = w.vectors[at], w.half[at], w.size[at]
     angle_tile(
-        address,
+        how,
         vectors[i:i_stop],
         vectors[j:j_stop],
         half[i:i_stop],

@@ -16,6 +16,8 @@ from bertgeom.kernels import cone_sums, pairwise_angle_histogram
 from bertgeom.kernels.cone_angles import reference
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements, cone_disagreements
 
+pytestmark = pytest.mark.usefixtures("products")
+
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 SHAPES = [
     pytest.param(1, 3, 0.0, SINGLE, id="one"),
@@ -69,7 +71,7 @@ def test_any_number_of_bins_is_counted(bins: int) -> None:
 
 
 def test_many_tiles_agree_with_the_oracle() -> None:
-    x, y = vectors(1100, 8, 0.4, sets=2)
+    x, y = vectors(1100, 32, 0.4, sets=2)
     assert not angle_disagreements(x, None, pairwise_angle_histogram(x))
     assert not angle_disagreements(x[:150], y, pairwise_angle_histogram(x[:150], y))
 
@@ -108,7 +110,7 @@ def test_histograms_hold_every_pair_of_non_zero_vectors_once() -> None:
 
 
 def test_pairs_of_a_union_are_those_of_the_parts_and_those_between_them() -> None:
-    x, y = vectors(60, 24, 0.8, sets=2)
+    x, y = vectors(60, 32, 0.8, sets=2)
     whole = pairwise_angle_histogram(torch.cat([x, y]))
     parts = [
         pairwise_angle_histogram(x),
@@ -126,13 +128,13 @@ def test_pairs_of_a_union_are_those_of_the_parts_and_those_between_them() -> Non
 
 
 def test_padding_and_neighbours_change_no_bit() -> None:
-    x, y = vectors(90, 20, 0.5, sets=2)
+    x, y = vectors(90, 32, 0.5, sets=2)
     alone, angles = cone_sums(x[None]), pairwise_angle_histogram(x[None])
     between = pairwise_angle_histogram(x[None], y[None])
-    padded = torch.full((2, 150, 20), torch.nan)
+    padded = torch.full((2, 150, 32), torch.nan)
     padded[1, :90] = x
     padded[0, :7] = y[:7]
-    others = torch.full((2, 200, 20), torch.nan)
+    others = torch.full((2, 200, 32), torch.nan)
     others[1, :90] = y
     lengths = torch.tensor([7, 90])
     for expected, found in (
@@ -161,7 +163,7 @@ def test_threads_and_repetition_change_no_bit() -> None:
 
 
 def test_a_mask_picks_the_rows() -> None:
-    x = vectors(80, 10, 0.5, sets=2)
+    x = vectors(80, 32, 0.5, sets=2)
     mask = torch.rand(2, 80, generator=torch.Generator().manual_seed(1)) < 0.6
     found = cone_sums(x, mask=mask) | pairwise_angle_histogram(x, mask=mask)
     for b in range(2):

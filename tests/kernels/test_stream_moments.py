@@ -24,6 +24,8 @@ from bertgeom.kernels import (
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements, cone_disagreements
 from bertgeom.kernels.stream_moments.tolerance import stream_disagreements
 
+pytestmark = pytest.mark.usefixtures("products")
+
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 SHAPES = [
     pytest.param(1, 4, 0.0, SINGLE, id="one"),
@@ -155,9 +157,9 @@ def test_outlier_dimensions_are_counted() -> None:
 
 @pytest.mark.parametrize("angles", [True, False], ids=["angles", "plain"])
 def test_padding_and_neighbours_change_no_bit(angles: bool) -> None:
-    x = states(100, 40, 0.4, windows=1)
+    x = states(100, 64, 0.4, windows=1)
     alone = station_statistics(x, angles=angles)
-    padded = torch.full((5, 180, 40), torch.nan)
+    padded = torch.full((5, 180, 64), torch.nan)
     padded[2, :100] = x[0]
     padded[3, :50] = 2 * x[0, 50:]
     lengths = torch.tensor([0, 0, 100, 50, 0])
@@ -170,7 +172,7 @@ def test_padding_and_neighbours_change_no_bit(angles: bool) -> None:
 @pytest.mark.parametrize("angles", [True, False], ids=["angles", "plain"])
 def test_threads_and_how_they_share_change_no_bit(angles: bool) -> None:
     """One window for two threads makes them share its blocks; 4 for 2, or 15 for 16, do not."""
-    x = states(210, 24, 0.4, windows=15)
+    x = states(210, 32, 0.4, windows=15)
     torch.set_num_threads(1)
     expected = station_statistics(x, angles=angles)
     for n_threads, windows in ((2, 4), (2, 1), (3, 4), (4, 2), (16, 15)):
@@ -184,9 +186,9 @@ def test_threads_and_how_they_share_change_no_bit(angles: bool) -> None:
 @pytest.mark.parametrize("impl", ["numba", "reference"])
 def test_stations_at_once_are_the_stations_one_by_one(impl: str) -> None:
     """Of any strides, with angles or without, by length or by mask, few windows or many."""
-    states_at_once = [states(70, 24, 0.1 * k, windows=2) for k in range(5)]
+    states_at_once = [states(70, 32, 0.1 * k, windows=2) for k in range(5)]
     states_at_once[1] = states_at_once[1].mT.contiguous().mT
-    states_at_once[3] = torch.cat([states_at_once[3]] * 2, dim=2)[:, :, :24]
+    states_at_once[3] = torch.cat([states_at_once[3]] * 2, dim=2)[:, :, :32]
     asked = [True, False, False, True, True]
     mask = torch.rand(2, 70, generator=torch.Generator().manual_seed(7)) < 0.6
     ways: list[dict[str, Any]] = [{"lengths": torch.tensor([70, 31])}, {"mask": mask}, {}]
@@ -212,7 +214,7 @@ def test_stations_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_a_mask_picks_the_rows() -> None:
-    x = states(50, 16, 0.4)
+    x = states(50, 32, 0.4)
     mask = torch.rand(2, 50, generator=torch.Generator().manual_seed(6)) < 0.5
     for angles in (True, False):
         found = station_statistics(x, mask=mask, angles=angles)
