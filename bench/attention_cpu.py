@@ -20,9 +20,9 @@ from torch import Tensor
 
 from bench import materialised
 from bench.run import environment, save, tables
-from bertgeom.kernels import attention_stats
+from bertgeom.kernels import _amx, attention_stats
 from bertgeom.kernels._cpu import dgemm_address, jit, scratch_address, sgemm, sgemm_address
-from bertgeom.kernels.attention_stats import _cpu_head, _cpu_rows, _cpu_work, api
+from bertgeom.kernels.attention_stats import _cpu_head, _cpu_products, _cpu_rows, _cpu_work, api
 from bertgeom.kernels.attention_stats.tolerance import bounds, disagreements
 from bertgeom.variables import n_offset_side
 
@@ -93,8 +93,9 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
     """Microseconds of the parts of one head on one thread, least of the repeats."""
     q, k, v = (np.ascontiguousarray(x[0, 0].numpy()) for x in inputs(1, tokens, spread, 0))
     n, pitch = tokens, _cpu_rows.padded(tokens)
-    block = np.zeros((_cpu_work.padded_rows(n), pitch), np.float32)
+    block = np.zeros((_amx.in_blocks(n), pitch), np.float32)
     work = (*scratch_address(1, _cpu_work.scratch_floats(n, HEAD_DIM, 4, 0.3, n)), n)
+    pieces = np.empty(_cpu_products.pieces_floats(n, HEAD_DIM), np.float32)
     logits, weights = block.copy(), block.copy()
     blas = sgemm_address()
     _multiply(blas, q, k, logits, n, True)
@@ -103,7 +104,7 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
     low, top = weights[:n, :n].min(1), weights[:n, :n].max(1)
     output = np.zeros_like(v)
     parts: dict[str, tuple[Callable[..., Any], tuple[Any, ...], np.ndarray]] = {
-        "Q K^T": (_multiply, (blas, q, k, block, n, True), logits),
+        "Q K^T, BLAS": (_multiply, (blas, q, k, block, n, True), logits),
         "row extremes": (_extremes, (block, n), logits),
         "exponentials": (_exponentials, (block, n), logits),
         "weights, columns, diagonals": (_spread, (block, n, work), weights),
@@ -116,6 +117,8 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
         "value bins": (_bins, (block, n, low.min(), top.max(), work), weights),
         "A_ij A_ji": (_crossed, (block, n), weights),
     }
+    if _amx.usable():
+        parts["Q K^T, tile unit"] = (_by_unit, (q, k, block, n, pieces), logits)
     return {
         name: _least(part, arguments, block, start, repeats)
         for name, (part, arguments, start) in parts.items()
@@ -151,6 +154,16 @@ def _multiply(blas, a, b, c, n, flip):
             blas, 0, 0, n, width, n, np.float32(1),
             a.ctypes.data, a.shape[1], b.ctypes.data, width, c.ctypes.data, width,
         )  # fmt: skip
+
+
+@jit
+def _by_unit(q, k, block, n, memory):
+    d = k.shape[1]
+    query, key = np.int64(q.ctypes.data), np.int64(k.ctypes.data)
+    matrices = ((query, d), (key, d), (query, d), (query, d))
+    pieces = _cpu_products.split_keys(True, 0.0, n, d, key, d, memory)
+    out, scale = np.int64(block.ctypes.data), np.float32(0.18)
+    _cpu_products.logits(0, pieces, scale, d, matrices, 0, n, 0, n, out, block.shape[1])
 
 
 @jit

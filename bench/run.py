@@ -30,6 +30,8 @@ def environment(device: str) -> dict[str, Any]:
     """Device, versions and commit, for every stated figure."""
     import torch
 
+    from bertgeom.kernels import _amx
+
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
         capture_output=True,
@@ -40,6 +42,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "amx": device == "cpu" and _amx.usable(),
         "python": platform.python_version(),
         "commit": commit or None,
         "date": time.strftime("%Y-%m-%d"),
@@ -195,15 +198,15 @@ def print_table(results: dict[str, Any]) -> None:
         print(f"\n{entry['name']}, {entry['dtype']}, {entry['rounds']} rounds")
         if entry["oracle_max_abs_error"]:
             print("  oracle: largest error", entry["oracle_max_abs_error"])
-        print(f"  {'variant':14} {'median s':>9} {'x bare':>7}  quartiles")
+        print(f"  {'variant':16} {'median s':>9} {'x bare':>7}  quartiles")
         for name, row in entry["variants"].items():
             print(
-                f"  {name:14} {row['seconds_median']:9.4f} {row['ratio_median']:7.3f}"
+                f"  {name:16} {row['seconds_median']:9.4f} {row['ratio_median']:7.3f}"
                 f"  {row['ratio_q25']:.3f}..{row['ratio_q75']:.3f}"
             )
         row = entry["materialised_over_everything"]
         print(
-            f"  materialised   {row['seconds_median']:9.4f} {row['ratio_median']:7.3f}"
+            f"  materialised     {row['seconds_median']:9.4f} {row['ratio_median']:7.3f}"
             f"  {row['ratio_q25']:.3f}..{row['ratio_q75']:.3f} x everything"
         )
         if "paper_seconds_one_sequence" in entry:

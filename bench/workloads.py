@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 import bertgeom
 from bench import materialised
 from bertgeom.attention import MeasureSettings, record
+from bertgeom.kernels import _amx
 from bertgeom.variables import n_offset_side
 
 #: Rotating inputs, so that no repetition finds its data in the cache.
@@ -59,20 +61,27 @@ def variants(work: Workload) -> dict[str, Callable[[Tensor], Any]]:
 
     bare: SDPA, no statistics. attention: attention statistics of tier full, gates and all.
     everything: all that is on by default. materialised: the same list from stored maps.
+    The second and third again by BLAS alone, where the CPU has a tile unit (AMX).
     """
     settings = MeasureSettings(n_offset_side=n_offset_side(work.special.shape[1]))
-    return {
-        "bare": partial(_bare, work),
+    ours = {
         "attention": partial(_attention, work, settings),
         "everything": partial(_everything, work, settings),
-        "materialised": partial(_materialised, work),
     }
+    if work.model.device.type == "cpu" and _amx.usable():
+        ours |= {f"{name}, BLAS": partial(_by_blas, run) for name, run in ours.items()}
+    return {"bare": partial(_bare, work), **ours, "materialised": partial(_materialised, work)}
 
 
 def _bare(work: Workload, ids: Tensor) -> Any:
     work.model.set_attn_implementation("sdpa")
     with torch.inference_mode():
         return work.model(input_ids=ids)
+
+
+def _by_blas(run: Callable[[Tensor], Any], ids: Tensor) -> Any:
+    with mock.patch.object(_amx, "usable", return_value=False):
+        return run(ids)
 
 
 def _attention(work: Workload, settings: MeasureSettings, ids: Tensor) -> list[Any]:
