@@ -95,7 +95,8 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
     n, pitch = tokens, _cpu_rows.padded(tokens)
     block = np.zeros((_amx.in_blocks(n), pitch), np.float32)
     work = (*scratch_address(1, _cpu_work.scratch_floats(n, HEAD_DIM, 4, 0.3, n)), n)
-    pieces = np.empty(_cpu_products.pieces_floats(n, HEAD_DIM), np.float32)
+    pieces = np.empty(_cpu_products.pieces_floats(n, HEAD_DIM) + 16, np.float32)
+    pieces = pieces[-(pieces.ctypes.data // 4) % 16 :]
     logits, weights = block.copy(), block.copy()
     blas = sgemm_address()
     _multiply(blas, q, k, logits, n, True)
