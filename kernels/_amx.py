@@ -265,16 +265,8 @@ def _block_product(
     """One block of `product`: 32 rows of the left factor by two strips of the right one."""
 
     @_emitting
-    def codegen(
-        builder: Any,
-        left: Any,
-        left_pitch: Any,
-        right: Any,
-        right_pitch: Any,
-        steps: Any,
-        out: Any,
-        pitch: Any,
-    ) -> None:
+    def codegen(builder: Any, *operands: Any) -> None:
+        left, left_pitch, right, right_pitch, steps, out, pitch = operands
         sums, lefts, rights = (0, 1, 2, 3), (4, 5), (6, 7)
 
         def place(tile: int) -> Any:
