@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from .._amx import STEP, in_blocks
+from .._amx import BLOCK, STEP, in_blocks
 from .._cpu import inner
 from .._cpu_vectors import TILE, floats_at
 from ._cpu_products import pieces_floats
@@ -155,8 +155,9 @@ def is_resident(n, reach):
 
 @inner
 def rows_at_once(n, reach):
-    """Rows of one block."""
-    return min(n, max(TILE, _BLOCK_WEIGHTS // padded(min(n, 2 * reach + LANES))))
+    """Rows of one block: whole BLOCKs, as the tile unit writes them, or all."""
+    rows = _BLOCK_WEIGHTS // padded(min(n, 2 * reach + LANES))
+    return min(n, max(1, rows // BLOCK) * BLOCK)
 
 
 @inner
