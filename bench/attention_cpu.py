@@ -95,8 +95,6 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
     n, pitch = tokens, _cpu_rows.padded(tokens)
     block = np.zeros((_amx.in_blocks(n), pitch), np.float32)
     work = (*scratch_address(1, _cpu_work.scratch_floats(n, HEAD_DIM, 4, 0.3, n)), n)
-    pieces = np.empty(_cpu_products.pieces_floats(n, HEAD_DIM) + 16, np.float32)
-    pieces = pieces[-(pieces.ctypes.data // 4) % 16 :]
     logits, weights = block.copy(), block.copy()
     blas = sgemm_address()
     _multiply(blas, q, k, logits, n, True)
@@ -119,7 +117,7 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
         "A_ij A_ji": (_crossed, (block, n), weights),
     }
     if _amx.usable():
-        parts["Q K^T, tile unit"] = (_by_unit, (q, k, block, n, pieces), logits)
+        parts["Q K^T, tile unit"] = (_by_unit, (q, k, block, n, work), logits)
     return {
         name: _least(part, arguments, block, start, repeats)
         for name, (part, arguments, start) in parts.items()
@@ -158,8 +156,9 @@ def _multiply(blas, a, b, c, n, flip):
 
 
 @jit
-def _by_unit(q, k, block, n, memory):
+def _by_unit(q, k, block, n, work):
     d = k.shape[1]
+    memory = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3)).pieces
     query, key = np.int64(q.ctypes.data), np.int64(k.ctypes.data)
     matrices = ((query, d), (key, d), (query, d), (query, d))
     pieces = _cpu_products.split_keys(True, 0.0, n, d, key, d, memory)

@@ -160,7 +160,8 @@ def split_vector(vectors, i, pieces):
 @inner
 def unit_memory(used, columns, width):
     """A thread's memory for the products with `columns` vectors at a time; empty without unit."""
-    return np.empty(_amx.piece_floats(columns, width) + _LINE if used else 0, np.float32)
+    memory = np.empty(_amx.piece_floats(columns, width) + _LINE if used else 0, np.float32)
+    return memory[-(np.int64(memory.ctypes.data) // 4) % _LINE :]
 
 
 @inner
@@ -173,7 +174,7 @@ def inner_products(how, a, b, transposed, out):
         out: (>= r, >= c) float32, rows contiguous.
     """
     if how.memory.size > 0 and not transposed:
-        turned = (np.int64(how.memory.ctypes.data) + 4 * _LINE - 1) // (4 * _LINE) * (4 * _LINE)
+        turned = np.int64(how.memory.ctypes.data)
         _amx.turn_rows(how.right, len(b), b.shape[1], turned)
         there = np.int64(out.ctypes.data)
         _amx.product(how.left, turned, a.shape[1], len(a), len(b), there, out.strides[0])

@@ -475,18 +475,17 @@ def _tile(w, b, k, at, scratch, blas, memory):
     i, j = w.tiles[k, 0], w.tiles[k, 1]
     how = Products(blas, memory, pieces + i * row, pieces + j * row)
     if not w.angles[b]:
-        _gram_tile(w, b, k, at, scratch, how)
+        _gram_tile(w, b, k, i, j, at, scratch, how)
     else:
-        _angle_tile(w, b, k, at, scratch, how)
+        _angle_tile(w, b, k, i, j, at, scratch, how)
 
 
 @inner
-def _gram_tile(w, b, k, at, scratch, how):
+def _gram_tile(w, b, k, i, j, at, scratch, how):
     """Of X X^T or of X^T X: they have the same norm, and the smaller one costs less."""
     n, width = w.lengths[b], w.vectors.shape[2]
     transposed = n > width
     size = width if transposed else n
-    i, j = w.tiles[k, 0], w.tiles[k, 1]
     if i >= size or j >= size:
         return
     i_stop, j_stop = min(i + TILE_ROWS, size), min(j + TILE_COLUMNS, size)
@@ -499,9 +498,8 @@ def _gram_tile(w, b, k, at, scratch, how):
 
 
 @inner
-def _angle_tile(w, b, k, at, scratch, how):
+def _angle_tile(w, b, k, i, j, at, scratch, how):
     kept = w.kept[b]
-    i, j = w.tiles[k, 0], w.tiles[k, 1]
     if i >= kept or j >= kept:
         return
     i_stop, j_stop = min(i + TILE_ROWS, kept), min(j + TILE_COLUMNS, kept)
