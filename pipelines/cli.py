@@ -16,6 +16,21 @@ import typer
 
 from bertgeom._version import __version__
 
+from .options import (
+    AnnotationsOption,
+    JsonOption,
+    LabelsOption,
+    MemoryOption,
+    ModelOption,
+    SchedulerOption,
+    SequencesOption,
+    SourcesArgument,
+    StoreArgument,
+    ThreadsOption,
+    WorkersOption,
+    with_settings,
+)
+
 if TYPE_CHECKING:
     from .events import Subscriber
 
@@ -43,194 +58,6 @@ app = typer.Typer(
 
 #: What the command line library returns after Ctrl-C.
 _INTERRUPTED = 130
-
-_WHAT, _CUT, _NUMBERS, _MACHINE = "What to measure", "Windows", "Precision", "Where to work"
-
-SourcesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[SOURCE]...",
-        help="FASTA or FASTQ, plain or compressed: files, folders, globs, URLs; "
-        "or sequence shards made by [bold]bertgeom ingest[/bold].",
-    ),
-]
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A store made by run.")]
-ModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help="Folder or hub name of an encoder with safetensors."),
-]
-SequencesOption = Annotated[
-    str | None, typer.Option(help="Sequence shards made by ingest, in place of sources.")
-]
-LabelsOption = Annotated[
-    str | None,
-    typer.Option(help="Table record<TAB>label; the keys are record ids or indices from 0."),
-]
-AnnotationsOption = Annotated[
-    str | None,
-    typer.Option(help="BED or GFF3 regions in record coordinates: attention by region."),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON for a program to read.")
-]
-WindowOption = Annotated[
-    int | None,
-    typer.Option(help="Bases of a window; default: what fits the model.", rich_help_panel=_CUT),
-]
-StrideOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Bases from one window to the next; default: the window.", rich_help_panel=_CUT
-    ),
-]
-MinLengthOption = Annotated[
-    int, typer.Option(help="Leave out records shorter than this.", rich_help_panel=_CUT)
-]
-StrandOption = Annotated[
-    str,
-    typer.Option(
-        metavar="+|-|both", help="As in the record, reverse complement.", rich_help_panel=_CUT
-    ),
-]
-MaxTokensOption = Annotated[
-    int | None,
-    typer.Option(help="A lower limit of tokens a window than the model's.", rich_help_panel=_CUT),
-]
-MaxUnknownOption = Annotated[
-    float,
-    typer.Option(help="Flag windows with a larger share of unknown tokens.", rich_help_panel=_CUT),
-]
-TokenizerOption = Annotated[
-    str | None,
-    typer.Option(
-        help="In place of the model's: kmer:k=12,stride=9, dnabert:k=6, hf...",
-        rich_help_panel=_CUT,
-    ),
-]
-TierOption = Annotated[
-    str,
-    typer.Option(
-        metavar="core|full", help="Core leaves out the costlier arrays.", rich_help_panel=_WHAT
-    ),
-]
-KeepOption = Annotated[
-    str,
-    typer.Option(
-        metavar="LIST",
-        help="Opt-in arrays: block_map, cls, logits, tracks; separated by commas.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-AnglesOption = Annotated[
-    str,
-    typer.Option(
-        metavar="default|all",
-        help="Pairwise angles at the embedding and layer outputs, or at all stations.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-ThetaOption = Annotated[
-    float,
-    typer.Option(help="Weights of at least this are confident.", rich_help_panel=_WHAT),
-]
-NearOption = Annotated[
-    int,
-    typer.Option(
-        help="Tokens from the diagonal that count as near (gates).", rich_help_panel=_WHAT
-    ),
-]
-ReduceOption = Annotated[
-    bool,
-    typer.Option(
-        "--reduce",
-        help="Store no statistics of windows, only their means by record and sums by cohort.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-SpectraOption = Annotated[
-    int,
-    typer.Option(
-        metavar="K",
-        help="Exact spectra of K windows of every partition, in the group `spectra`.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-BitroundOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="BITS",
-        help="Keep this many mantissa bits of floats: lossy, smaller stores.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-DtypeOption = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|float32|float16|bfloat16",
-        help="Auto: float16 on CUDA, float32 on a CPU.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-ImplOption = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|triton|numba|reference",
-        help="Kernels: auto is Triton on CUDA, Numba on a CPU.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-DeviceOption = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:1...", rich_help_panel=_MACHINE)
-]
-BatchOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Padded tokens of a batch; default: 4096 on a CPU, 65536 on CUDA.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-PartitionOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Windows of a partition, the unit of work; default: seconds of work.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-WorkersOption = Annotated[
-    int,
-    typer.Option(
-        help="Worker processes; more than one starts a Dask cluster here.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Compute threads a worker; default: cores / workers.", rich_help_panel=_MACHINE
-    ),
-]
-SchedulerOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="tcp://HOST:PORT",
-        help="A running Dask scheduler, whose workers see the store, the model and the shards.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Refuse a plan beyond this, like 8GB; default: what the machine has.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run code that the model brings.", rich_help_panel=_MACHINE
-    ),
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -274,36 +101,24 @@ def ingest(
 
 
 @app.command()
+@with_settings
 def plan(
     sources: SourcesArgument = None,
     *,
     model: ModelOption,
     sequences: SequencesOption = None,
+    labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
-    window: WindowOption = None,
-    stride: StrideOption = None,
-    min_length: MinLengthOption = 1,
-    strand: StrandOption = "+",
-    max_tokens: MaxTokensOption = None,
-    tokenizer: TokenizerOption = None,
-    tier: TierOption = "full",
-    keep: KeepOption = "",
-    angles: AnglesOption = "default",
-    reduce: ReduceOption = False,
-    dtype: DtypeOption = "auto",
-    impl: ImplOption = "auto",
-    device: DeviceOption = "auto",
-    batch_tokens: BatchOption = None,
-    partition_windows: PartitionOption = None,
     workers: WorkersOption = 1,
     threads: ThreadsOption = None,
+    scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
-    trust_remote_code: TrustOption = False,
     measure: Annotated[
         bool,
         typer.Option("--measure/--no-measure", help="Time a batch, to say how long the run takes."),
     ] = True,
     as_json: JsonOption = False,
+    settings: dict[str, Any],
 ) -> None:
     """Show what a run would do and cost, and stop."""
     from .preview import preview, preview_table
@@ -312,27 +127,14 @@ def plan(
         sources,
         model=model,
         sequences=sequences,
+        labels=labels,
         annotations=annotations,
         workers=workers,
         threads=threads,
+        scheduler=scheduler,
         memory=memory,
         measure=measure,
-        window=window,
-        stride=stride,
-        min_length=min_length,
-        strand=strand,
-        max_tokens=max_tokens,
-        tokenizer=tokenizer,
-        tier=tier,
-        keep=keep,
-        angles=angles,
-        reduce=reduce,
-        dtype=dtype,
-        impl=impl,
-        device=device,
-        batch_tokens=batch_tokens,
-        partition_windows=partition_windows,
-        trust_remote_code=trust_remote_code,
+        **settings,
     )
     if as_json:
         print_json(found)
@@ -341,6 +143,7 @@ def plan(
 
 
 @app.command()
+@with_settings
 def run(
     sources: SourcesArgument = None,
     *,
@@ -349,32 +152,12 @@ def run(
     sequences: SequencesOption = None,
     labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
-    window: WindowOption = None,
-    stride: StrideOption = None,
-    min_length: MinLengthOption = 1,
-    strand: StrandOption = "+",
-    max_tokens: MaxTokensOption = None,
-    max_unknown: MaxUnknownOption = 0.5,
-    tokenizer: TokenizerOption = None,
-    tier: TierOption = "full",
-    keep: KeepOption = "",
-    angles: AnglesOption = "default",
-    theta: ThetaOption = 0.3,
-    near: NearOption = 4,
-    reduce: ReduceOption = False,
-    spectra: SpectraOption = 0,
-    bitround: BitroundOption = None,
-    dtype: DtypeOption = "auto",
-    impl: ImplOption = "auto",
-    device: DeviceOption = "auto",
-    batch_tokens: BatchOption = None,
-    partition_windows: PartitionOption = None,
     workers: WorkersOption = 1,
     threads: ThreadsOption = None,
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    settings: dict[str, Any],
 ) -> None:
     """Measure all windows of a database. Stopped? Give the same command again."""
     from . import stages
@@ -392,27 +175,7 @@ def run(
             scheduler=scheduler,
             memory=memory,
             subscribers=listeners,
-            window=window,
-            stride=stride,
-            min_length=min_length,
-            strand=strand,
-            max_tokens=max_tokens,
-            max_unknown=max_unknown,
-            tokenizer=tokenizer,
-            tier=tier,
-            keep=keep,
-            angles=angles,
-            theta=theta,
-            near=near,
-            reduce=reduce,
-            spectra=spectra,
-            bitround=bitround,
-            dtype=dtype,
-            impl=impl,
-            device=device,
-            batch_tokens=batch_tokens,
-            partition_windows=partition_windows,
-            trust_remote_code=trust_remote_code,
+            **settings,
         )
     if as_json:
         print_json(done)

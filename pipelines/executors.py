@@ -130,19 +130,14 @@ class Dask:
     _resources: dict[str, float] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
-        from distributed import Client
-
         if self.scheduler is None:
             self._cluster = _local_cluster(self.workers, self.threads, self.device)
             self.local_workers = self.workers
         try:
-            self._client = Client(self._cluster or self.scheduler, timeout=_CONNECT_SECONDS)
-        except (OSError, TimeoutError) as error:
+            self._client = _connect(self._cluster or self.scheduler)
+        except UsageError:
             self.__exit__()
-            raise UsageError(
-                f"expected a Dask scheduler at {self.scheduler}, found none in "
-                f"{_CONNECT_SECONDS} s; start one with: dask scheduler"
-            ) from error
+            raise
         known = self._client.scheduler_info(n_workers=-1)["workers"]
         if self.scheduler is not None:
             self.workers = max(1, len(known))
@@ -192,6 +187,38 @@ class Dask:
             priority=priority,
             resources=self._resources or None,
         )
+
+
+def _connect(scheduler: Any) -> Any:
+    """A client of a cluster or of the scheduler at an address.
+
+    Raises:
+        UsageError: if no scheduler answers.
+    """
+    from distributed import Client
+
+    try:
+        return Client(scheduler, timeout=_CONNECT_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise UsageError(
+            f"expected a Dask scheduler at {scheduler}, found none in "
+            f"{_CONNECT_SECONDS} s; start one with: dask scheduler"
+        ) from error
+
+
+def workers_at(scheduler: str) -> int:
+    """Number of workers of a running scheduler.
+
+    Raises:
+        UsageError: if no scheduler answers, or it has no workers.
+    """
+    with _connect(scheduler) as client:
+        workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    if not workers:
+        raise UsageError(
+            f"expected workers at {scheduler}, found none; start some with: dask worker {scheduler}"
+        )
+    return workers
 
 
 def _work_partition(url: str, model: str, threads: int, partition: int) -> list[Event]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertgeom.annotations import read_annotations
+from bertgeom.cohorts import assign_labels, read_labels
 from bertgeom.config import Settings
 from bertgeom.fasta import read_chunks
 from bertgeom.layout import Layout, row_group
@@ -21,6 +22,7 @@ from bertgeom.storage import Storage
 
 from . import cost
 from .events import duration
+from .executors import workers_at
 from .ingestion import Sources, as_list, outside_shards
 from .plan import Plan, planned_tokens, window_index
 from .setting import resolve
@@ -45,6 +47,7 @@ class Preview:
             tokenizer only knows an upper bound.
         flop: floating point operations of all windows.
         bytes_per_window, store_bytes, files: of the store before compression.
+        spectra: windows whose spectra are computed exactly, at most.
         memory: projected peak of one worker in bytes, by piece.
         windows_per_second: measured here with one worker, None if not measured.
         seconds: time for all windows at that rate, times the workers.
@@ -64,6 +67,7 @@ class Preview:
     bytes_per_window: int
     store_bytes: int
     files: int
+    spectra: int
     memory: dict[str, int]
     memory_total: int
     workers: int
@@ -76,9 +80,11 @@ def preview(
     *,
     model: str | Path,
     sequences: str | Path | None = None,
+    labels: str | Path | None = None,
     annotations: str | Path | None = None,
     workers: int = 1,
     threads: int | None = None,
+    scheduler: str | None = None,
     memory: int | str | None = None,
     measure: bool = True,
     **settings: Any,
@@ -89,13 +95,20 @@ def preview(
         measure: time a batch on this machine.
 
     Raises:
+        UsageError: if no scheduler answers.
         PlanError: if the plan does not fit the memory; names the largest piece.
     """
     options = Settings.of(**settings)
     elsewhere = outside_shards(sources, sequences)
     encoder = load_model(str(model), options)
-    lengths = _lengths(sources, elsewhere)
+    lengths, ids = _records(sources, elsewhere)
+    if labels is not None:
+        assign_labels(read_labels(labels), ids)
     regions = None if annotations is None else read_annotations(annotations)
+    if regions is not None:
+        regions.require(ids)
+    if scheduler is not None:
+        workers = workers_at(scheduler)
     resolved, shape = resolve(options, encoder, regions)
     size, tokens = resolved.partition_windows or 1, resolved.batch_tokens or 1
     index = window_index(lengths, resolved)
@@ -111,7 +124,9 @@ def preview(
         n_windows=plan.n_windows,
         threads=threads,
     )
-    cost.check_memory(projected, cost.budget_bytes(memory), workers)
+    here = workers if scheduler is None else 0
+    if here:
+        cost.check_memory(projected, cost.budget_bytes(memory), here)
     n_tokens, flop = _work(plan, encoder, facts)
     layout = Layout(shape, plan.n_windows, plan.group_windows)
     by_record = len(lengths) * cost.bytes_per_window(shape) if resolved.reduce else 0
@@ -134,6 +149,7 @@ def preview(
         bytes_per_window=layout.bytes_per_window(),
         store_bytes=layout.bytes_per_window() * plan.n_windows + by_record,
         files=layout.n_files(),
+        spectra=min(resolved.spectra, size) * plan.n_partitions,
         memory=vars(projected),
         memory_total=projected.total,
         workers=workers,
@@ -146,11 +162,14 @@ def _window_flop(facts: cost.ModelCost, shape: Shape) -> float:
     return cost.window_flop(facts, shape.max_tokens)
 
 
-def _lengths(sources: Sources | None, elsewhere: str | None) -> np.ndarray:
+def _records(sources: Sources | None, elsewhere: str | None) -> tuple[np.ndarray, list[str]]:
+    """Length and id of every record."""
     if elsewhere is not None:
-        return open_sequences(Storage(elsewhere)).lengths
+        shards = open_sequences(Storage(elsewhere))
+        return shards.lengths, shards.ids()
     pieces = read_chunks(expand_sources(as_list(sources)))
-    return np.array([p.start + len(p.bases) for p in pieces if p.last], dtype=np.int64)
+    found = [(p.start + len(p.bases), p.id) for p in pieces if p.last]
+    return np.array([length for length, _ in found], dtype=np.int64), [name for _, name in found]
 
 
 def _work(plan: Plan, encoder: Encoder, facts: cost.ModelCost) -> tuple[int, float]:
@@ -177,7 +196,10 @@ def _rate(encoder: Encoder, settings: Settings, shape: Shape) -> float:
         letters[rng.integers(0, 4, settings.window)] for _ in range(rows)
     ]
     encoded = encoder.tokenizer.encode_batch(pieces)
-    batch = TokenBatch(encoded.ids, encoded.lengths, encoded.special)
+    groups = None
+    if shape.group_names:
+        groups = rng.integers(0, 2 ** len(shape.group_names), encoded.ids.shape, dtype=np.int32)
+    batch = TokenBatch(encoded.ids, encoded.lengths, encoded.special, groups)
     measured = measure_settings_of(settings, shape)
     times = []
     for _ in range(3):
@@ -205,6 +227,7 @@ def preview_table(found: Preview) -> Table:
         ("store, a window", cost.human(found.bytes_per_window)),
         ("store, before compression", cost.human(found.store_bytes)),
         ("chunk files", f"{found.files:,}"),
+        *([("windows with exact spectra", f"{found.spectra:,}")] if found.spectra else []),
         ("peak memory of a worker", cost.human(found.memory_total)),
         *((f"  {name}", cost.human(size)) for name, size in found.memory.items()),
     ]
