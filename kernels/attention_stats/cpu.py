@@ -76,6 +76,7 @@ from ._cpu_work import (
     block_width,
     cut,
     is_resident,
+    most_floats,
     padded_rows,
     rows_at_once,
     scratch_floats,
@@ -113,8 +114,8 @@ def run(
     shapes, n_results = _shapes(batch, n_heads, n_slots, options)
     results = torch.empty(n_results)
     settings = _settings(n_slots, options, _amx.usable())
-    n_floats = _scratch_floats(
-        max(n_tokens), head_dim, settings.near, settings.theta, settings.reach
+    n_floats = most_floats(
+        lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach
     )
     scratch, n_floats = scratch_address(torch.get_num_threads(), n_floats)
     counters = np.zeros(2, np.int64)
@@ -157,10 +158,6 @@ def _slots(x: Tensor | None, batch: int, n_slots: int, dtype: type) -> np.ndarra
 @functools.lru_cache(maxsize=64)
 def _no_slots(batch: int, n_slots: int, dtype: type) -> np.ndarray:
     return np.zeros((batch, n_slots), dtype)
-
-
-#: From Python: the same few sizes again and again.
-_scratch_floats = functools.lru_cache(maxsize=64)(scratch_floats)
 
 
 @functools.lru_cache(maxsize=64)
@@ -280,6 +277,8 @@ def _matrix(heads, b, h):
 def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch, n_floats):
     """All statistics of one head of n >= 1 tokens."""
     near = settings.near
+    if scratch_floats(n, d, near, settings.theta, settings.reach) > n_floats:
+        raise IndexError("attention_stats: scratch memory too small for a head; please report it")
     work = cut(scratch, n_floats, n, d, near, settings.theta)
     for j in range(n):
         work.content[j] = special[j] == 0
@@ -358,7 +357,7 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
                 prefetch_to_write(output + 4 * i * output_row + line)
             while i >= stretch_end:
                 purity += add_near(
-                    block, i0, c0, summed, i, n, near, content, near_column, near_sums
+                    block, i0, c0, c1, summed, i, near, content, near_column, near_sums
                 )
                 summed = i
                 end_stretch(stretch, n, work)
@@ -373,7 +372,8 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
             highs[i] = high
             inverses[i] = inverse
             entropies[i] = math.log(total) - _LN2 * moment * inverse
-            begin, stop = max(c0, i - near), min(n, i + near + 1)
+            # Near cells outside of the block's columns are invisible: `near` may exceed `reach`.
+            begin, stop = max(c0, i - near), min(c1, i + near + 1)
             start = n - 1 - i + c0
             phase = start % PHASES
             lift(row, begin - c0, stop - c0, lifted)
@@ -398,7 +398,7 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
             if settings.full:
                 k, guess, step = smallest_count(row, last - first, low, inverse, guess, step)
                 work.k_rows[k] += 1
-        purity += add_near(block, i0, c0, summed, i1, n, near, content, near_column, near_sums)
+        purity += add_near(block, i0, c0, c1, summed, i1, near, content, near_column, near_sums)
         summed = i1
         sgemm(
             blas, 0, 0, i1 - i0, d, c1 - c0, f32(1),
