@@ -27,6 +27,7 @@ from transformers.masking_utils import flash_attention_mask
 from bertgeom import kernels, variables
 from bertgeom.dataset import as_dataset
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.kernels.attention_stats._options import fault as option_fault
 
 NAME = "bertgeom"
 
@@ -70,14 +71,10 @@ class MeasureSettings:
             raise UsageError(str(error)) from None
         if self.angles not in ("default", "all"):
             raise UsageError(f"expected angles 'default' or 'all', found {self.angles!r}")
-        if not 0 < self.theta < 1:
-            raise UsageError(f"expected theta between 0 and 1, found {self.theta}")
-        if self.near < 1:
-            raise UsageError(f"expected near of at least 1 token, found {self.near}")
-        if not 0 <= self.n_groups <= variables.MAX_GROUPS:
-            raise UsageError(
-                f"expected at most {variables.MAX_GROUPS} token groups, found {self.n_groups}"
-            )
+        for name in ("tier", "theta", "near", "n_offset_side", "n_groups", "impl"):
+            wrong = option_fault(name, getattr(self, name))
+            if wrong:
+                raise UsageError(f"{name}: {wrong}")
 
 
 #: Bytes, as float32, of stations on the CPU that wait for others: many windows at once keep every

@@ -10,9 +10,11 @@ from typing import Any
 
 from bertgeom import variables
 from bertgeom.errors import MismatchError, UsageError
+from bertgeom.kernels.attention_stats._options import IMPLEMENTATIONS as KERNELS
+from bertgeom.kernels.attention_stats._options import fault as option_fault
 
 STRANDS = ("+", "-", "both")
-IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
+IMPLEMENTATIONS = ("auto", *KERNELS)
 #: Options that leave every number as it is: they may change from one start to the next.
 _FREE = {"trust_remote_code"}
 #: Panels of the command line's help.
@@ -107,18 +109,17 @@ class Settings:
         for name in ("window", "stride", "max_tokens", "batch_tokens", "partition_windows"):
             _at_least(name, getattr(self, name), 1)
         _at_least("min_length", self.min_length, 1)
-        _at_least("near", self.near, 1)
+        for name in ("tier", "theta", "near", "impl"):
+            wrong = option_fault(name, getattr(self, name))
+            if wrong:
+                raise UsageError(f"{_option(name)}: {wrong}")
         _at_least("spectra", self.spectra, 0)
         _one_of("strand", self.strand, STRANDS)
         _one_of("angles", self.angles, ("default", "all"))
-        _one_of("tier", self.tier, ("core", "full"))
-        _one_of("impl", self.impl, IMPLEMENTATIONS)
         for name in self.keep:
             _one_of("keep", name, variables.KEEP)
         if not 0 <= self.max_unknown <= 1:
             raise UsageError(f"expected --max-unknown between 0 and 1, found {self.max_unknown}")
-        if not 0 < self.theta < 1:
-            raise UsageError(f"expected --theta between 0 and 1, found {self.theta}")
         if self.bitround is not None and not 1 <= self.bitround <= 23:
             raise UsageError(f"expected --bitround between 1 and 23, found {self.bitround}")
         if self.tier == "core" and {"block_map", "tracks"} & set(self.keep):

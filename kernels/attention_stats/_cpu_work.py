@@ -24,12 +24,16 @@ PHASES = 16
 
 
 class Heads(NamedTuple):
-    """Where the n x d matrices of a (B, H, N, d) float32 tensor lie: strides in elements."""
+    """Where the n x d matrices of a (B, H, N, d) float32 tensor lie: strides in elements.
+
+    `end` is the address behind the last element.
+    """
 
     address: int
     batch: int
     head: int
     row: int
+    end: int
 
 
 class Settings(NamedTuple):

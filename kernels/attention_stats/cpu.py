@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .. import _amx
 from .._cpu import (
+    CHECKED,
+    check_extent,
     claim,
     dgemm_address,
     inner,
@@ -117,7 +119,8 @@ def run(
     n_floats = most_floats(
         lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach
     )
-    scratch, n_floats = scratch_address(torch.get_num_threads(), n_floats)
+    n_places = torch.get_num_threads()
+    scratch, n_floats = scratch_address(n_places, n_floats)
     counters = np.zeros(2, np.int64)
     arguments = (
         counters,
@@ -132,6 +135,7 @@ def run(
         shapes,
         scratch,
         n_floats,
+        n_places,
     )
     on_torch_threads(_sweep, *arguments)
     if query.dtype != output.dtype:
@@ -148,7 +152,9 @@ def _readable(x: Tensor) -> Tensor:
 
 def _heads(x: Tensor) -> Heads:
     batch, head, row, _ = x.stride()
-    return Heads(x.data_ptr(), batch, head, max(row, x.shape[-1]))
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    end = x.data_ptr() + 4 * (last + 1)
+    return Heads(x.data_ptr(), batch, head, max(row, x.shape[-1]), end)
 
 
 def _slots(x: Tensor | None, batch: int, n_slots: int, dtype: type) -> np.ndarray:
@@ -226,11 +232,16 @@ def _sweep(team, counters, *arguments):
         return
     (
         blas, settings, sizes, tensors, lengths, special, groups, results, shapes, memory, n_floats,
+        n_places,
     ) = arguments  # fmt: skip
     values = values_at(results, shapes)
     batch, n_heads, repeat, d = sizes
     query, key, value, output = tensors
-    scratch = memory + 4 * n_floats * claim(counters, 1)
+    place = claim(counters, 1)
+    if place >= n_places:
+        # More threads than there is memory for; those before take all heads.
+        return
+    scratch = memory + 4 * n_floats * place
     while True:
         item = claim(counters, 0)
         if item >= batch * n_heads:
@@ -240,6 +251,10 @@ def _sweep(team, counters, *arguments):
         _leave_out(values, b, h, n)
         if n == 0:
             continue
+        if CHECKED:
+            for heads, one in ((query, h), (key, h // repeat), (value, h // repeat), (output, h)):
+                address, row = _matrix(heads, b, one)
+                check_extent(address, (n - 1) * row + d, heads.address, heads.end)
         matrices = (
             _matrix(query, b, h),
             _matrix(key, b, h // repeat),
@@ -326,6 +341,14 @@ def _block(n, reach, i0, work):
 
 
 @inner
+def _check_blocks(work, address, rows, columns, pitch):
+    """Whether the whole blocks that the tile unit writes lie in the memory of the weights."""
+    written = (_amx.in_blocks(rows) - 1) * pitch + _amx.in_blocks(columns)
+    begin = np.int64(work.weights.ctypes.data)
+    check_extent(address, written, begin, begin + 4 * work.weights.size)
+
+
+@inner
 def _first_look(blas, pieces, settings, n, d, matrices, work, out):
     """Output and everything that one sweep can sum; returns the extreme weights."""
     _, _, (value, value_row), (output, output_row) = matrices
@@ -351,6 +374,8 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
         for i in range(i0, i1):
             if (i - i0) % group == 0:
                 there, end = weights + 4 * (i - i0) * pitch, min(i + group, i1)
+                if CHECKED and pieces.used:
+                    _check_blocks(work, there, end - i, c1 - c0, pitch)
                 logits(blas, pieces, settings.scale, d, matrices, i, end, c0, c1, there, pitch)
             for line in range(0, 4 * d, 64):
                 prefetch(value + 4 * i * value_row + line)
@@ -458,6 +483,8 @@ def _look_again(blas, pieces, settings, n, d, matrices, work, smallest, factor):
         pitch = block.shape[1]
         mirrored = work.weights[half : half + block.size].reshape(block.shape)
         here = np.int64(block.ctypes.data)
+        if CHECKED and pieces.used:
+            _check_blocks(work, here, i1 - i0, c1 - c0, pitch)
         logits(blas, pieces, settings.scale, d, matrices, i0, i1, c0, c1, here, pitch)
         sgemm(
             blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
