@@ -76,8 +76,8 @@ def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
 
     It returns nothing and shares the work out through `claim`; results must not depend on who
     claims what. What one thread raises (no memory, an index out of bounds in a checked run) is
-    raised here, when all have ended. No thread but the calling one ever holds the GIL, and BLAS calls run on their own
-    thread alone.
+    raised here, when all have ended. No thread but the calling one ever holds the GIL, and BLAS
+    calls run on their own thread alone.
     """
     start, limit = _address("GOMP_parallel"), _address("MKL_Set_Num_Threads_Local")
     n_threads = torch.get_num_threads()

@@ -11,7 +11,6 @@ import torch
 
 from .attention_stats._options import IMPLEMENTATIONS
 
-
 _REMEDY = {
     "triton": "pip install triton (Linux), or use impl='auto'",
     "numba": "pip install numba, or use impl='reference'",

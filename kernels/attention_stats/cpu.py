@@ -116,9 +116,7 @@ def run(
     shapes, n_results = _shapes(batch, n_heads, n_slots, options)
     results = torch.empty(n_results)
     settings = _settings(n_slots, options, _amx.usable())
-    n_floats = most_floats(
-        lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach
-    )
+    n_floats = most_floats(lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach)
     n_places = torch.get_num_threads()
     scratch, n_floats = scratch_address(n_places, n_floats)
     counters = np.zeros(2, np.int64)
