@@ -21,6 +21,7 @@ from torch import Tensor
 from bertgeom.attention import NAME, MeasureSettings, record
 from bertgeom.dataset import as_dataset
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.observed import observed
 from bertgeom.variables import VARIABLES, flag_bit
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Encoder:
                 special_tokens_mask=tensor(batch.special, torch.bool),
                 groups=groups,
                 settings=settings,
+                padded_rows="logits" in settings.keep,
             ) as recorder,
         ):
             output = model(
@@ -365,10 +367,11 @@ def measure(
 ) -> xarray.Dataset:
     """Statistics of one forward pass of any transformers encoder, one row a window.
 
-    The model's attention implementation is switched for the call and restored.
+    The model is not touched: neither its attention implementation nor its mode is switched, and
+    several threads may measure one model at once.
 
     Args:
-        model: a `PreTrainedModel` in eval mode.
+        model: a `PreTrainedModel`, with any attention implementation; it is run in eval mode.
         input_ids: (B, N) token ids on the model's device.
         attention_mask: (B, N), 1 at valid tokens, as tokenizers return it.
         special_tokens_mask: (B, N), 1 at special tokens; None: no token is special.
@@ -379,29 +382,32 @@ def measure(
         Variables, dimensions and units of `bertgeom.variables`.
 
     Raises:
-        ModelError: if the architecture does not use transformers' AttentionInterface.
+        ModelError: if the architecture does not use transformers' AttentionInterface, or its
+            attention or its layers are not understood; see `record`.
+        UsageError: for a mask of another shape, or logits of a model without a head.
     """
     from bertgeom.variables import n_offset_side
 
     options.setdefault("n_offset_side", n_offset_side(input_ids.shape[1]))
     settings = MeasureSettings(tier=tier, **options)
-    before, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise ModelError(
-            f"expected an architecture that uses transformers' AttentionInterface, found "
-            f"{type(model).__name__}, which does not"
-        )
-    try:
-        model.eval()
-        with (
-            torch.inference_mode(),
-            record(special_tokens_mask=special_tokens_mask, settings=settings) as recorder,
-        ):
-            output = model(input_ids=input_ids, attention_mask=attention_mask)
-    finally:
-        model.set_attn_implementation(before)
-        model.train(training)
+    for name, mask in (
+        ("attention_mask", attention_mask),
+        ("special_tokens_mask", special_tokens_mask),
+    ):
+        if mask is not None and mask.shape != input_ids.shape:
+            raise UsageError(
+                f"expected {name} of shape {tuple(input_ids.shape)} like input_ids, found "
+                f"{tuple(mask.shape)}"
+            )
+    with (
+        torch.inference_mode(),
+        record(
+            special_tokens_mask=special_tokens_mask,
+            settings=settings,
+            padded_rows="logits" in settings.keep,
+        ) as recorder,
+    ):
+        output = observed(model)(input_ids=input_ids, attention_mask=attention_mask)
     arrays = recorder.arrays()
     if "logits" in settings.keep:
         if not hasattr(output, "logits"):
