@@ -66,4 +66,4 @@ def _adds_residual(attention: nn.Module) -> bool:
 
 
 def _has_norm(children: dict[str, Any]) -> bool:
-    return any(name.lower().replace("_", "") == "layernorm" for name in children)
+    return any(name.lower().replace("_", "").endswith("layernorm") for name in children)

@@ -19,8 +19,8 @@ from bertgeom.masks import NAME
 _OWN = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
-def observed(model: Any) -> Any:
-    """The model in eval mode with `attn_implementation="bertgeom"`, sharing all tensors.
+def observed(model: Any, implementation: str = NAME) -> Any:
+    """The model in eval mode with another attention implementation, sharing all tensors.
 
     Raises:
         ModelError: for what is no torch module.
@@ -31,10 +31,10 @@ def observed(model: Any) -> Any:
             f"expected a transformers model, found {type(model).__name__}; load one with "
             "AutoModel.from_pretrained"
         )
-    return _module(model, {})
+    return _module(model, {}, implementation)
 
 
-def _module(module: nn.Module, seen: dict[int, Any]) -> Any:
+def _module(module: nn.Module, seen: dict[int, Any], implementation: str) -> Any:
     if id(module) in seen:
         return seen[id(module)]
     own = object.__new__(type(module))
@@ -44,24 +44,26 @@ def _module(module: nn.Module, seen: dict[int, Any]) -> Any:
         if name in state:
             state[name] = state[name].copy()
     state["_modules"] = {
-        name: None if child is None else _module(child, seen)
+        name: None if child is None else _module(child, seen, implementation)
         for name, child in module._modules.items()
     }
     for name, value in state.items():
         if isinstance(value, PreTrainedConfig):
-            state[name] = _config(value, seen)
+            state[name] = _config(value, seen, implementation)
     state["training"] = False
     own.__dict__.update(state)
     return own
 
 
-def _config(config: Any, seen: dict[int, Any]) -> Any:
+def _config(config: Any, seen: dict[int, Any], implementation: str) -> Any:
     if id(config) in seen:
         return seen[id(config)]
     own = object.__new__(type(config))
     seen[id(config)] = own
     for name, value in vars(config).items():
-        inner = _config(value, seen) if isinstance(value, PreTrainedConfig) else value
+        inner = (
+            _config(value, seen, implementation) if isinstance(value, PreTrainedConfig) else value
+        )
         own.__dict__[name] = inner
-    own.__dict__["_attn_implementation_internal"] = NAME
+    own.__dict__["_attn_implementation_internal"] = implementation
     return own

@@ -292,9 +292,10 @@ class Recorder:
             self._models.append(module)
         elif (block := attention_block(module)) is not None:
             self._enter_layer(module, block, args)
-        elif (layer := self._open_layer()) and layer.block.at_input:
-            if layer.block.module is module:
-                self._leave_block(layer, args[0] if args else None)
+        elif (
+            (layer := self._open_layer()) and layer.block.at_input and layer.block.module is module
+        ):
+            self._leave_block(layer, args[0] if args else None)
 
     def _enter_layer(self, module: nn.Module, block: AttentionBlock, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 3:
