@@ -218,6 +218,34 @@ def plain_attention(
     )
 
 
+def fill_padding(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float,
+    window: int | None,
+) -> None:
+    """Write the attention of padded queries, which has no statistics, into the output.
+
+    Nobody needs these rows, but a model returns them, and a recorded output is the plain one.
+    """
+    slots = (~mask).any(0).nonzero()[:, 0]
+    rows = plain_attention(
+        query[:, :, slots], key, value, valid=mask, scale=scale, window=window, rows=slots
+    )
+    output[:, :, slots] = torch.where(mask[:, None, slots, None], output[:, :, slots], rows)
+
+
+def has_gaps(mask: Tensor | None) -> bool:
+    """Whether padding stands between valid tokens."""
+    if mask is None:
+        return False
+    starts = mask[:, :1].sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
+    return bool((starts > 1).any())
+
+
 def _expand(x: Tensor, like: Tensor) -> Tensor:
     """Key or value heads repeated for grouped-query attention."""
     repeat = like.shape[1] // x.shape[1]

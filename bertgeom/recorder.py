@@ -27,7 +27,7 @@ from bertgeom import kernels, variables
 from bertgeom.dataset import as_dataset
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.layers import AttentionBlock, attention_block
-from bertgeom.masks import NAME, plain_attention
+from bertgeom.masks import NAME, fill_padding, has_gaps
 
 #: Bytes, as float32, of stations on the CPU that wait for others: many windows at once keep every
 #: thread busy. Nothing changes them meanwhile: what follows a station needs it unchanged for its
@@ -210,7 +210,7 @@ class Recorder:
             forward.shape = (query.shape[1], forward.embedding.shape[-1])
             self._station(forward.embedding, angles=True, hidden_state=True)
             forward.embedding = None
-        if window is not None and window < key.shape[2] - 1 and _has_gaps(mask):
+        if window is not None and window < key.shape[2] - 1 and has_gaps(mask):
             raise ModelError(
                 "expected valid tokens side by side under a sliding window, found padding "
                 f"between them in {forward.name}; pad on one side"
@@ -237,7 +237,7 @@ class Recorder:
         )
         forward.layers.append(stats.values)
         if self._padded_rows and mask is not None:
-            _fill_padding(stats.output, query, key, value, mask, scale, window)
+            fill_padding(stats.output, query, key, value, mask, scale, window)
         return stats.output
 
     def _receive(self, module: nn.Module, query: Tensor, value: Tensor) -> _Forward:
@@ -444,34 +444,6 @@ def _refuse_dropout(module: nn.Module) -> None:
             raise UsageError(
                 f"expected model.eval(), found train mode with {name} {value}; call model.eval()"
             )
-
-
-def _fill_padding(
-    output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    scale: float,
-    window: int | None,
-) -> None:
-    """Write the attention of padded queries, which has no statistics, into the output.
-
-    Nobody needs these rows, but a model returns them, and a recorded output is the plain one.
-    """
-    slots = (~mask).any(0).nonzero()[:, 0]
-    rows = plain_attention(
-        query[:, :, slots], key, value, valid=mask, scale=scale, window=window, rows=slots
-    )
-    output[:, :, slots] = torch.where(mask[:, None, slots, None], output[:, :, slots], rows)
-
-
-def _has_gaps(mask: Tensor | None) -> bool:
-    """Whether padding stands between valid tokens."""
-    if mask is None:
-        return False
-    starts = mask[:, :1].sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
-    return bool((starts > 1).any())
 
 
 def _valid(mask: Tensor | None) -> dict[str, Tensor]:
