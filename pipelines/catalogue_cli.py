@@ -67,11 +67,11 @@ def weights(
     """
     from transformers.utils import logging
 
-    from bertgeom.encoder import _load_model
+    from bertgeom.loading import load_model
     from bertgeom.weights import weight_statistics
 
     logging.disable_progress_bar()
-    loaded, _ = _load_model(model, trust_remote_code)
+    loaded, _ = load_model(model, trust_remote_code)
     _show(weight_statistics(loaded), out, as_json, tables.weight_table)
 
 
