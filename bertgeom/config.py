@@ -14,7 +14,7 @@ from bertgeom.errors import MismatchError, UsageError
 STRANDS = ("+", "-", "both")
 IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
 #: Options that leave every number as it is: they may change from one start to the next.
-_FREE = {"trust_remote_code"}
+_FREE = {"trust_remote_code", "allow_unknown"}
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class Settings:
     """What to measure and how to cut the input. All of it decides what the store holds.
 
     Attributes:
-        window: bases of a window; None: as many as fit the model's longest input.
+        window: bases of a window; None: as many as fit the model's longest input. Where the
+            tokens of a tokenizer differ in length (BPE, WordPiece, Unigram) and neither window
+            nor stride is given, windows are cut by tokens: each is full, every base is in one.
         stride: bases from one window's start to the next; None: `window`.
         min_length: records and last windows shorter than this are left out.
         strand: "+" as in the record, "-" reverse complement, "both" one row each.
         max_tokens: a lower limit of tokens a window than the model's own.
         max_unknown: share of unknown tokens above which a window is flagged.
+        allow_unknown: begin although most tokens of a sample of windows are unknown.
         tokenizer: tokenizer specification in place of the model's, see `bertgeom.tokens`.
         tier: "core" or "full".
         keep: opt-in arrays: "block_map", "cls", "logits", "tracks".
@@ -65,6 +68,7 @@ class Settings:
     spectra: int = 0
     bitround: int | None = None
     trust_remote_code: bool = False
+    allow_unknown: bool = False
 
     def __post_init__(self) -> None:
         keep = self.keep.split(",") if isinstance(self.keep, str) else self.keep

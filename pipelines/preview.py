@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,9 @@ from bertgeom.storage import Storage
 from . import cost
 from .events import duration
 from .ingestion import Sources, as_list, outside_shards
-from .plan import Plan, planned_tokens, window_index
+from .plan import Index, Plan, planned_tokens, window_index
 from .setting import resolve
+from .token_windows import cut_windows, record_pieces
 from .workplace import load_model, measure_settings_of, set_threads
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Preview:
     Attributes:
         records, bases: in the sources. windows, tokens: in the plan; `exact_tokens` unless the
             tokenizer only knows an upper bound.
+        window: bases of a whole window; `cut` by "tokens", of the longest one.
         flop: floating point operations of all windows.
         bytes_per_window, store_bytes, files: of the store before compression.
         memory: projected peak of one worker in bytes, by piece.
@@ -69,6 +71,7 @@ class Preview:
     workers: int
     windows_per_second: float | None
     seconds: float | None
+    cut: str = "bases"
 
 
 def preview(
@@ -94,11 +97,11 @@ def preview(
     options = Settings.of(**settings)
     elsewhere = outside_shards(sources, sequences)
     encoder = load_model(str(model), options)
-    lengths = _lengths(sources, elsewhere)
     regions = None if annotations is None else read_annotations(annotations)
     resolved, shape = resolve(options, encoder, regions)
     size, tokens = resolved.partition_windows or 1, resolved.batch_tokens or 1
-    index = window_index(lengths, resolved)
+    lengths, index = _windows(sources, elsewhere, encoder, resolved)
+    by_tokens, resolved = resolved.window is None, replace(resolved, window=index.longest)
     plan = Plan(index, size, row_group(shape, size, index.n_windows), tokens)
     facts = cost.model_cost(encoder)
     threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
@@ -124,7 +127,7 @@ def preview(
         bases=int(lengths.sum()),
         windows=plan.n_windows,
         tokens=n_tokens,
-        exact_tokens=encoder.tokenizer.exact_counts,
+        exact_tokens=by_tokens or encoder.tokenizer.exact_counts,
         partitions=plan.n_partitions,
         partition_windows=size,
         row_groups=plan.n_groups,
@@ -139,6 +142,7 @@ def preview(
         workers=workers,
         windows_per_second=rate,
         seconds=None if rate is None else flop / _window_flop(facts, shape) / rate / workers,
+        cut="tokens" if by_tokens else "bases",
     )
 
 
@@ -146,11 +150,33 @@ def _window_flop(facts: cost.ModelCost, shape: Shape) -> float:
     return cost.window_flop(facts, shape.max_tokens)
 
 
-def _lengths(sources: Sources | None, elsewhere: str | None) -> np.ndarray:
+def _windows(
+    sources: Sources | None, elsewhere: str | None, encoder: Encoder, resolved: Settings
+) -> tuple[np.ndarray, Index]:
+    """Lengths of the records, and the windows as a run would cut them."""
+    lengths: list[int] = []
     if elsewhere is not None:
-        return open_sequences(Storage(elsewhere)).lengths
-    pieces = read_chunks(expand_sources(as_list(sources)))
-    return np.array([p.start + len(p.bases) for p in pieces if p.last], dtype=np.int64)
+        shards = open_sequences(Storage(elsewhere))
+        lengths, pieces = shards.lengths.tolist(), record_pieces(shards)
+    else:
+        pieces = _read(sources, lengths)
+    if resolved.window is not None:
+        for _ in pieces if elsewhere is None else ():
+            pass
+        found = np.array(lengths, dtype=np.int64)
+        return found, window_index(found, resolved)
+    index = cut_windows(
+        encoder.tokenizer, pieces, strand=resolved.strand, min_length=resolved.min_length
+    )
+    return np.array(lengths, dtype=np.int64), index
+
+
+def _read(sources: Sources | None, lengths: list[int]) -> Iterator[tuple[np.ndarray, bool]]:
+    """The bases of all records; their lengths are added to the list."""
+    for piece in read_chunks(expand_sources(as_list(sources))):
+        if piece.last:
+            lengths.append(piece.start + len(piece.bases))
+        yield piece.bases, piece.last
 
 
 def _work(plan: Plan, encoder: Encoder, facts: cost.ModelCost) -> tuple[int, float]:
@@ -187,6 +213,12 @@ def _rate(encoder: Encoder, settings: Settings, shape: Shape) -> float:
     return rows / min(times[1:])
 
 
+def _windows_row(found: Preview) -> str:
+    if found.cut == "tokens":
+        return f"windows cut by tokens, at most {found.window:,} bases"
+    return f"windows of {found.window:,} bases"
+
+
 def preview_table(found: Preview) -> Table:
     """The preview for a terminal."""
     from rich.table import Table
@@ -198,7 +230,7 @@ def preview_table(found: Preview) -> Table:
     rows = [
         ("records", f"{found.records:,}"),
         ("bases", f"{found.bases:,}"),
-        (f"windows of {found.window:,} bases", f"{found.windows:,}"),
+        (_windows_row(found), f"{found.windows:,}"),
         ("tokens", f"{bound}{found.tokens:,}"),
         (f"partitions of {found.partition_windows:,} windows", f"{found.partitions:,}"),
         ("arithmetic", f"{found.flop:.3g} FLOP"),
