@@ -271,13 +271,20 @@ class HuggingFace:
             return
         place = int(np.flatnonzero(edges != wanted)[0])
         base = min(int(min(edges[place], wanted[place])), len(bases) - 1)
-        letter = self.spelling.text(bases[base : base + 1])
+        letter = self._dropped(bases) or self.spelling.text(bases[base : base + 1])
         many = "none" if edges[place] < wanted[place] else "several"
         raise ModelError(
             f"expected exactly one token of {self.name} for every base, found {many} for "
             f"{letter!r}: the tokenizer has no place in its vocabulary for it, nor an unknown "
             "token; choose another one with --tokenizer, or leave such letters out of the input"
         )
+
+    def _dropped(self, bases: np.ndarray) -> str:
+        """The first letter that gives no token; tokens behind it have the wrong places."""
+        letters = np.unique(bases)
+        rows = self._whole([np.array([letter]) for letter in letters])
+        lost = [letter for letter, row in zip(letters, rows, strict=True) if row.special.all()]
+        return self.spelling.text(np.array(lost[:1], dtype=np.uint8))
 
     def _align(self, text: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Special marks and offsets for a tokenizer that gives none: its tokens, end to end."""

@@ -23,7 +23,7 @@ def write(path: Path, *records: str) -> Path:
 def test_mostly_unknown_tokens_are_refused_before_anything_is_there(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:
-    source = write(tmp_path / "protein.fa", *["MKVLRRWYQEIIPFKLDE" * 8] * 3)
+    source = write(tmp_path / "codes.fa", *["RYKMSWBDHV" * 16] * 3)
     with pytest.raises(ModelError, match=r"found 100 % unknown .*--allow-unknown") as caught:
         run(source=source)
     assert "\n" not in str(caught.value)
