@@ -16,7 +16,7 @@ from bertgeom.kernels.attention_stats._options import fault as option_fault
 STRANDS = ("+", "-", "both")
 IMPLEMENTATIONS = ("auto", *KERNELS)
 #: Options that leave every number as it is: they may change from one start to the next.
-_FREE = {"trust_remote_code"}
+_FREE = {"trust_remote_code", "allow_unknown"}
 #: Panels of the command line's help.
 CUT, WHAT, STORED = "Windows", "What to measure", "What to store"
 NUMBERS, MACHINE = "Precision", "Where to work"
@@ -35,7 +35,12 @@ class Settings:
     stand here, and `run` and `plan` take their options from the fields.
     """
 
-    window: int | None = _setting(None, "Bases of a window; default: what fits the model.", CUT)
+    window: int | None = _setting(
+        None,
+        "Bases of a window; default: what fits the model. Where tokens differ in length (BPE...) "
+        "and neither window nor stride is given, windows are cut by tokens.",
+        CUT,
+    )
     stride: int | None = _setting(
         None, "Bases from one window to the next; default: the window.", CUT
     )
@@ -47,6 +52,9 @@ class Settings:
         None, "Most tokens of a window, at most the model's own limit.", CUT
     )
     max_unknown: float = _setting(0.5, "Flag windows with a larger share of unknown tokens.", CUT)
+    allow_unknown: bool = _setting(
+        False, "Go on although most tokens are unknown to the tokenizer.", CUT
+    )
     tokenizer: str | None = _setting(
         None, "In place of the model's: kmer:k=12,stride=9, dnabert:k=6, hf...", CUT
     )

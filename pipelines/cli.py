@@ -33,6 +33,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from .events import Subscriber
+    from .progress import Status
 
 #: Modules that add commands: each has `register(app)` and imports heavy things when called.
 COMMANDS: tuple[str, ...] = (
@@ -180,7 +181,7 @@ def run(
     if as_json:
         print_json(done)
     else:
-        typer.echo(_flagged(done.counts))
+        _tell_windows(done)
         typer.echo(f'{done.store}: bertgeom.open("{done.store}") in Python')
 
 
@@ -198,7 +199,7 @@ def status(store: StoreArgument, as_json: JsonOption = False) -> None:
     typer.echo(f"windows     {found.windows_done} of {found.windows}")
     typer.echo(f"partitions  {found.partitions_done} of {found.partitions}")
     typer.echo(f"row groups  {found.groups_written} of {found.groups}")
-    typer.echo(_flagged(found.counts))
+    _tell_windows(found)
 
 
 @app.command()
@@ -286,7 +287,7 @@ def demo(
     found = overview(where)
     print_rich(gate_table(found))
     print_rich(cone_table(found))
-    typer.echo(_flagged(done.counts))
+    _tell_windows(done)
     typer.echo(f"store: {where}")
     typer.echo(f"report: {_demo_report(where, out / 'report.html')}")
 
@@ -330,6 +331,15 @@ def print_rich(value: Any) -> None:
     from rich.console import Console
 
     Console().print(value)
+
+
+def _tell_windows(found: Status) -> None:
+    """Flagged windows, and the shares of unknown and cut off tokens."""
+    from .progress import share_lines
+
+    typer.echo(_flagged(found.counts))
+    for line in share_lines(found):
+        typer.echo(line)
 
 
 def _flagged(counts: dict[str, int]) -> str:

@@ -34,6 +34,15 @@ class Ingested(Event):
 
 
 @dataclass(frozen=True)
+class Cutting(Event):
+    """Windows are being cut by tokens; sent now and then with the totals so far."""
+
+    bases: int
+    total: int
+    windows: int
+
+
+@dataclass(frozen=True)
 class ModelLoaded(Event):
     """The model is ready."""
 
@@ -122,7 +131,7 @@ def history(log: Callable[[Mapping[str, Any]], None]) -> Subscriber:
     """Writes every event but the frequent ones to the run history, with time and host."""
 
     def note(event: Event) -> None:
-        if isinstance(event, Measured | Ingesting):
+        if isinstance(event, Measured | Ingesting | Cutting):
             return
         log(
             {
@@ -151,6 +160,10 @@ class LogLines:
         elif isinstance(event, Ingested):
             how = "kept from an earlier start" if event.reused else "read"
             self._say(f"{event.records} records, {event.bases} bases {how}")
+        elif isinstance(event, Cutting):
+            self._now_and_then(
+                lambda: f"cut {event.bases} of {event.total} bases into {event.windows} windows"
+            )
         elif isinstance(event, ModelLoaded):
             self._say(f"model {event.model} on {event.device} in {event.dtype}")
         elif isinstance(event, Started):
@@ -219,6 +232,8 @@ class ProgressBar:
         elif isinstance(event, Ingested):
             self._show("reading records", event.records, event.records)
             self._remove()
+        elif isinstance(event, Cutting):
+            self._show("cutting windows (bases)", event.total, event.bases)
         elif isinstance(event, ModelLoaded):
             self._progress.console.print(
                 f"model {event.model} on {event.device} in {event.dtype}", markup=False

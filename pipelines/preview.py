@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,9 @@ from . import cost
 from .events import duration
 from .executors import workers_at
 from .ingestion import Sources, as_list, outside_shards
-from .plan import Plan, planned_tokens, window_index
+from .plan import Index, Plan, planned_tokens, window_index
 from .setting import resolve
+from .token_windows import cut_windows, record_pieces
 from .workplace import load_model, measure_settings_of, set_threads
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Preview:
     Attributes:
         records, bases: in the sources. windows, tokens: in the plan; `exact_tokens` unless the
             tokenizer only knows an upper bound.
+        window: bases of a whole window; `cut` by "tokens", of the longest one.
         flop: floating point operations of all windows.
         bytes_per_window, store_bytes, files: of the store before compression.
         spectra: windows whose spectra are computed exactly, at most.
@@ -73,6 +75,7 @@ class Preview:
     workers: int
     windows_per_second: float | None
     seconds: float | None
+    cut: str = "bases"
 
 
 def preview(
@@ -101,17 +104,17 @@ def preview(
     options = Settings.of(**settings)
     elsewhere = outside_shards(sources, sequences)
     encoder = load_model(str(model), options)
-    lengths, ids = _records(sources, elsewhere)
-    if labels is not None:
-        assign_labels(read_labels(labels), ids)
     regions = None if annotations is None else read_annotations(annotations)
-    if regions is not None:
-        regions.require(ids)
     if scheduler is not None:
         workers = workers_at(scheduler)
     resolved, shape = resolve(options, encoder, regions)
     size, tokens = resolved.partition_windows or 1, resolved.batch_tokens or 1
-    index = window_index(lengths, resolved)
+    records, index = _windows(sources, elsewhere, encoder, resolved)
+    if labels is not None:
+        assign_labels(read_labels(labels), records.ids)
+    if regions is not None:
+        regions.require(records.ids)
+    by_tokens, resolved = resolved.window is None, replace(resolved, window=index.longest)
     plan = Plan(index, size, row_group(shape, size, index.n_windows), tokens)
     facts = cost.model_cost(encoder)
     threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
@@ -129,17 +132,17 @@ def preview(
         cost.check_memory(projected, cost.budget_bytes(memory), here)
     n_tokens, flop = _work(plan, encoder, facts)
     layout = Layout(shape, plan.n_windows, plan.group_windows)
-    by_record = len(lengths) * cost.bytes_per_window(shape) if resolved.reduce else 0
+    by_record = len(records.lengths) * cost.bytes_per_window(shape) if resolved.reduce else 0
     rate = None
     if measure and plan.n_windows:
         set_threads(threads)
         rate = _rate(encoder, resolved, shape)
     return Preview(
-        records=len(lengths),
-        bases=int(lengths.sum()),
+        records=len(records.lengths),
+        bases=sum(records.lengths),
         windows=plan.n_windows,
         tokens=n_tokens,
-        exact_tokens=encoder.tokenizer.exact_counts,
+        exact_tokens=by_tokens or encoder.tokenizer.exact_counts,
         partitions=plan.n_partitions,
         partition_windows=size,
         row_groups=plan.n_groups,
@@ -155,6 +158,7 @@ def preview(
         workers=workers,
         windows_per_second=rate,
         seconds=None if rate is None else flop / _window_flop(facts, shape) / rate / workers,
+        cut="tokens" if by_tokens else "bases",
     )
 
 
@@ -162,14 +166,42 @@ def _window_flop(facts: cost.ModelCost, shape: Shape) -> float:
     return cost.window_flop(facts, shape.max_tokens)
 
 
-def _records(sources: Sources | None, elsewhere: str | None) -> tuple[np.ndarray, list[str]]:
-    """Length and id of every record."""
+@dataclass
+class _Records:
+    """What is known of the records that were read so far."""
+
+    lengths: list[int] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+
+def _windows(
+    sources: Sources | None, elsewhere: str | None, encoder: Encoder, resolved: Settings
+) -> tuple[_Records, Index]:
+    """The records, and the windows as a run would cut them."""
     if elsewhere is not None:
         shards = open_sequences(Storage(elsewhere))
-        return shards.lengths, shards.ids()
-    pieces = read_chunks(expand_sources(as_list(sources)))
-    found = [(p.start + len(p.bases), p.id) for p in pieces if p.last]
-    return np.array([length for length, _ in found], dtype=np.int64), [name for _, name in found]
+        records = _Records(shards.lengths.tolist(), shards.ids())
+        pieces = record_pieces(shards)
+    else:
+        records = _Records()
+        pieces = _read(sources, records)
+    if resolved.window is not None:
+        for _ in pieces if elsewhere is None else ():
+            pass
+        return records, window_index(np.array(records.lengths, dtype=np.int64), resolved)
+    index = cut_windows(
+        encoder.tokenizer, pieces, strand=resolved.strand, min_length=resolved.min_length
+    )
+    return records, index
+
+
+def _read(sources: Sources | None, records: _Records) -> Iterator[tuple[np.ndarray, bool]]:
+    """The bases of all records, which are noted as they end."""
+    for piece in read_chunks(expand_sources(as_list(sources))):
+        if piece.last:
+            records.lengths.append(piece.start + len(piece.bases))
+            records.ids.append(piece.id)
+        yield piece.bases, piece.last
 
 
 def _work(plan: Plan, encoder: Encoder, facts: cost.ModelCost) -> tuple[int, float]:
@@ -209,6 +241,12 @@ def _rate(encoder: Encoder, settings: Settings, shape: Shape) -> float:
     return rows / min(times[1:])
 
 
+def _windows_row(found: Preview) -> str:
+    if found.cut == "tokens":
+        return f"windows cut by tokens, at most {found.window:,} bases"
+    return f"windows of {found.window:,} bases"
+
+
 def preview_table(found: Preview) -> Table:
     """The preview for a terminal."""
     from rich.table import Table
@@ -220,7 +258,7 @@ def preview_table(found: Preview) -> Table:
     rows = [
         ("records", f"{found.records:,}"),
         ("bases", f"{found.bases:,}"),
-        (f"windows of {found.window:,} bases", f"{found.windows:,}"),
+        (_windows_row(found), f"{found.windows:,}"),
         ("tokens", f"{bound}{found.tokens:,}"),
         (f"partitions of {found.partition_windows:,} windows", f"{found.partitions:,}"),
         ("arithmetic", f"{found.flop:.3g} FLOP"),

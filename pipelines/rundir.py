@@ -3,6 +3,7 @@
     run/run.json                      what the run is: identity, settings, plan
     run/labels.i4                     label code of every record, if there are labels
     run/annotations.json              regions by record, if there are annotations
+    run/windows.safetensors           windows that were cut by tokens, see `token_windows`
     run/partitions/00000042.spool     results of a finished partition, until its row group is whole
     run/groups/00000003.sums          sums of a row group by cohort
     run/groups/00000003.records       sums of a row group by record, with --reduce
@@ -34,7 +35,7 @@ from bertgeom.storage import Storage
 
 FOLDER = "run"
 _RUN, _LABELS, _LOCK, _HISTORY = "run.json", "labels.i4", "lock", "history.jsonl"
-_ANNOTATIONS = "annotations.json"
+_ANNOTATIONS, _WINDOWS = "annotations.json", "windows.safetensors"
 _SPOOL = ".spool"
 #: Kinds of what a row group keeps beside its chunks, as its completion record names them.
 BESIDE = ("sums", "spectra", "records")
@@ -120,6 +121,13 @@ class RunFolder:
 
     def write_annotations(self, annotations: Annotations) -> None:
         self.storage.write(_ANNOTATIONS, json.dumps(annotations.settings()).encode())
+
+    def read_windows(self) -> bytes:
+        """The windows that were cut by tokens; nothing if the file is gone."""
+        return self.storage.read(_WINDOWS) if self.storage.exists(_WINDOWS) else b""
+
+    def write_windows(self, data: bytes) -> None:
+        self.storage.write(_WINDOWS, data)
 
     def spooled(self) -> list[int]:
         """Partitions whose results wait for their row group."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,11 @@ from bertgeom.storage import Storage
 from bertgeom.variables import DEFINITIONS_VERSION
 
 from . import cost
-from .plan import window_index
+from .events import Cutting, Event
+from .plan import Index, window_index
+from .rundir import RunFolder
+from .token_windows import TokenWindows, by_tokens, cut_windows, record_pieces
+from .unknown import check_known
 from .workplace import Workplace, lasting_path, model_identity, shape_to_json
 
 if TYPE_CHECKING:
@@ -39,15 +45,22 @@ def draw_up(
     labels: str | Path | None = None,
     annotations: Annotations | None = None,
     elsewhere: str | None = None,
+    send: Callable[[Event], None] = lambda event: None,
 ) -> tuple[Workplace, np.ndarray | None]:
     """A run on these sequences, and the label code of every record. Nothing is written.
 
     Args:
         elsewhere: URL of the sequence shards, None if they lie in the store.
+        send: takes the events of cutting windows by tokens.
 
     Raises:
         InputError: if there is nothing to measure.
+        ModelError: if most tokens are unknown, unless that is allowed.
+        MismatchError: names what differs from the run that the store was made by.
     """
+    known = RunFolder(storage).read_run()
+    if known is not None and "windows" not in known["identity"]:
+        settings = _by_bases(settings, encoder)
     resolved, shape = resolve(settings, encoder, annotations)
     codes, names = _labels(labels, sequences)
     if annotations is not None:
@@ -61,7 +74,7 @@ def draw_up(
         "label_names": names,
         "annotations": None if annotations is None else fingerprint(annotations.settings()),
     }
-    index = window_index(sequences.lengths, resolved)
+    index: Index = _index(storage, encoder, sequences, resolved, identity, known, send)
     if not index.n_windows:
         raise InputError(
             "at least one window",
@@ -77,7 +90,65 @@ def draw_up(
         "model": lasting_path(model),
         "sequences": elsewhere,
     }
-    return Workplace(storage, facts, encoder, sequences), codes
+    cut = index if isinstance(index, TokenWindows) else None
+    place = Workplace(storage, facts, encoder, sequences, cut)
+    # A run that is under way was let through already.
+    if known is None and not settings.allow_unknown:
+        check_known(place)
+    return place, codes
+
+
+def _by_bases(settings: Settings, encoder: Encoder) -> Settings:
+    """Windows of equal bases, as stores have them that were set up before windows of tokens."""
+    if not by_tokens(encoder.tokenizer, settings.window, settings.stride):
+        return settings
+    return replace(settings, window=encoder.tokenizer.window_bases())
+
+
+def _index(
+    storage: Storage,
+    encoder: Encoder,
+    sequences: Sequences,
+    resolved: Settings,
+    identity: dict[str, Any],
+    known: Mapping[str, Any] | None,
+    send: Callable[[Event], None],
+) -> Index:
+    """The windows; those that are cut by tokens become a part of the identity."""
+    if resolved.window is not None:
+        return window_index(sequences.lengths, resolved)
+    if known is not None:
+        old = dict(known["identity"])
+        cut = old.pop("windows")
+        check_same(storage.url, old, identity)
+        data = RunFolder(storage).read_windows()
+        if hashlib.sha256(data).hexdigest() == cut["sha256"]:
+            identity["windows"] = cut
+            return TokenWindows.of_bytes(data, cut["sha256"], resolved.strand, storage.url)
+    total = int(sequences.lengths.sum())
+    index = cut_windows(
+        encoder.tokenizer,
+        record_pieces(sequences),
+        strand=resolved.strand,
+        min_length=resolved.min_length,
+        on_bases=every_second(lambda bases, n: send(Cutting(bases, total, n))),
+    )
+    digest = hashlib.sha256(index.to_bytes()).hexdigest()
+    identity["windows"] = {"cut": "tokens", "n_windows": index.n_windows, "sha256": digest}
+    return index
+
+
+def every_second(action: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """The same action, left out if the last one was less than a second ago."""
+    last = time.monotonic()
+
+    def sometimes(a: int, b: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            action(a, b)
+
+    return sometimes
 
 
 def resolve(
@@ -89,6 +160,7 @@ def resolve(
         UsageError: for settings that do not go with the model.
     """
     tokenizer, device = encoder.tokenizer, encoder.device.type
+    tokens = by_tokens(tokenizer, settings.window, settings.stride)
     window = settings.window or tokenizer.window_bases()
     if settings.min_length > window:
         raise UsageError(
@@ -115,8 +187,8 @@ def resolve(
     size = cost.bytes_per_window(shape)
     resolved = replace(
         settings,
-        window=window,
-        stride=settings.stride or window,
+        window=None if tokens else window,
+        stride=None if tokens else settings.stride or window,
         max_tokens=encoder.max_tokens,
         dtype=str(encoder.dtype).removeprefix("torch."),
         device=device,
@@ -138,13 +210,24 @@ def set_up(
     known = place.folder.read_run()
     if known is not None:
         check_same(place.storage.url, known["identity"], place.facts["identity"])
+        _keep_windows(place)
         return
     if codes is not None:
         place.folder.write_labels(codes)
     if annotations is not None:
         place.folder.write_annotations(annotations)
+    _keep_windows(place)
     names = store.create(place.storage, place.layout, _attributes(place), _weights(place))
     place.folder.write_run({**place.facts, "constants": names})
+
+
+def _keep_windows(place: Workplace) -> None:
+    """Write the windows that were cut by tokens, unless they are there."""
+    if place.cut is None:
+        return
+    data = place.cut.to_bytes()
+    if place.folder.read_windows() != data:
+        place.folder.write_windows(data)
 
 
 def _labels(

@@ -73,7 +73,8 @@ def run(
 
     Raises:
         UsageError: for impossible settings. InputError: for sources that cannot be read.
-        ModelError: for a model that cannot be loaded or observed.
+        ModelError: for a model that cannot be loaded or observed, or whose tokenizer does not
+            know most of the input.
         MismatchError: if the store was made with another model, input or setting.
         PlanError: if the plan does not fit the memory.
         StoreError: if the store cannot be written.
@@ -102,6 +103,7 @@ def run(
                 labels=labels,
                 annotations=regions,
                 elsewhere=elsewhere,
+                send=bus.send,
             )
             executor = choose(place, workers, threads, scheduler)
             if executor.local_workers:
@@ -208,7 +210,7 @@ def project(place: Workplace, threads: int) -> cost.Memory:
         place.shape,
         batch_tokens=settings.batch_tokens or 1,
         partition_windows=settings.partition_windows or 1,
-        window=settings.window or 1,
+        window=place.plan.index.longest,
         n_windows=place.plan.n_windows,
         threads=threads,
     )

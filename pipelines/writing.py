@@ -133,7 +133,7 @@ def _write_group(
         facts: dict[str, Any] = {
             "fingerprint": place.fingerprint,
             "windows": [first, stop],
-            "counts": {name: sum(t[name] for t in told) for name in told[0]},
+            "counts": summed(told),
             **dict.fromkeys(BESIDE),
             "files": {key: list(entry) for key, entry in sorted(files.items())},
         }
@@ -143,6 +143,12 @@ def _write_group(
         place.folder.write_group(group, facts)
     size = sum(entry[0] for entry in files.values())
     return GroupWritten(group, len(files), size, time.monotonic() - begin)
+
+
+def summed(told: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several parts together, without those that a part does not tell."""
+    names = [name for name in told[0] if all(name in part for part in told)] if told else []
+    return {name: sum(part[name] for part in told) for name in names}
 
 
 def _write_chunks(
