@@ -8,6 +8,7 @@ from bertgeom import store
 from bertgeom.errors import StoreError
 
 from .events import Bus, Damaged, Event, GroupWritten, PartitionDone
+from .input_summary import InputSummary
 from .plan import Plan
 from .workplace import Workplace, open_workplace
 
@@ -23,6 +24,7 @@ class Status:
         counts: tokens, and windows by flag, of what is in final chunks.
         missing: the first partitions that are still to do.
         seconds: compute time of the partitions that the run history knows.
+        input: what the run was given and what of it is left out; None in older stores.
     """
 
     store: str
@@ -36,6 +38,7 @@ class Status:
     counts: dict[str, int]
     missing: tuple[int, ...]
     seconds: float
+    input: InputSummary | None = None
 
 
 @dataclass
@@ -126,4 +129,5 @@ def status(url: str) -> Status:
         counts,
         tuple(missing[:10]),
         round(seconds, 3),
+        place.folder.read_input(),
     )
