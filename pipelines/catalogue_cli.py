@@ -387,7 +387,7 @@ def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, 
     """Cohort of every window and names; all windows are one cohort where nothing is labelled."""
     import numpy as np
 
-    from bertgeom.cohorts import assign_labels, read_labels
+    from bertgeom.labels import label_records, read_labels
 
     record = np.asarray(dataset["record_index"]).astype(np.int64)
     if labels is None:
@@ -399,7 +399,10 @@ def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, 
     ids = [""] * (int(record.max(initial=-1)) + 1)
     for index, name in zip(record.tolist(), dataset["record_id"].values, strict=True):
         ids[index] = str(name)
-    return assign_labels(table, ids)[record], list(table.names)
+    labelled = label_records(table, ids)
+    for line in labelled.summary.lines():
+        typer.echo(line, err=True)
+    return labelled.codes[record], list(labelled.names)
 
 
 def _show(result: xarray.Dataset, out: Path | None, as_json: bool, table: Any) -> None:

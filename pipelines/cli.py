@@ -99,6 +99,8 @@ def ingest(
         print_json({"shards": out, **facts})
     else:
         typer.echo(f"{facts['n_records']} records, {facts['n_bases']} bases in {out}")
+        if empty := int((found.lengths == 0).sum()):
+            typer.echo(f"records: {empty} of {facts['n_records']} have no bases")
 
 
 @app.command()
@@ -181,6 +183,8 @@ def run(
     if as_json:
         print_json(done)
     else:
+        for line in done.input.lines() if done.input else ():
+            typer.echo(line)
         _tell_windows(done)
         typer.echo(f'{done.store}: bertgeom.open("{done.store}") in Python')
 
@@ -199,6 +203,8 @@ def status(store: StoreArgument, as_json: JsonOption = False) -> None:
     typer.echo(f"windows     {found.windows_done} of {found.windows}")
     typer.echo(f"partitions  {found.partitions_done} of {found.partitions}")
     typer.echo(f"row groups  {found.groups_written} of {found.groups}")
+    for line in found.input.lines() if found.input else ():
+        typer.echo(line)
     _tell_windows(found)
 
 

@@ -43,6 +43,20 @@ class Cutting(Event):
 
 
 @dataclass(frozen=True)
+class FilesLeftOut(Event):
+    """Files of a folder that were not taken for sequences, by their endings."""
+
+    files: int
+    example: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.files} files of the folder do not end like FASTA or FASTQ and are left out, "
+            f"{self.example} among them"
+        )
+
+
+@dataclass(frozen=True)
 class ModelLoaded(Event):
     """The model is ready."""
 
@@ -178,6 +192,8 @@ class LogLines:
             self._now_and_then(self._progress)
         elif isinstance(event, Damaged):
             self._say(event.what)
+        elif isinstance(event, FilesLeftOut):
+            self._say(str(event))
         elif isinstance(event, Finished):
             self._say(f"{event.store} complete: {event.windows} windows, {event.seconds:.1f} s")
 
@@ -252,6 +268,8 @@ class ProgressBar:
             self._advance(new)
         elif isinstance(event, Damaged):
             self._progress.console.print(event.what, markup=False)
+        elif isinstance(event, FilesLeftOut):
+            self._progress.console.print(str(event), markup=False)
         elif isinstance(event, Finished):
             self.close()
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertgeom.annotations import read_annotations
-from bertgeom.cohorts import assign_labels, read_labels
 from bertgeom.config import Settings
 from bertgeom.fasta import read_chunks
+from bertgeom.labels import label_records, read_labels
 from bertgeom.layout import Layout, row_group
+from bertgeom.region_placement import place_regions
 from bertgeom.sequences import open_sequences
 from bertgeom.sources import expand_sources
 from bertgeom.storage import Storage
@@ -110,10 +111,11 @@ def preview(
     resolved, shape = resolve(options, encoder, regions)
     size, tokens = resolved.partition_windows or 1, resolved.batch_tokens or 1
     records, index = _windows(sources, elsewhere, encoder, resolved)
+    lengths = np.array(records.lengths, dtype=np.int64)
     if labels is not None:
-        assign_labels(read_labels(labels), records.ids)
+        label_records(read_labels(labels), records.ids)
     if regions is not None:
-        regions.require(records.ids)
+        place_regions(regions, records.ids, lengths)
     by_tokens, resolved = resolved.window is None, replace(resolved, window=index.longest)
     plan = Plan(index, size, row_group(shape, size, index.n_windows), tokens)
     facts = cost.model_cost(encoder)
@@ -139,7 +141,7 @@ def preview(
         rate = _rate(encoder, resolved, shape)
     return Preview(
         records=len(records.lengths),
-        bases=sum(records.lengths),
+        bases=int(lengths.sum()),
         windows=plan.n_windows,
         tokens=n_tokens,
         exact_tokens=by_tokens or encoder.tokenizer.exact_counts,

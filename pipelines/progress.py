@@ -8,6 +8,7 @@ from bertgeom import store
 from bertgeom.errors import StoreError
 
 from .events import Bus, Damaged, Event, GroupWritten, PartitionDone
+from .input_summary import InputSummary
 from .plan import Plan
 from .workplace import Workplace, open_workplace
 from .writing import summed
@@ -25,6 +26,7 @@ class Status:
             group tells. See `shares`.
         missing: the first partitions that are still to do.
         seconds: compute time of the partitions that the run history knows.
+        input: what the run was given and what of it is left out; None in older stores.
     """
 
     store: str
@@ -38,6 +40,7 @@ class Status:
     counts: dict[str, int]
     missing: tuple[int, ...]
     seconds: float
+    input: InputSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -181,4 +184,5 @@ def status(url: str) -> Status:
         counts,
         tuple(missing[:10]),
         round(seconds, 3),
+        place.folder.read_input(),
     )

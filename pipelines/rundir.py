@@ -4,6 +4,7 @@
     run/labels.i4                     label code of every record, if there are labels
     run/annotations.json              regions by record, if there are annotations
     run/windows.safetensors           windows that were cut by tokens, see `token_windows`
+    run/input.json                    counts of records, labels and regions, used and left out
     run/partitions/00000042.spool     results of a finished partition, until its row group is whole
     run/groups/00000003.sums          sums of a row group by cohort
     run/groups/00000003.records       sums of a row group by record, with --reduce
@@ -33,9 +34,12 @@ from bertgeom.annotations import Annotations
 from bertgeom.errors import StoreError
 from bertgeom.storage import Storage
 
+from .input_summary import InputSummary
+
 FOLDER = "run"
 _RUN, _LABELS, _LOCK, _HISTORY = "run.json", "labels.i4", "lock", "history.jsonl"
 _ANNOTATIONS, _WINDOWS = "annotations.json", "windows.safetensors"
+_INPUT = "input.json"
 _SPOOL = ".spool"
 #: Kinds of what a row group keeps beside its chunks, as its completion record names them.
 BESIDE = ("sums", "spectra", "records")
@@ -128,6 +132,15 @@ class RunFolder:
 
     def write_windows(self, data: bytes) -> None:
         self.storage.write(_WINDOWS, data)
+
+    def read_input(self) -> InputSummary | None:
+        """What the run was given, None in stores that do not say."""
+        if not self.storage.exists(_INPUT):
+            return None
+        return InputSummary.of_json(json.loads(self.storage.read(_INPUT)))
+
+    def write_input(self, summary: InputSummary) -> None:
+        self.storage.write(_INPUT, json.dumps(summary.to_json(), indent=2).encode())
 
     def spooled(self) -> list[int]:
         """Partitions whose results wait for their row group."""

@@ -17,6 +17,7 @@ from bertgeom import store
 from bertgeom.annotations import Annotations, record_intervals, region_attention, token_share
 from bertgeom.config import check_same
 from bertgeom.errors import StoreError
+from bertgeom.region_placement import place_regions
 from bertgeom.rollout import attention_rollout
 from bertgeom.spectra import captured_spectra, spectra_dataset
 
@@ -156,7 +157,8 @@ def store_regions(
     import torch
     import xarray
 
-    annotations.require(open_workplace(str(path)).sequences.ids())
+    sequences = open_workplace(str(path)).sequences
+    annotations, _ = place_regions(annotations, sequences.ids(), sequences.lengths)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _REGION}
     shares, places = [], []
     for sample in sampled_windows(path, n, model=model):

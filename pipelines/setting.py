@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,18 @@ import numpy as np
 
 from bertgeom import store
 from bertgeom.annotations import Annotations
-from bertgeom.cohorts import assign_labels, read_labels
 from bertgeom.config import Settings, check_same, fingerprint
 from bertgeom.errors import InputError, ModelError, UsageError
+from bertgeom.labels import LabelledRecords, label_records, read_labels
 from bertgeom.layout import Shape, row_group
+from bertgeom.region_placement import AnnotationSummary, place_regions
 from bertgeom.sequences import Sequences
 from bertgeom.storage import Storage
 from bertgeom.variables import DEFINITIONS_VERSION
 
 from . import cost
 from .events import Cutting, Event
+from .input_summary import InputSummary
 from .plan import Index, window_index
 from .rundir import RunFolder
 from .token_windows import TokenWindows, by_tokens, cut_windows, record_pieces
@@ -33,6 +35,21 @@ if TYPE_CHECKING:
     import xarray
 
     from bertgeom.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run that was set up, before anything of it is written.
+
+    Attributes:
+        place: the run. codes: (records,) label codes, None without labels.
+        annotations: on the records of the database. summary: what was given and left out.
+    """
+
+    place: Workplace
+    codes: np.ndarray | None
+    annotations: Annotations | None
+    summary: InputSummary
 
 
 def draw_up(
@@ -46,8 +63,8 @@ def draw_up(
     annotations: Annotations | None = None,
     elsewhere: str | None = None,
     send: Callable[[Event], None] = lambda event: None,
-) -> tuple[Workplace, np.ndarray | None]:
-    """A run on these sequences, and the label code of every record. Nothing is written.
+) -> Drawn:
+    """A run on these sequences, and what it was given. Nothing is written.
 
     Args:
         elsewhere: URL of the sequence shards, None if they lie in the store.
@@ -62,9 +79,10 @@ def draw_up(
     if known is not None and "windows" not in known["identity"]:
         settings = _by_bases(settings, encoder)
     resolved, shape = resolve(settings, encoder, annotations)
-    codes, names = _labels(labels, sequences)
-    if annotations is not None:
-        annotations.require(sequences.ids())
+    labelled = _labels(labels, sequences)
+    codes = None if labelled is None else labelled.codes.astype("<i4")
+    names = None if labelled is None else list(labelled.names)
+    annotations, placed = _placed(annotations, sequences)
     identity = {
         "definitions_version": DEFINITIONS_VERSION,
         "model": model_identity(encoder),
@@ -78,7 +96,8 @@ def draw_up(
     if not index.n_windows:
         raise InputError(
             "at least one window",
-            f"{len(sequences.lengths)} records without one",
+            f"{len(sequences.lengths)} records without one, {_n_empty(sequences)} without bases",
+            source=", ".join(str(s["name"]) for s in sequences.attributes["sources"][:4]),
             remedy=f"lower --min-length ({resolved.min_length}) or check the input",
         )
     facts = {
@@ -95,7 +114,13 @@ def draw_up(
     # A run that is under way was let through already.
     if known is None and not settings.allow_unknown:
         check_known(place)
-    return place, codes
+    summary = InputSummary(
+        len(sequences.lengths),
+        _n_empty(sequences),
+        None if labelled is None else labelled.summary,
+        placed,
+    )
+    return Drawn(place, codes, annotations, summary)
 
 
 def _by_bases(settings: Settings, encoder: Encoder) -> Settings:
@@ -200,7 +225,10 @@ def resolve(
 
 
 def set_up(
-    place: Workplace, codes: np.ndarray | None, annotations: Annotations | None = None
+    place: Workplace,
+    codes: np.ndarray | None,
+    annotations: Annotations | None = None,
+    summary: InputSummary | None = None,
 ) -> None:
     """Make the arrays of a run, or check that they were made by the same run.
 
@@ -217,6 +245,8 @@ def set_up(
     if annotations is not None:
         place.folder.write_annotations(annotations)
     _keep_windows(place)
+    if summary is not None:
+        place.folder.write_input(summary)
     names = store.create(place.storage, place.layout, _attributes(place), _weights(place))
     place.folder.write_run({**place.facts, "constants": names})
 
@@ -230,13 +260,20 @@ def _keep_windows(place: Workplace) -> None:
         place.folder.write_windows(data)
 
 
-def _labels(
-    labels: str | Path | None, sequences: Sequences
-) -> tuple[np.ndarray | None, list[str] | None]:
-    if labels is None:
+def _labels(labels: str | Path | None, sequences: Sequences) -> LabelledRecords | None:
+    return None if labels is None else label_records(read_labels(labels), sequences.ids())
+
+
+def _placed(
+    annotations: Annotations | None, sequences: Sequences
+) -> tuple[Annotations | None, AnnotationSummary | None]:
+    if annotations is None:
         return None, None
-    table = read_labels(labels)
-    return assign_labels(table, sequences.ids()).astype("<i4"), list(table.names)
+    return place_regions(annotations, sequences.ids(), sequences.lengths)
+
+
+def _n_empty(sequences: Sequences) -> int:
+    return int((sequences.lengths == 0).sum())
 
 
 def _weights(place: Workplace) -> xarray.Dataset | None:

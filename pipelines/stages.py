@@ -62,7 +62,7 @@ def run(
         out: folder or fsspec URL of the store.
         sequences: sequence shards made by `ingest`, in place of `sources`.
         labels: table `record<TAB>label`, see `bertgeom.cohorts.read_labels`.
-        annotations: BED or GFF3 file of regions in record coordinates: the token groups of
+        annotations: BED, GFF3 or GTF file of regions in record coordinates: the token groups of
             `attention_group_mass`, see `bertgeom.annotations.read_annotations`.
         workers: worker processes; more than one starts a Dask cluster on this machine.
         threads: compute threads of a worker; default: the cores divided by the workers.
@@ -94,7 +94,7 @@ def run(
             bus.subscribers.append(history(folder.log))
             shards = ingest_into(storage, sources, elsewhere, bus)
             regions = None if annotations is None else read_annotations(annotations)
-            place, codes = draw_up(
+            drawn = draw_up(
                 storage,
                 encoder,
                 str(model),
@@ -105,13 +105,14 @@ def run(
                 elsewhere=elsewhere,
                 send=bus.send,
             )
+            place = drawn.place
             executor = choose(place, workers, threads, scheduler)
             if executor.local_workers:
                 budget = cost.budget_bytes(memory)
                 cost.check_memory(project(place, executor.threads), budget, executor.local_workers)
             left = place.plan.n_windows - Tracker.of(place, None).windows_done()
             cost.check_disk(place.layout, storage, left)
-            set_up(place, codes, regions)
+            set_up(place, drawn.codes, drawn.annotations, drawn.summary)
             with executor:
                 execute(place, executor, bus)
             done = finalise(storage.url)
