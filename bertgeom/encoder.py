@@ -82,6 +82,12 @@ class Encoder:
     class_names: tuple[str, ...]
     attention_impl: str = "auto"
 
+    def probe(self) -> None:
+        """Measure one small window, so that a model is refused before anything is written."""
+        ids = np.full((1, 4), self.tokenizer.pad_id, np.int32)
+        batch = TokenBatch(ids, np.array([4]), np.zeros((1, 4), bool))
+        self.measure(batch, MeasureSettings(tier="core"))
+
     def measure(self, batch: TokenBatch, settings: MeasureSettings) -> dict[str, np.ndarray]:
         """Statistics of a batch; every row is independent of padding and of the other rows.
 

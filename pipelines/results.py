@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertgeom.errors import UsageError
-from bertgeom.storage import Storage, writing
+from bertgeom.storage import Storage, explain_write_errors
 
 if TYPE_CHECKING:
     import xarray
@@ -33,7 +33,7 @@ def write_dataset(dataset: xarray.Dataset, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"expected a file {', '.join(SUFFIXES)}, found {path.name}")
-    with writing(str(path)):
+    with explain_write_errors(path):
         if path.suffix == ".zarr":
             with warnings.catch_warnings():
                 # zarr announces that strings may be stored differently one day.
