@@ -143,7 +143,9 @@ def test_a_forbidden_place_is_reported_at_once() -> None:
     def forbidden() -> None:
         raise PermissionError(errno.EACCES, "Forbidden")
 
-    with pytest.raises(StoreError, match=r"s3://b/x: expected access.*Forbidden; check the address"):
+    with pytest.raises(
+        StoreError, match=r"s3://b/x: expected access.*Forbidden; check the address"
+    ):
         with_retries(forbidden, "s3://b/x")
 
 
