@@ -14,7 +14,7 @@ from bertgeom.errors import UsageError
 from bertgeom.fasta import Chunk, read_chunks
 from bertgeom.sequences import Sequences, is_complete, open_sequences, write_sequences
 from bertgeom.sources import Source, expand_sources, open_raw
-from bertgeom.storage import Storage
+from bertgeom.storage import Storage, shown_url
 
 from .events import Bus, Event, Ingested, Ingesting
 from .workplace import SEQUENCES, lasting_path
@@ -107,4 +107,4 @@ def _facts(url: str) -> dict[str, Any]:
         while block := stream.read(_BLOCK):
             digest.update(block)
             size += len(block)
-    return {"name": url.rsplit("/", 1)[-1], "size": size, "sha256": digest.hexdigest()}
+    return {"name": shown_url(url).rsplit("/", 1)[-1], "size": size, "sha256": digest.hexdigest()}

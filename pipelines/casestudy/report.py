@@ -65,7 +65,7 @@ def report(
     labelled = next((found for found in judged if "forced" in found), None)
     page = build(summarise(dataset), result, arrays, labelled, simulated)
     text = page.render()
-    write_text(target, text, kind=".html", inputs=evaluation)
+    write_text(target, text, kind=".html", inputs=list(evaluation))
     return {"figures": page.n_figures, "bytes": len(text.encode())}
 
 

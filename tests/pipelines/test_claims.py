@@ -116,10 +116,15 @@ def test_a_failed_run_takes_back_what_it_made_and_no_more(
 
 def test_what_another_puts_there_meanwhile_stays(tmp_path: Path) -> None:
     place = Storage(str(tmp_path / "x.zarr"))
-    with pytest.raises(StoreError, match="broken"), claimed(place, store.FORMAT) as noted:
-        store.create_root(noted)
-        (tmp_path / "x.zarr" / "thesis.txt").write_text("years of work")
-        raise StoreError("broken")
+
+    def fail() -> None:
+        with claimed(place, store.FORMAT) as noted:
+            store.create_root(noted)
+            (tmp_path / "x.zarr" / "thesis.txt").write_text("years of work")
+            raise StoreError("broken")
+
+    with pytest.raises(StoreError, match="broken"):
+        fail()
     assert snapshot(tmp_path / "x.zarr") == {"thesis.txt": b"years of work"}
 
 
@@ -220,16 +225,21 @@ def test_a_lease_that_was_taken_over_is_told(
 ) -> None:
     monkeypatch.setattr(leases, "_RENEW_SECONDS", 0.02)
     place = Storage(f"memory://{tmp_path.name}/taken")
-    with pytest.raises(StoreError, match="taken over"), leases.lease(place, "lease.json"):
-        facts = json.loads(place.read("lease.json"))
-        place.write("lease.json", json.dumps({**facts, "owner": "other"}).encode())
-        time.sleep(0.3)
+
+    def lose() -> None:
+        with leases.lease(place, "lease.json"):
+            facts = json.loads(place.read("lease.json"))
+            place.write("lease.json", json.dumps({**facts, "owner": "other"}).encode())
+            time.sleep(0.3)
+
+    with pytest.raises(StoreError, match="taken over"):
+        lose()
     assert json.loads(place.read("lease.json"))["owner"] == "other"
 
 
 def test_a_missing_table_is_named_and_nothing_is_made(run: Run, tmp_path: Path) -> None:
     for option in ("labels", "annotations"):
-        with pytest.raises((BertgeomError, OSError), match="missing.tsv") as caught:
+        with pytest.raises((BertgeomError, OSError), match=r"missing\.tsv") as caught:
             run(**{option: tmp_path / "missing.tsv"})
         assert "x.zarr" not in str(caught.value)
     assert not (tmp_path / "x.zarr").exists()
