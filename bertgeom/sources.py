@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bertgeom.errors import InputError
+from bertgeom.urls import shown_url
 
 _SUFFIXES = ("fa", "fasta", "fna", "ffn", "frn", "fas", "fsa", "fq", "fastq")
 _COMPRESSED = ("", ".gz", ".bgz", ".bz2", ".xz", ".zst")
@@ -87,7 +88,7 @@ class Digest(io.RawIOBase):
 
     def facts(self, source: Source) -> dict[str, Any]:
         """Name without folders, size in bytes and SHA-256 of a source that was read whole."""
-        name = STDIN if source.once else source.url.rsplit("/", 1)[-1]
+        name = STDIN if source.once else shown_url(source.url).rsplit("/", 1)[-1]
         return {"name": name, "size": self.size, "sha256": self._sha256.hexdigest()}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertgeom.errors import UsageError
-from bertgeom.storage import Storage, writing
+from bertgeom.files import write_text
 
 from .results import write_dataset
 
@@ -80,8 +80,7 @@ def write_result(result: xarray.Dataset, path: str | Path) -> Path:
         text = "".join("\t".join(map(str, line)) + "\n" for line in _as_lines(result))
     else:
         raise UsageError(f"expected a file .json, .tsv or .zarr, found {path.name}")
-    with writing(str(path)):
-        Storage(str(path.parent)).write(path.name, text.encode())
+    write_text(path, text)
     return path
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertgeom.errors import MismatchError, StoreError, UsageError
-from bertgeom.storage import PARTIAL, Storage, writing
+from bertgeom.storage import PARTIAL, Storage, explain_write_errors
 
 from .angle_results import Angles, as_dataset
 
@@ -216,7 +216,7 @@ def prepare(
                 "delete this one"
             )
         return replace(known, settings=job.settings)
-    with writing(f"vectors to {work}"):
+    with explain_write_errors(work, f"vectors to {work}"):
         valid = _write_vectors(vectors, codes, job)
         job = replace(job, valid=valid)
         job.storage.write(_JOB, json.dumps(asdict(job), indent=2).encode())
@@ -244,7 +244,7 @@ def run_row(job: Job, row: int) -> None:
         "cohort": first.cohort,
         "angles": {str(cohort): angles.to_json() for cohort, angles in found.items()},
     }
-    with writing(f"row {row} to {job.folder}"):
+    with explain_write_errors(job.folder, f"row {row} to {job.folder}"):
         job.storage.write(f"rows/{row:06d}.json", json.dumps(record).encode())
 
 

@@ -324,7 +324,7 @@ def tracks(
     Needs run --keep tracks.
     """
     import bertgeom
-    from bertgeom.storage import Storage
+    from bertgeom.files import write_text
     from bertgeom.tracks import chromosome_sizes, export_tracks
 
     dataset = bertgeom.open(store)
@@ -333,7 +333,7 @@ def tracks(
     )
     if sizes is not None:
         text = "".join(f"{name}\t{length}\n" for name, length in chromosome_sizes(dataset))
-        Storage(str(sizes.parent)).write(sizes.name, text.encode())
+        write_text(sizes, text)
         files.append(sizes)
     for file in files:
         typer.echo(str(file))

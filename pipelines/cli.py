@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -59,6 +62,7 @@ app = typer.Typer(
 
 #: What the command line library returns after Ctrl-C.
 _INTERRUPTED = 130
+_GO_ON = "interrupted; give the same command again to go on"
 
 
 def _print_version(asked: bool) -> None:
@@ -366,32 +370,70 @@ def _command() -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
-    from bertgeom.errors import BertgeomError
-
     arguments = sys.argv[1:] if arguments is None else arguments
     # Understood before and after the name of the command.
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = _command().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
+        with _signals_interrupt():
+            code = _command().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
         if code == _INTERRUPTED:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except BertgeomError as error:
-        return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        return _fail("interrupted; give the same command again to go on", 1, False)
+        return _fail(_GO_ON, 1, False)
     except Exception as error:
-        # The command line library's own errors know how to show themselves.
-        show = getattr(error, "show", None)
-        if callable(show):
-            show()
-            return int(getattr(error, "exit_code", 2))
-        if isinstance(error, typer.Abort):
-            return _fail("interrupted; give the same command again to go on", 1, False)
-        reason = " ".join(str(error).split()) or "no message"
-        text = f"{type(error).__name__}: {reason}; run again with --debug to see where"
-        return _fail(text, 1, debug)
+        return _failed(error, debug)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP, which batch schedulers and closed terminals send, act like Ctrl-C.
+
+    A second one ends the process at once. An ignored signal stays ignored, as under nohup.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    """Tell an error on one line; the exit code."""
+    from bertgeom.errors import BertgeomError
+    from bertgeom.storage import reason
+    from bertgeom.urls import shown_url, without_secrets
+
+    if isinstance(error, BertgeomError):
+        return _fail(str(error), error.exit_code, debug)
+    # The command line library's own errors know how to show themselves.
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, typer.Abort):
+        return _fail(_GO_ON, 1, False)
+    if isinstance(error, BrokenPipeError):
+        # Who reads the output has gone: nothing more can be printed, at the exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        place = shown_url(error.filename)
+        text = f"{place}: expected a file that can be used, found: {reason(error)}"
+        return _fail(f"{text}; check the path and the permissions", 1, debug)
+    text = without_secrets(str(error)) or "no message"
+    return _fail(f"{type(error).__name__}: {text}; run again with --debug to see where", 1, debug)
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

@@ -16,10 +16,11 @@ from itertools import islice
 from typing import Any, Protocol, Self
 
 from bertgeom.errors import BertgeomError, StoreError, UsageError
-from bertgeom.storage import Storage
+from bertgeom.storage import Storage, reason
 
 from .compute import measure_partitions
 from .events import Event, Measured
+from .workers import GUARD
 from .workplace import Workplace, set_threads, workplace_with_model
 from .writing import run_partition, write_group, write_partition
 
@@ -131,7 +132,7 @@ class Dask:
 
     def __enter__(self) -> Self:
         if self.scheduler is None:
-            self._cluster = _local_cluster(self.workers, self.threads, self.device)
+            self._cluster = self._started_cluster()
             self.local_workers = self.workers
         try:
             self._client = _connect(self._cluster or self.scheduler)
@@ -144,6 +145,15 @@ class Dask:
         if any("GPU" in (w.get("resources") or {}) for w in known.values()):
             self._resources = {"GPU": 1}
         return self
+
+    def _started_cluster(self) -> Any:
+        try:
+            return _local_cluster(self.workers, self.threads, self.device)
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise UsageError(
+                f"expected {self.workers} worker processes to start, found: {reason(error)}; if a "
+                f"script calls bertgeom, {GUARD}; otherwise lower --workers"
+            ) from error
 
     def __exit__(self, *error: object) -> None:
         if self._client is not None:
@@ -231,6 +241,8 @@ def _work_group(url: str, model: str, threads: int, group: int) -> list[Event]:
 
 def _result(future: Any) -> list[Event]:
     from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+    from distributed.comm import CommClosedError
 
     try:
         return future.result()
@@ -241,6 +253,11 @@ def _result(future: Any) -> list[Event]:
             f"expected {future.key.rsplit('-', 1)[0]} to finish, found {_LOST_WORKERS} workers "
             "lost with it, perhaps for want of memory; lower --batch-tokens or --workers and give "
             "the same command again, finished work is kept"
+        ) from error
+    except (FutureCancelledError, CommClosedError) as error:
+        raise StoreError(
+            f"expected {future.key.rsplit('-', 1)[0]} to finish, found the Dask scheduler lost; "
+            "start it and give the same command again, finished work is kept"
         ) from error
 
 

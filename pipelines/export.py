@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bertgeom.errors import StoreError, UsageError
+from bertgeom.files import check_target, replacing
 
 if TYPE_CHECKING:
     import pandas
@@ -63,6 +64,7 @@ def export(store: str | Path, out: str | Path, level: str = "head") -> int:
         raise UsageError(f"expected --level out of {', '.join(LEVELS)}, found {level!r}")
     if not path.name.endswith(_ENDINGS):
         raise UsageError(f"expected a file that ends in {', '.join(_ENDINGS)}, found {path.name}")
+    check_target(path)
     dataset = bertgeom.open(store)
     dims = LEVELS[level]
     if not any(array.dims[: len(dims)] == dims for array in dataset.data_vars.values()):
@@ -154,7 +156,10 @@ def _write_tsv(path: Path, tables: Iterator[pandas.DataFrame]) -> int:
 
     rows = 0
     # xopen compresses by the file's ending.
-    with xopen(path, "w", encoding="utf-8", threads=0) as file:
+    with (
+        replacing(path, kind=".gz" if path.suffix == ".gz" else None) as draft,
+        xopen(draft, "w", encoding="utf-8", threads=0) as file,
+    ):
         for table in tables:
             table.to_csv(file, sep="\t", index=False, header=rows == 0, na_rep="NA")
             rows += len(table)
@@ -171,13 +176,14 @@ def _write_parquet(path: Path, tables: Iterator[pandas.DataFrame]) -> int:
             ".tsv.gz"
         ) from error
     rows, writer = 0, None
-    try:
-        for table in tables:
-            piece = pyarrow.Table.from_pandas(table, preserve_index=False)
-            writer = writer or pyarrow.parquet.ParquetWriter(path, piece.schema)
-            writer.write_table(piece)
-            rows += len(table)
-    finally:
-        if writer is not None:
-            writer.close()
+    with replacing(path) as draft:
+        try:
+            for table in tables:
+                piece = pyarrow.Table.from_pandas(table, preserve_index=False)
+                writer = writer or pyarrow.parquet.ParquetWriter(draft, piece.schema)
+                writer.write_table(piece)
+                rows += len(table)
+        finally:
+            if writer is not None:
+                writer.close()
     return rows

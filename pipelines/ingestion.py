@@ -14,6 +14,7 @@ from bertgeom.fasta import Chunk, read_chunks
 from bertgeom.sequences import Sequences, is_complete, open_sequences, write_sequences
 from bertgeom.sources import Digest, Source, expand_sources, open_source
 from bertgeom.storage import Storage
+from bertgeom.urls import shown_url
 
 from .events import Bus, Event, FilesLeftOut, Ingested, Ingesting
 from .workplace import SEQUENCES, lasting_path
@@ -27,7 +28,7 @@ def outside_shards(sources: Sources | None, sequences: str | Path | None) -> str
     if sequences is not None:
         if sources:
             raise UsageError("expected either sources or --sequences, found both")
-        return lasting_path(str(sequences))
+        return _kept(str(sequences))
     listed = as_list(sources)
     if not listed:
         raise UsageError(
@@ -38,7 +39,21 @@ def outside_shards(sources: Sources | None, sequences: str | Path | None) -> str
         raise UsageError(
             f"expected one store of sequence shards as the only source, found {len(listed)} sources"
         )
-    return lasting_path(shards[0]) if shards else None
+    return _kept(shards[0]) if shards else None
+
+
+def _kept(url: str) -> str:
+    """Where shards lie, as the store keeps it: whoever opens the store reads it.
+
+    Raises:
+        UsageError: for a URL that carries a password or a token.
+    """
+    if shown_url(url) != url:
+        raise UsageError(
+            f"expected the URL of sequence shards without user, password or query, found some in "
+            f"{url}; give credentials by the environment, the store keeps this URL"
+        )
+    return lasting_path(url)
 
 
 def ingest_into(

@@ -17,6 +17,7 @@ import numpy as np
 import typer
 
 from bertgeom.errors import UsageError
+from bertgeom.files import check_target, write_text
 from bertgeom.variables import FLAGS
 
 from . import sections
@@ -53,7 +54,7 @@ def report(
     dataset = opened(store) if isinstance(store, str | Path) else store
     page = build(summarise(dataset, n_sample=n_sample))
     text = page.render()
-    target.write_text(text, encoding="utf-8")
+    write_text(target, text, kind=".html")
     return {"figures": page.n_figures, "bytes": len(text.encode())}
 
 
@@ -184,7 +185,7 @@ def writable(out: str | Path) -> Path:
         raise UsageError(f"expected a file to write the report to, found the folder {target}")
     if not target.absolute().parent.is_dir():
         raise UsageError(f"expected a folder {target.parent} for the report, found none; make it")
-    return target
+    return check_target(target, kind=".html")
 
 
 def opened(store: str | Path) -> xarray.Dataset:

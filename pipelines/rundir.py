@@ -10,6 +10,7 @@
     run/groups/00000003.records       sums of a row group by record, with --reduce
     run/groups/00000003.spectra       spectra of sampled windows, with --spectra
     run/groups/00000003.json          completion record of a row group: counts, checksums
+    run/lock                          held while a run is at work, see `claims`
     run/history.jsonl                 when, where, how long; the only file with a clock in it
 
 A file is there whole or not at all. Nothing counts as done without its file.
@@ -20,8 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from bertgeom.storage import Storage
 from .input_summary import InputSummary
 
 FOLDER = "run"
-_RUN, _LABELS, _LOCK, _HISTORY = "run.json", "labels.i4", "lock", "history.jsonl"
+_RUN, _LABELS, _HISTORY = "run.json", "labels.i4", "history.jsonl"
 _ANNOTATIONS, _WINDOWS = "annotations.json", "windows.safetensors"
 _INPUT = "input.json"
 _SPOOL = ".spool"
@@ -76,28 +76,6 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder; harmless when repeated."""
         store.create_plain_group(self.storage, "bookkeeping of the run; no arrays")
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep a second run off this store; the lock of a killed process is void.
-
-        Raises:
-            StoreError: if another process has it. Remote stores are not locked.
-        """
-        if self.storage.folder is None:
-            yield
-            return
-        import fcntl
-
-        with (self.storage.folder / _LOCK).open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"{self.store.url}: expected to be the only run on this store, found another "
-                    "one at work; wait for it or choose another --out"
-                ) from None
-            yield
 
     def read_run(self) -> dict[str, Any] | None:
         """What the run is, None before it was set up."""
