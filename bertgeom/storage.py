@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,6 +106,23 @@ class Storage:
         else:
             found = [Path(key).name for key in self._listing(prefix)]
         return sorted(name for name in found if not name.endswith(PARTIAL))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below, by key; unfinished files too."""
+        if self.folder is None:
+            root = self._remote_path("")
+            found = patiently(lambda: self._remote().find(root, detail=True))
+            return {
+                path.removeprefix(f"{root}/"): int(about["size"]) for path, about in found.items()
+            }
+        sizes = {}
+        for folder, _, names in os.walk(self.folder):
+            place = Path(folder)
+            for name in names:
+                path = place / name
+                with suppress(FileNotFoundError):
+                    sizes[path.relative_to(self.folder).as_posix()] = path.lstat().st_size
+        return sizes
 
     def remove(self, key: str) -> None:
         """Delete the file or folder `key`; nothing happens where there is none."""

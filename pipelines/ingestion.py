@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bertgeom import store
 from bertgeom.config import check_same
-from bertgeom.errors import UsageError
+from bertgeom.errors import StoreError, UsageError
 from bertgeom.fasta import Chunk, read_chunks
-from bertgeom.sequences import Sequences, is_complete, open_sequences, write_sequences
+from bertgeom.sequences import (
+    Sequences,
+    damage,
+    is_complete,
+    open_sequences,
+    write_sequences,
+)
 from bertgeom.sources import Source, expand_sources, open_raw
 from bertgeom.storage import Storage
 
-from .events import Bus, Event, Ingested, Ingesting
+from .events import Bus, Damaged, Event, Ingested, Ingesting
+from .rundir import RunFolder
 from .workplace import SEQUENCES, lasting_path
 
 #: One source or several: files, folders, globs, fsspec URLs, a store of sequence shards.
@@ -52,21 +60,60 @@ def ingest_into(
         bus.send(Ingested(facts["n_records"], facts["n_bases"], True))
         return found
     inner = storage.child(SEQUENCES)
-    store.create_root(inner, store.SEQUENCE_FORMAT)
-    return ingest_sources(inner, sources, bus)
+    known, written_by = _known_sources(storage), store.written_by(storage)
+    return ingest_sources(inner, sources, bus, known, written_by)
 
 
-def ingest_sources(storage: Storage, sources: Sources | None, bus: Bus) -> Sequences:
+def ingest_sources(
+    storage: Storage,
+    sources: Sources | None,
+    bus: Bus,
+    known: Sequence[dict[str, Any]] | None = None,
+    written_by: Mapping[str, str] | None = None,
+) -> Sequences:
+    """Shards of these sources; finished ones are kept if no file of them is damaged.
+
+    Args:
+        known: facts of the sources that a run was made of; damaged shards are only written
+            again from the same. written_by: what wrote the store that the shards are part of.
+
+    Raises:
+        MismatchError: if the shards were made of other sources.
+    """
     files = expand_sources(as_list(sources))
     facts = source_facts(files)
-    if is_complete(storage):
+    complete = is_complete(storage)
+    if complete:
+        known = Sequences(storage).attributes["sources"]
+    if known is not None:
+        check_same(storage.url, _by_number(known), _by_number(facts))
+        # A file may be called otherwise now; the shards keep its name.
+        facts = [{**entry, "name": old["name"]} for entry, old in zip(facts, known, strict=True)]
+    damaged = damage(storage) if complete else []
+    if complete and not damaged:
         found = Sequences(storage)
-        check_same(storage.url, _by_number(found.attributes["sources"]), _by_number(facts))
         bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], True))
         return found
+    for line in damaged:
+        bus.send(Damaged(f"{storage.url}: {line}; the sources are read again"))
+    # Until the last write the shards count as unfinished.
+    written_by = store.written_by(storage) or written_by
+    storage.remove(store.METADATA)
+    store.create_root(storage, store.SEQUENCE_FORMAT, written_by)
     found = write_sequences(storage, _told(read_chunks(files), bus.send), facts)
     bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], False))
     return found
+
+
+def _known_sources(storage: Storage) -> list[dict[str, Any]] | None:
+    """Facts of the sources of a run, None before it was set up."""
+    with suppress(StoreError):
+        facts = RunFolder(storage).read_run()
+        if facts is not None and "sources" in facts:
+            return facts["sources"]
+    with suppress(StoreError):
+        return store.check_format(storage, store.FORMAT).get("sources")
+    return None
 
 
 def _by_number(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from bertgeom.spectra import captured_spectra, spectra_dataset
+
 from bertgeom.variables import LOST
 
 if TYPE_CHECKING:
