@@ -304,9 +304,7 @@ class RunFolder:
         records: dict[int, dict[str, Any]] = {}
         wrong = {g: "is no row group of this run" for g in there if g >= n_groups}
         there = [g for g in there if g < n_groups]
-        for group, data in zip(
-            there, read_many(self.storage, map(group_key, there)), strict=True
-        ):
+        for group, data in zip(there, read_many(self.storage, map(group_key, there)), strict=True):
             try:
                 records[group] = self._record(group, data, fingerprint, windows(group))
             except DamagedError as error:

@@ -27,8 +27,8 @@ from .events import Bus, Finished, ModelLoaded, Started, Subscriber, history
 from .executors import Executor, choose
 from .ingestion import Sources, ingest_into, ingest_sources, outside_shards
 from .inventory import Kind, inspect, written_files
-from .progress import Status, Tracker, status
 from .mending import CHECKED_WHOLE, has_lost_root, mend
+from .progress import Status, Tracker, status
 from .rundir import FOLDER, RUN, RunFolder
 from .setting import draw_up, set_up
 from .workplace import SEQUENCES, Workplace, load_model, model_identity, open_workplace
@@ -189,7 +189,8 @@ def repair(
         found = inspect(place)
         finished = found.complete or place.storage.exists(manifest.KEY)
         constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
-        measured = finished and (found.groups or Tracker.of(place, None).missing())
+        known = finished and not found.of(Kind.SEQUENCES)
+        measured = known and (found.groups or Tracker.of(place, None).missing())
         if measured or constants & {*place.facts["constants"]}:
             place = Workplace(place.storage, place.facts, _same_model(place, model))
         mend(place, bus, found)
