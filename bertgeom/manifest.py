@@ -24,7 +24,7 @@ KEY = f"{FOLDER}/manifest.json"
 #: Files that no list holds: the list, and what has a clock or a process in it.
 _UNLISTED = (KEY, f"{FOLDER}/history.jsonl", f"{FOLDER}/lock")
 REMEDY = "bertgeom verify --repair restores it"
-_REMEDY_OF_SHARDS = (
+REMEDY_OF_SHARDS = (
     "the bertgeom run command of this store, given again, restores it from its sources (shards of "
     "their own: bertgeom ingest)"
 )
@@ -166,7 +166,7 @@ class Checks:
             wrong = "is no part of the store" if alien else None
         if wrong:
             shards = key.startswith("sequences/") or "files" in self._attributes()
-            remedy = _REMEDY_OF_SHARDS if shards else REMEDY
+            remedy = REMEDY_OF_SHARDS if shards else REMEDY
             raise DamagedError(f"{self.storage.url}/{key}: the file {wrong}; {remedy}")
 
     def __getstate__(self) -> dict[str, Any]:

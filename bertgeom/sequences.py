@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from bertgeom import store
-from bertgeom.errors import StoreError
+from bertgeom.errors import DamagedError, StoreError
 from bertgeom.fasta import Chunk
-from bertgeom.manifest import difference, entries
+from bertgeom.manifest import REMEDY_OF_SHARDS, difference, entries
 from bertgeom.storage import Storage
 
 #: Bases of a chunk; about a quarter of it on disk.
@@ -65,8 +65,18 @@ class Sequences:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """`sources`, `content_sha256`, `n_records`, `n_bases`..."""
-        return self._arrays.attributes()
+        """`sources`, `content_sha256`, `n_records`, `n_bases`...
+
+        Raises:
+            DamagedError: if they cannot be read.
+        """
+        try:
+            return self._arrays.attributes()
+        except StoreError as error:
+            text = str(error).partition(": ")[2].partition(";")[0]
+            raise DamagedError(
+                f"{self.storage.url}/{store.METADATA}: {text}; {REMEDY_OF_SHARDS}"
+            ) from error
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertgeom import store
 from bertgeom.config import Settings, check_same
-from bertgeom.errors import StoreError
+from bertgeom.errors import DamagedError, StoreError
 from bertgeom.layout import Layout, Shape
 from bertgeom.sequences import Sequences, open_sequences
 from bertgeom.storage import Storage
 
 from .plan import Plan, window_index
-from .rundir import RunFolder
+from .rundir import FOLDER, RUN, RunFolder
 
 if TYPE_CHECKING:
     from bertgeom.annotations import Annotations
@@ -187,6 +188,11 @@ def open_workplace(url: str, encoder: Encoder | None = None) -> Workplace:
     """
     storage = Storage(url)
     facts = RunFolder(storage).read_run()
+    if facts is None and store.is_store(storage, store.FORMAT):
+        raise DamagedError(
+            f"{url}/{FOLDER}/{RUN}: expected what the run is, found no such file; the bertgeom run "
+            "command of this store, given again, restores it"
+        )
     if facts is None:
         raise StoreError(
             f"{url}: expected a store that bertgeom run has set up, found none; "

@@ -93,13 +93,14 @@ def samples(contents: dict[str, bytes]) -> list[str]:
 
 def restored_by_repair(store: Path) -> bool:
     """Whether `verify --repair` could do it; what it cannot, it says in one line."""
+    said = ""
     try:
         stages.repair(store, threads=1)
     except StoreError as error:
-        assert "bertgeom run command of this store, given again" in str(error)
-        assert "\n" not in str(error)
-        return False
-    return True
+        said = str(error)
+    assert not said or "bertgeom run command of this store, given again" in said
+    assert "\n" not in said
+    return not said
 
 
 @pytest.mark.parametrize("store", ["full", "means"], indirect=True)
@@ -131,8 +132,8 @@ def test_a_damaged_chunk_is_never_read_as_numbers(
     harm: Callable[[Path], Any], store: Path, world: dict[str, Any], tmp_path: Path
 ) -> None:
     harm(store / "attention_entropy" / "c" / "1" / "0" / "0")
-    with pytest.raises(DamagedError, match="attention_entropy/c/1/0/0.*verify --repair"):
-        bertgeom.open(store)["attention_entropy"].values
+    with pytest.raises(DamagedError, match=r"attention_entropy/c/1/0/0.*verify --repair"):
+        _ = bertgeom.open(store)["attention_entropy"].values
     assert main(["export", str(store), "-o", str(tmp_path / "x.tsv")]) == 1
     whole = world["contents"](world["folder"] / "full.zarr")
     events: list[Any] = []
@@ -145,13 +146,16 @@ def test_a_damaged_chunk_is_never_read_as_numbers(
 
 def test_readers_refuse_a_missing_or_superfluous_file(store: Path) -> None:
     dataset = bertgeom.open(store)
-    shutil.copy(store / "label/c/0", store / "label/c/1") if not (
-        store / "label/c/1"
-    ).exists() else (store / "label/c/1").unlink()
-    with pytest.raises(DamagedError, match="label/c/1"):
-        dataset["label"].values
-    with pytest.raises(DamagedError, match="cohorts"):
-        flip(next((store / "cohorts/attention_entropy_mean/c").rglob("0")))
+    # Chunks of the fill value alone have no file; a file in such a place is none of the store's.
+    empty = next(n for n in range(9) if not (store / f"truncated/c/{n}").exists())
+    shutil.copy(store / "n_tokens/c/0", store / f"truncated/c/{empty}")
+    (store / "n_tokens/c/1").unlink()
+    with pytest.raises(DamagedError, match="n_tokens/c/1: the file is missing"):
+        _ = dataset["n_tokens"].values
+    with pytest.raises(DamagedError, match=f"truncated/c/{empty}: the file is no part"):
+        _ = dataset["truncated"].values
+    flip(store / "cohorts/attention_entropy_mean/c/0/0/0")
+    with pytest.raises(DamagedError, match="cohorts/attention_entropy_mean"):
         bertgeom.open(store, group="cohorts").load()
 
 
@@ -170,9 +174,10 @@ def test_an_edited_root_is_found_and_restored(
     root = json.loads((store / "zarr.json").read_text())
     change(root)
     (store / "zarr.json").write_text(json.dumps(root, indent=2))
-    with pytest.raises(DamagedError, match="zarr.json"):
+    with pytest.raises(DamagedError, match=r"zarr\.json"):
         bertgeom.open(store)
-    assert verify(store, windows=0).problems == ("zarr.json was changed: another checksum",)
+    (problem,) = verify(store, windows=0).problems
+    assert problem.startswith("zarr.json ")
     stages.repair(store)
     assert world["contents"](store) == whole
 
@@ -236,9 +241,7 @@ def test_large_stores_are_checked_by_size_when_run_again(
     whole = world["contents"](store)
     chunk = store / "attention_entropy/c/0/0/0"
     cut(chunk)
-    flip(store / "weight_rank/zarr.json") if (store / "weight_rank").exists() else flip(
-        store / "layer/c/0"
-    )
+    flip(store / "layer/c/0")
     again(world, store)
     assert world["contents"](store) == whole
     flip(chunk)
@@ -258,7 +261,7 @@ def test_a_store_without_a_list_of_files_is_told_and_gets_one(
     assert "coordinates, weights and metadata cannot be checked" in problems[0]
     flip(store / "attention_entropy/c/0/0/0")
     with pytest.raises(DamagedError):
-        bertgeom.open(store)["attention_entropy"].values
+        _ = bertgeom.open(store)["attention_entropy"].values
     again(world, store)
     assert world["contents"](store) == whole
 
@@ -268,7 +271,7 @@ def test_xarray_alone_meets_a_flip(store: Path) -> None:
 
     flip(store / "attention_entropy/c/0/0/0")
     with pytest.raises(RuntimeError):
-        xarray.open_zarr(store)["attention_entropy"].values
+        _ = xarray.open_zarr(store)["attention_entropy"].values
 
 
 def test_damaged_shards_are_read_again_from_the_same_sources_alone(
