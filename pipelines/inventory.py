@@ -261,7 +261,7 @@ def _strays(
     for key in keys:
         if key in expected or not manifest.is_listed(key):
             continue
-        array, _, _ = key.partition("c/")
+        array = key.partition("/c/")[0] + "/"
         ours = key.startswith((_GROUPS, _PARTITIONS)) or key.endswith(PARTIAL)
         ours = ours or ("/c/" in key and array in arrays and _is_chunk(key))
         yield Damage(key, "is no part of the store", Kind.LEFTOVER if ours else Kind.ALIEN)
