@@ -82,6 +82,10 @@ class StoreError(BertgeomError):
     """A store that is missing, incomplete, damaged, or of another format version."""
 
 
+class DamagedError(StoreError):
+    """A file of a store that is not what was written: missing, cut, changed."""
+
+
 class MismatchError(StoreError):
     """A store that was made with another model, input or setting; names the difference."""
 

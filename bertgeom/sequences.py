@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from bertgeom import store
-from bertgeom.errors import StoreError
+from bertgeom.errors import DamagedError, StoreError
 from bertgeom.fasta import Chunk
+from bertgeom.manifest import REMEDY_OF_SHARDS, difference, entries
 from bertgeom.storage import Storage
 
 #: Bases of a chunk; about a quarter of it on disk.
@@ -64,8 +65,18 @@ class Sequences:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """`sources`, `content_sha256`, `n_records`, `n_bases`..."""
-        return self._arrays.attributes()
+        """`sources`, `content_sha256`, `n_records`, `n_bases`...
+
+        Raises:
+            DamagedError: if they cannot be read.
+        """
+        try:
+            return self._arrays.attributes()
+        except StoreError as error:
+            text = str(error).partition(": ")[2].partition(";")[0]
+            raise DamagedError(
+                f"{self.storage.url}/{store.METADATA}: {text}; {REMEDY_OF_SHARDS}"
+            ) from error
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -105,7 +116,7 @@ def open_sequences(storage: Storage) -> Sequences:
         StoreError: if there is none, or it was not finished.
     """
     attributes = store.check_format(storage, store.SEQUENCE_FORMAT)
-    if not attributes["complete"]:
+    if not attributes.get("complete"):
         raise StoreError(
             f"{storage.url}: expected finished sequence shards, found an ingest that was "
             "stopped; give the same bertgeom ingest command again"
@@ -126,7 +137,9 @@ def write_sequences(
     Raises:
         InputError: from `pieces`.
     """
-    arrays = store.Arrays(storage)
+    version = (store.written_by(storage) or store.writers())["format_version"]
+    checked = store.has_checksums(version)
+    arrays = store.Arrays(storage, format_version=version)
     _create(arrays)
     digest = hashlib.sha256()
     n_records = n_bases = 0
@@ -147,14 +160,37 @@ def write_sequences(
             "files": {
                 key: list(facts)
                 for key, facts in sorted(arrays.written.items())
-                if not key.endswith(store.METADATA)
+                if (key != store.METADATA if checked else not key.endswith(store.METADATA))
             },
             "coordinates": "id",
             "complete": True,
         }
     )
     store.consolidate(storage, MEMBERS)
+    if checked:
+        store.seal(storage)
     return Sequences(storage)
+
+
+def damage(storage: Storage) -> list[str]:
+    """What is wrong with the files of a finished shard set, one line each; reads all of them."""
+    try:
+        attributes = Sequences(storage).attributes
+        listed = entries(attributes["files"])
+    except (StoreError, KeyError, ValueError) as error:
+        return [str(error)]
+    found = []
+    for key, entry in listed.items():
+        try:
+            data = storage.read(key)
+        except (FileNotFoundError, NotADirectoryError):
+            data = None
+        wrong = difference(data, entry)
+        found += [f"{key} {wrong}"] if wrong else []
+    for key in storage.sizes():
+        if "/c/" in key and key not in listed:
+            found.append(f"{key} is no part of the shards")
+    return found
 
 
 def _create(arrays: store.Arrays) -> None:

@@ -172,6 +172,19 @@ class Storage:
             found = [Path(key).name for key in self._listing(prefix)]
         return sorted(name for name in found if drafts or not DRAFT.fullmatch(name))
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below, by key; unfinished files too."""
+        if self.folder is None:
+            return self._asked(_sizes_below, "")
+        sizes = {}
+        for folder, _, names in os.walk(self.folder):
+            place = Path(folder)
+            for name in names:
+                path = place / name
+                with suppress(FileNotFoundError):
+                    sizes[path.relative_to(self.folder).as_posix()] = path.lstat().st_size
+        return sizes
+
     def remove(self, key: str) -> None:
         """Delete the file or folder `key`; nothing happens where there is none."""
         if self.folder is not None:
@@ -249,6 +262,11 @@ def filesystem(url: str) -> tuple[Any, str]:
             f"{shown_url(url)}: expected a URL that fsspec understands, found: {_short(error)}; "
             "check the scheme before ://"
         ) from error
+
+
+def _sizes_below(system: Any, root: str) -> dict[str, int]:
+    found = system.find(root, detail=True)
+    return {path.removeprefix(f"{root}/"): int(about["size"]) for path, about in found.items()}
 
 
 def is_passing(error: BaseException) -> bool:

@@ -7,10 +7,11 @@ may rely on is written in `FORMAT.md`.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.dataset import name_gates
-from bertgeom.errors import StoreError
+from bertgeom.errors import DamagedError, StoreError
+from bertgeom.manifest import REMEDY, Checks
 from bertgeom.storage import Storage, filesystem, naming, with_retries_async
 
 if TYPE_CHECKING:
@@ -35,9 +37,15 @@ FORMAT = "bertgeom"
 #: Format of sequence shards in a store of their own.
 SEQUENCE_FORMAT = "bertgeom-sequences"
 #: Major version: a reader refuses another one. Minor version: additions only.
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
+#: First version with a checksum in the zstd frame of every chunk, and in the metadata of shards.
+_WITH_CHECKSUMS = (1, 1)
 _LEVEL = 3
+#: Bytes whose checksum is computed without asking a thread for it.
+_AT_ONCE = 2**16
 METADATA = "zarr.json"
+#: Attribute of sequence shards with the checksum of all their metadata.
+_SEAL = "metadata_sha256"
 
 
 class UnfinishedStoreWarning(UserWarning):
@@ -105,18 +113,64 @@ class _Patient(WrapperStore):
         await with_retries_async(lambda: self._store.delete_dir(prefix), self._place)
 
 
+class _Checked(WrapperStore):
+    """A zarr store that compares every file with the checksum it was written with.
+
+    Raises:
+        DamagedError: from whatever reads a file that was changed, or misses one.
+    """
+
+    def __init__(self, store: Store, checks: Checks) -> None:
+        super().__init__(store)
+        self._checks = checks
+
+    def _with_store(self, store: Store) -> _Checked:
+        return type(self)(store, self._checks)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        value = await self._store.get(key, prototype)
+        if value is None or len(value) < _AT_ONCE:
+            self._check(key, value)
+        else:
+            await asyncio.to_thread(self._check, key, value)
+        if value is None or byte_range is None:
+            return value
+        return await self._store.get(key, prototype, byte_range)
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+    async def _get_many(
+        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
+    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
+        for key, prototype, part in requests:
+            yield key, await self.get(key, prototype, part)
+
+    def _check(self, key: str, value: Buffer | None) -> None:
+        self._checks.check(key, None if value is None else value.to_bytes())
+
+
 @dataclass
 class Arrays:
     """The arrays of one group.
 
     Attributes:
         storage: where the group lies.
+        read_only: what is read is compared with its checksum, see `bertgeom.manifest`.
+        format_version: of the store; decides how new arrays are encoded.
         written: key -> (size in bytes, SHA-256) of every file written through this object,
             chunks and metadata; the keys are relative to the group.
     """
 
     storage: Storage
     read_only: bool = False
+    format_version: str = FORMAT_VERSION
     _store: _Ledger = field(init=False, repr=False)
     _opened: dict[str, zarr.Array] = field(default_factory=dict, repr=False)
 
@@ -125,6 +179,10 @@ class Arrays:
             # zarr makes the folder when it opens the store.
             self.storage.note(METADATA)
         self._store = _Ledger(_zarr_store(self.storage, self.read_only), self.storage)
+
+    @property
+    def _compressor(self) -> ZstdCodec:
+        return ZstdCodec(level=_LEVEL, checksum=has_checksums(self.format_version))
 
     @property
     def written(self) -> dict[str, tuple[int, str]]:
@@ -154,7 +212,7 @@ class Arrays:
             "dimension_names": dims,
             "fill_value": fill,
             "attributes": dict(attributes),
-            "compressors": ZstdCodec(level=_LEVEL),
+            "compressors": self._compressor,
             "overwrite": True,
         }
         self._opened[name] = zarr.create_array(self._store, **options)
@@ -207,6 +265,7 @@ class Arrays:
     def update_attributes(self, changes: Mapping[str, Any]) -> None:
         """Set attributes of the group in one atomic write."""
         metadata = _group_metadata(self.storage)
+        metadata["attributes"].pop(_SEAL, None)
         metadata["attributes"] |= changes
         self.storage.write(METADATA, _json(metadata))
 
@@ -216,19 +275,21 @@ def create(
     layout: Layout,
     attributes: Mapping[str, Any],
     constants: xarray.Dataset | None = None,
+    format_version: str = FORMAT_VERSION,
 ) -> list[str]:
     """Make the arrays and coordinates of a store; nothing is measured yet.
 
-    The root group must exist already. Repeating the call changes nothing.
+    The root group must exist already. Chunks of arrays of the same names are deleted.
 
     Args:
         constants: arrays without windows, such as statistics of the model's weights; written
             at once.
+        format_version: of the root.
 
     Returns:
         Names of the constants.
     """
-    arrays = Arrays(storage)
+    arrays = Arrays(storage, format_version=format_version)
     for variable in layout.variables:
         arrays.create(
             variable.name,
@@ -250,10 +311,12 @@ def create(
     return names
 
 
-def write_dataset(storage: Storage, dataset: xarray.Dataset) -> list[str]:
+def write_dataset(
+    storage: Storage, dataset: xarray.Dataset, format_version: str = FORMAT_VERSION
+) -> list[str]:
     """Write a small dataset as a group, in place of what was there; returns the array names."""
     storage.remove("")
-    arrays = Arrays(storage)
+    arrays = Arrays(storage, format_version=format_version)
     arrays.create_group(dataset.attrs)
     for name in dataset.variables:
         _write_array(arrays, str(name), dataset[name])
@@ -285,22 +348,38 @@ def _write_whole(
     arrays.write(name, 0, values)
 
 
-def create_root(storage: Storage, kind: str = FORMAT) -> None:
-    """Make the root group of a new store; one that exists is left alone."""
-    from bertgeom._version import __version__
+def create_root(
+    storage: Storage, kind: str = FORMAT, written_by: Mapping[str, str] | None = None
+) -> None:
+    """Make the root group of a new store; one that exists is left alone.
+
+    Args:
+        written_by: of an older store that is restored, see `written_by`; default: this code.
+    """
     from bertgeom.variables import DEFINITIONS_VERSION
 
     if storage.exists(METADATA):
         return
-    attributes: dict[str, Any] = {
-        "format": kind,
-        "format_version": FORMAT_VERSION,
-        "bertgeom_version": __version__,
-        "complete": False,
-    }
+    attributes: dict[str, Any] = {"format": kind, **(written_by or writers()), "complete": False}
     if kind == FORMAT:
         attributes["definitions_version"] = DEFINITIONS_VERSION
     Arrays(storage).create_group(attributes)
+
+
+def writers() -> dict[str, str]:
+    """The attributes that say what wrote a store, for a new one."""
+    from bertgeom._version import __version__
+
+    return {"format_version": FORMAT_VERSION, "bertgeom_version": __version__}
+
+
+def written_by(storage: Storage) -> dict[str, str] | None:
+    """The same of a store that is there; None if it cannot be read."""
+    try:
+        attributes = _group_metadata(storage)["attributes"]
+    except StoreError:
+        return None
+    return {name: str(attributes[name]) for name in writers() if name in attributes} or None
 
 
 def create_plain_group(storage: Storage, description: str) -> None:
@@ -317,6 +396,13 @@ def consolidate(
     Args:
         attributes: set in the same write.
     """
+    storage.write(METADATA, consolidated(storage, members, attributes))
+
+
+def consolidated(
+    storage: Storage, members: Iterable[str], attributes: Mapping[str, Any] | None = None
+) -> bytes:
+    """The root metadata that `consolidate` writes."""
     root = _group_metadata(storage)
     root["attributes"] |= attributes or {}
     gathered = {name: json.loads(storage.read(f"{name}/{METADATA}")) for name in sorted(members)}
@@ -329,7 +415,28 @@ def consolidate(
         "must_understand": False,
         "metadata": gathered,
     }
+    return _json(root)
+
+
+def reopen(storage: Storage) -> None:
+    """Mark a finished store as unfinished, in one atomic write."""
+    root = _group_metadata(storage)
+    root["attributes"]["complete"] = False
+    root.pop("consolidated_metadata", None)
     storage.write(METADATA, _json(root))
+
+
+def seal(storage: Storage) -> None:
+    """Put a checksum of a group's metadata into its attributes; readers compare it."""
+    root = _group_metadata(storage)
+    root["attributes"][_SEAL] = _checksum(root)
+    storage.write(METADATA, _json(root))
+
+
+def _checksum(root: Mapping[str, Any]) -> str:
+    attributes = {k: v for k, v in root["attributes"].items() if k != _SEAL}
+    text = json.dumps({**root, "attributes": attributes}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
@@ -349,14 +456,15 @@ def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
 
     Raises:
         StoreError: no store there, not one of bertgeom, or of another major format version.
+        DamagedError: here or when values are read: a file is missing or was changed.
     """
     storage = Storage(str(path))
     attributes = check_format(storage, FORMAT)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
-        dataset = _open_group(storage, group, bool(attributes["complete"]))
+        dataset = _open_group(storage, group, bool(attributes.get("complete")))
     dataset = name_gates(dataset)
-    if not attributes["complete"]:
+    if not attributes.get("complete"):
         warnings.warn(
             f"{path}: the run has not finished; rows still to come are missing",
             UnfinishedStoreWarning,
@@ -370,9 +478,15 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
 
     if group is not None and not storage.exists(f"{group}/{METADATA}"):
         raise StoreError(f"{storage.shown}: expected a group {group!r}, found none")
-    return xarray.open_zarr(
-        _zarr_store(storage, read_only=True), group=group, consolidated=complete
-    )
+    try:
+        return xarray.open_zarr(
+            _zarr_store(storage, read_only=True), group=group, consolidated=complete
+        )
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise DamagedError(
+            f"{storage.shown}: expected metadata of zarr arrays, found what cannot be read "
+            f"({' '.join(str(error).split())}); {REMEDY}"
+        ) from error
 
 
 def check_format(storage: Storage, kind: str) -> dict[str, Any]:
@@ -413,10 +527,17 @@ def _group_metadata(storage: Storage) -> dict[str, Any]:
             f"{storage.shown}: expected a store, found no {METADATA} there; check the path"
         ) from error
     except ValueError as error:
-        raise StoreError(f"{storage.shown}/{METADATA}: expected JSON, found: {error}") from error
-    if metadata.get("node_type") != "group":
-        raise StoreError(f"{storage.shown}: expected a zarr group, found an array")
-    metadata.setdefault("attributes", {})
+        raise DamagedError(
+            f"{storage.url}/{METADATA}: expected JSON, found: {error}; {REMEDY}"
+        ) from error
+    if not isinstance(metadata, dict) or metadata.get("node_type") != "group":
+        what = "an array" if isinstance(metadata, dict) else "other JSON"
+        raise StoreError(f"{storage.url}: expected a zarr group, found {what}")
+    attributes = metadata.setdefault("attributes", {})
+    if _SEAL in attributes and attributes[_SEAL] != _checksum(metadata):
+        raise DamagedError(
+            f"{storage.url}/{METADATA}: the file was changed: another checksum; {REMEDY}"
+        )
     return metadata
 
 
@@ -424,8 +545,20 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=2).encode()
 
 
+def has_checksums(version: str) -> bool:
+    """Whether a store of this format version holds checksums of its own."""
+    try:
+        return tuple(int(part) for part in version.split(".")) >= _WITH_CHECKSUMS
+    except ValueError:
+        return False
+
+
 def _zarr_store(storage: Storage, read_only: bool = False) -> Store:
+    """The zarr store of a place; where nothing can be written, what is read is checked."""
+    found: Store
     if storage.folder is not None:
-        return LocalStore(storage.folder, read_only=read_only)
-    filesystem(storage.url)
-    return _Patient(FsspecStore.from_url(storage.url, read_only=read_only), storage.shown)
+        found = LocalStore(storage.folder, read_only=read_only)
+    else:
+        filesystem(storage.url)
+        found = _Patient(FsspecStore.from_url(storage.url, read_only=read_only), storage.shown)
+    return _Checked(found, Checks(storage)) if read_only else found

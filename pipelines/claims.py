@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import IO
 
 from bertgeom import store
-from bertgeom.errors import BertgeomError, StoreError, UsageError
+from bertgeom.errors import BertgeomError, DamagedError, StoreError, UsageError
 from bertgeom.journal import DRAFT, Journal
 from bertgeom.sequences import is_complete
 from bertgeom.storage import Storage, explain_write_errors, reason
 
 from .leases import LEASE, lease
-from .rundir import FOLDER
+from .rundir import FOLDER, RunFolder
 
 #: Where the lock lies: that of a run stays, that of an ingest goes with it.
 LOCKS = {store.FORMAT: f"{FOLDER}/lock", store.SEQUENCE_FORMAT: "ingest.lock"}
@@ -167,6 +167,8 @@ def check_place(storage: Storage, kind: str, inputs: Iterable[str] = ()) -> bool
     if folder is not None:
         _check_folder(storage.shown, folder)
     names = storage.names("", drafts=True)
+    if kind == store.FORMAT and names and _has_lost_root(storage):
+        return False
     if store.METADATA in names:
         store.check_format(storage, kind)
         return False
@@ -177,6 +179,22 @@ def check_place(storage: Storage, kind: str, inputs: Iterable[str] = ()) -> bool
         )
     _check_inputs(storage, inputs)
     return True
+
+
+def _has_lost_root(storage: Storage) -> bool:
+    """Whether a run lies there whose root metadata is missing or cannot be read."""
+    try:
+        if RunFolder(storage).read_run() is None:
+            return False
+    except StoreError:
+        return False
+    try:
+        store.check_format(storage, store.FORMAT)
+    except DamagedError:
+        return True
+    except StoreError:
+        return not storage.exists(store.METADATA)
+    return False
 
 
 def _some(names: list[str]) -> str:

@@ -218,12 +218,20 @@ def verify(
     windows: Annotated[int, typer.Option(min=0, help="Windows to measure again.")] = 4,
     seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
     model: Annotated[str | None, typer.Option(help="Where the model is, if it was moved.")] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Measure damaged row groups again, restore the rest.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check completeness and checksums, and a sample against the float64 oracle."""
     from .verify import report_table
     from .verify import verify as verify_store
 
+    if repair:
+        from . import stages
+
+        with listening() as listeners:
+            stages.repair(store, model=model, subscribers=listeners)
     found = verify_store(store, windows=windows, seed=seed, model=model)
     if as_json:
         comparisons = [{**dataclasses.asdict(c), "agrees": c.agrees} for c in found.comparisons]

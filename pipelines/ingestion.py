@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bertgeom import store
 from bertgeom.config import check_same
-from bertgeom.errors import UsageError
+from bertgeom.errors import StoreError, UsageError
 from bertgeom.fasta import Chunk, read_chunks
-from bertgeom.sequences import Sequences, is_complete, open_sequences, write_sequences
+from bertgeom.sequences import (
+    Sequences,
+    damage,
+    is_complete,
+    open_sequences,
+    write_sequences,
+)
 from bertgeom.sources import Digest, Source, expand_sources, open_source
 from bertgeom.storage import Storage
 from bertgeom.urls import shown_url
 
-from .events import Bus, Event, FilesLeftOut, Ingested, Ingesting
+from .events import Bus, Damaged, Event, FilesLeftOut, Ingested, Ingesting
+from .rundir import RunFolder
 from .workplace import SEQUENCES, lasting_path
 
 #: One source or several: files, folders, globs, fsspec URLs, a store of sequence shards.
@@ -65,39 +73,75 @@ def ingest_into(
         bus.send(Ingested(facts["n_records"], facts["n_bases"], True))
         return found
     inner = storage.child(SEQUENCES)
-    store.create_root(inner, store.SEQUENCE_FORMAT)
-    return ingest_sources(inner, sources, bus)
+    known, written_by = _known_sources(storage), store.written_by(storage)
+    return ingest_sources(inner, sources, bus, known, written_by)
 
 
-def ingest_sources(storage: Storage, sources: Sources | None, bus: Bus) -> Sequences:
+def ingest_sources(
+    storage: Storage,
+    sources: Sources | None,
+    bus: Bus,
+    known: Sequence[dict[str, Any]] | None = None,
+    written_by: Mapping[str, str] | None = None,
+) -> Sequences:
+    """Shards of these sources; finished ones are kept if no file of them is damaged.
+
+    Args:
+        known: facts of the sources that a run was made of; damaged shards are only written
+            again from the same. written_by: what wrote the store that the shards are part of.
+
+    Raises:
+        MismatchError: if the shards were made of other sources.
+    """
     left_out: list[str] = []
     files = expand_sources(as_list(sources), left_out)
     if left_out:
         bus.send(FilesLeftOut(len(left_out), sorted(left_out)[0]))
-    if is_complete(storage):
+    complete = is_complete(storage)
+    damaged = damage(storage) if complete else []
+    if complete:
+        known = Sequences(storage).attributes["sources"]
+    # A pipe can be read once only: into new shards, or to be compared with finished ones.
+    once = any(file.once for file in files)
+    if known is not None and (not once or (complete and not damaged)):
+        check_same(storage.url, _by_number(known), _by_number(source_facts(files)))
+    if complete and not damaged:
         found = Sequences(storage)
-        facts = source_facts(files)
-        check_same(storage.url, _by_number(found.attributes["sources"]), _by_number(facts))
         bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], True))
         return found
-    # The facts are there when the last piece was read: a pipe can be read once only.
+    for line in damaged:
+        bus.send(Damaged(f"{storage.shown}: {line}; the sources are read again"))
+    # Until the last write the shards count as unfinished.
+    written_by = store.written_by(storage) or written_by
+    storage.remove(store.METADATA)
+    store.create_root(storage, store.SEQUENCE_FORMAT, written_by)
     digests: list[Digest] = []
-    facts = []
-    pieces = _with_facts(read_chunks(files, digests), files, digests, facts)
-    found = write_sequences(storage, _told(pieces, bus.send), facts)
+    facts: list[dict[str, Any]] = []
+
+    def pieces() -> Iterator[Chunk]:
+        """All pieces; at their end `facts` has what is known of every file."""
+        yield from read_chunks(files, digests)
+        facts.extend(d.facts(source) for d, source in zip(digests, files, strict=True))
+        if known is not None:
+            check_same(storage.url, _by_number(known), _by_number(facts))
+            # A file may be called otherwise now; the shards keep its name.
+            for entry, old in zip(facts, known, strict=True):
+                entry["name"] = old["name"]
+
+    found = write_sequences(storage, _told(pieces(), bus.send), facts)
     bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], False))
     return found
 
 
-def _with_facts(
-    pieces: Iterable[Chunk],
-    files: Sequence[Source],
-    digests: Sequence[Digest],
-    facts: list[dict[str, Any]],
-) -> Iterator[Chunk]:
-    """The same pieces; at their end `facts` has what is known of every file."""
-    yield from pieces
-    facts += [d.facts(source) for d, source in zip(digests, files, strict=True)]
+def _known_sources(storage: Storage) -> list[dict[str, Any]] | None:
+    """Facts of the sources of a run, None before it was set up."""
+    with suppress(StoreError):
+        facts = RunFolder(storage).read_run()
+        if facts is not None and "sources" in facts:
+            return facts["sources"]
+    with suppress(StoreError):
+        return store.check_format(storage, store.FORMAT).get("sources")
+    return None
 
 
 def _by_number(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:

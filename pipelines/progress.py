@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bertgeom import store
 from bertgeom.errors import StoreError
@@ -19,7 +20,7 @@ class Status:
     """How far a run is.
 
     Attributes:
-        store: its place. complete: whether finalise is through.
+        store: its place. complete: whether finalise is through and no row group is missing.
         windows, partitions: in all; `_done`: with results on disk.
         groups, groups_written: row groups in all, and in their final chunks.
         counts: tokens, and windows by flag, of what is in final chunks; those that every row
@@ -104,17 +105,27 @@ class Tracker:
     """Which partitions and row groups are done.
 
     Attributes:
-        spooled: partitions with a spool. written: row groups with a record.
+        spooled: partitions with a spool. records: completion records by row group.
+        written: row groups that are done.
     """
 
     plan: Plan
     spooled: set[int]
+    records: dict[int, dict[str, Any]]
     written: set[int]
 
     @classmethod
     def of(cls, place: Workplace, bus: Bus | None) -> Tracker:
-        """Look at the bookkeeping. With a bus, leftovers are cleared and damage is repaired."""
-        tracker = cls(place.plan, set(place.folder.spooled()), set(place.folder.written_groups()))
+        """Look at the bookkeeping. With a bus, leftovers are cleared and damage is repaired.
+
+        A completion record that cannot be read, or is of another run, counts as none.
+        """
+        records, wrong = place.records()
+        spooled = {i for i in place.folder.spooled() if i < place.plan.n_partitions}
+        tracker = cls(place.plan, spooled, records, set(records))
+        if bus is not None:
+            for problem in wrong.values():
+                bus.send(Damaged(problem))
         for partition in sorted(tracker.spooled):
             if place.plan.group_of(partition) in tracker.written:
                 tracker.spooled.discard(partition)
@@ -167,14 +178,14 @@ def status(url: str) -> Status:
     place = open_workplace(str(url))
     attributes = store.check_format(place.storage, store.FORMAT)
     tracker = Tracker.of(place, None)
-    counts = summed([place.folder.read_group(g)["counts"] for g in sorted(tracker.written)])
+    counts = summed([record["counts"] for _, record in sorted(tracker.records.items())])
     missing = tracker.missing()
     seconds = sum(
-        line["seconds"] for line in place.folder.history() if line["event"] == "PartitionDone"
+        line["seconds"] for line in place.folder.history() if line.get("event") == "PartitionDone"
     )
     return Status(
         place.storage.url,
-        bool(attributes["complete"]),
+        bool(attributes.get("complete")) and not missing,
         place.plan.n_windows,
         tracker.windows_done(),
         place.plan.n_partitions,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from bertgeom.spectra import captured_spectra, spectra_dataset
 from bertgeom.variables import LOST
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ def window_results(
         encoded: the tokens of each, alone.
     """
     from bertgeom.capture import capture_window
+    from bertgeom.spectra import captured_spectra, spectra_dataset
 
     if not len(rows):
         return {}
@@ -95,6 +95,8 @@ def merged(place: Workplace, groups: Iterable[bytes]) -> xarray.Dataset | None:
             samples += [{name: x[i] for name, x in found.items()} for i in range(len(windows))]
     if not samples:
         return None
+    from bertgeom.spectra import spectra_dataset
+
     dataset = spectra_dataset(samples, numbers)
     dataset.attrs["description"] = f"exact spectra of {place.settings.spectra} windows a partition"
     return dataset.assign_coords(places(place, numbers))

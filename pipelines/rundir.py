@@ -11,9 +11,11 @@
     run/groups/00000003.spectra       spectra of sampled windows, with --spectra
     run/groups/00000003.json          completion record of a row group: counts, checksums
     run/lock                          held while a run is at work, see `claims`
+    run/manifest.json                 size and SHA-256 of every file of a finished store
     run/history.jsonl                 when, where, how long; the only file with a clock in it
 
-A file is there whole or not at all. Nothing counts as done without its file.
+A file is there whole or not at all. Nothing counts as done without its file, and a file that
+cannot be read, or is of another run, is no better than none. Records hold their own checksum.
 """
 
 from __future__ import annotations
@@ -21,28 +23,44 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from bertgeom import store
-from bertgeom.annotations import Annotations
-from bertgeom.errors import StoreError
+from bertgeom.config import fingerprint as fingerprint_of
+from bertgeom.errors import DamagedError
+from bertgeom.manifest import (
+    FOLDER,
+    REMEDY,
+    Entry,
+    difference,
+    entries,
+    read_many,
+    sealed,
+    unsealed,
+)
 from bertgeom.storage import Storage
 
 from .input_summary import InputSummary
 
-FOLDER = "run"
-_RUN, _LABELS, _HISTORY = "run.json", "labels.i4", "history.jsonl"
-_ANNOTATIONS, _WINDOWS = "annotations.json", "windows.safetensors"
-_INPUT = "input.json"
-_SPOOL = ".spool"
+if TYPE_CHECKING:
+    from bertgeom.annotations import Annotations
+
+RUN, LABELS, ANNOTATIONS = "run.json", "labels.i4", "annotations.json"
+WINDOWS, INPUT = "windows.safetensors", "input.json"
+_HISTORY = "history.jsonl"
+_SPOOL, _RECORD = ".spool", ".json"
 #: Kinds of what a row group keeps beside its chunks, as its completion record names them.
 BESIDE = ("sums", "spectra", "records")
+#: What run.json must hold.
+_FACTS = frozenset(
+    {"fingerprint", "identity", "settings", "shape", "group_windows", "model", "sequences"}
+)
 _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
     "U8": "<u1",
@@ -78,52 +96,100 @@ class RunFolder:
         store.create_plain_group(self.storage, "bookkeeping of the run; no arrays")
 
     def read_run(self) -> dict[str, Any] | None:
-        """What the run is, None before it was set up."""
-        if not self.storage.exists(_RUN):
+        """What the run is, None before it was set up.
+
+        Raises:
+            DamagedError: if the file cannot be read.
+        """
+        if not self.storage.exists(RUN):
             return None
-        return json.loads(self.storage.read(_RUN))
+        try:
+            facts = unsealed(self.storage.read(RUN))
+            if missing := sorted(_FACTS - facts.keys()):
+                raise ValueError(f"no {', '.join(missing)}")
+            if facts["fingerprint"] != fingerprint_of(facts["identity"]):
+                raise ValueError("a fingerprint of something else")
+        except ValueError as error:
+            raise DamagedError(
+                f"{self.storage.url}/{RUN}: expected what the run is, found a damaged file "
+                f"({error}); the bertgeom run command of this store, given again, restores it"
+            ) from error
+        return facts
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
-        self.storage.write(_RUN, json.dumps(facts, indent=2).encode())
+        self.storage.write(RUN, sealed(facts))
 
-    def read_labels(self) -> np.ndarray | None:
-        """int32 (records,) label codes, None without labels."""
-        if not self.storage.exists(_LABELS):
+    def read_labels(self, digest: str | None) -> np.ndarray | None:
+        """int32 (records,) label codes, None without labels.
+
+        Args:
+            digest: SHA-256 of the file, as the run's identity holds it.
+
+        Raises:
+            DamagedError: if the file is another, or missing.
+        """
+        if digest is None:
             return None
-        return np.frombuffer(self.storage.read(_LABELS), dtype="<i4")
+        data = self._read(LABELS)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise self._damaged(LABELS, "labels")
+        return np.frombuffer(data, dtype="<i4")
 
-    def write_labels(self, codes: np.ndarray) -> None:
-        self.storage.write(_LABELS, codes.astype("<i4").tobytes())
+    def read_annotations(self, digest: str | None) -> Annotations | None:
+        """The regions of the run, None without any.
 
-    def read_annotations(self) -> Annotations | None:
-        """The regions of the run, None without any."""
-        if not self.storage.exists(_ANNOTATIONS):
+        Args:
+            digest: fingerprint of the regions, as the run's identity holds it.
+
+        Raises:
+            DamagedError: if the file is another, or missing.
+        """
+        from bertgeom.annotations import Annotations
+
+        if digest is None:
             return None
-        return Annotations.of_settings(json.loads(self.storage.read(_ANNOTATIONS)))
+        try:
+            facts = json.loads(self._read(ANNOTATIONS))
+            if fingerprint_of(facts) != digest:
+                raise ValueError("others")
+            return Annotations.of_settings(facts)
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._damaged(ANNOTATIONS, "regions") from error
 
-    def write_annotations(self, annotations: Annotations) -> None:
-        self.storage.write(_ANNOTATIONS, json.dumps(annotations.settings()).encode())
+    def _read(self, key: str) -> bytes:
+        """The bytes of a file, none where it is missing."""
+        try:
+            return self.storage.read(key)
+        except FileNotFoundError:
+            return b""
+
+    def _damaged(self, key: str, what: str) -> DamagedError:
+        return DamagedError(
+            f"{self.storage.url}/{key}: expected the {what} of the run, found a damaged file; "
+            "the bertgeom run command of this store, given again, restores it"
+        )
 
     def read_windows(self) -> bytes:
         """The windows that were cut by tokens; nothing if the file is gone."""
-        return self.storage.read(_WINDOWS) if self.storage.exists(_WINDOWS) else b""
-
-    def write_windows(self, data: bytes) -> None:
-        self.storage.write(_WINDOWS, data)
+        return self.storage.read(WINDOWS) if self.storage.exists(WINDOWS) else b""
 
     def read_input(self) -> InputSummary | None:
-        """What the run was given, None in stores that do not say."""
-        if not self.storage.exists(_INPUT):
-            return None
-        return InputSummary.of_json(json.loads(self.storage.read(_INPUT)))
+        """What the run was given, None in stores that do not say.
 
-    def write_input(self, summary: InputSummary) -> None:
-        self.storage.write(_INPUT, json.dumps(summary.to_json(), indent=2).encode())
+        Raises:
+            DamagedError: if the file cannot be read.
+        """
+        if not self.storage.exists(INPUT):
+            return None
+        try:
+            return InputSummary.of_json(unsealed(self.storage.read(INPUT)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._damaged(INPUT, "counts of the input") from error
 
     def spooled(self) -> list[int]:
         """Partitions whose results wait for their row group."""
         names = self.storage.names("partitions")
-        return [int(name.removesuffix(_SPOOL)) for name in names if name.endswith(_SPOOL)]
+        return [n for name in names if (n := _number(name, _SPOOL)) is not None]
 
     def write_spool(
         self,
@@ -156,8 +222,8 @@ class RunFolder:
             arrays = load(data)
             if facts["fingerprint"] != fingerprint or facts["sha256"] != _digest(arrays):
                 raise ValueError("fingerprint or checksum")
-        except (ValueError, KeyError, SafetensorError) as error:
-            raise StoreError(
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise DamagedError(
                 f"{self.store.url}: expected whole results of partition {partition}, found a "
                 "damaged file or one of another run; the next run measures it again"
             ) from error
@@ -183,39 +249,108 @@ class RunFolder:
         self.storage.remove(_spool_key(partition))
 
     def written_groups(self) -> list[int]:
-        """Row groups with a completion record."""
+        """Row groups with a file that may be a completion record."""
         names = self.storage.names("groups")
-        return [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+        return [n for name in names if (n := _number(name, _RECORD)) is not None]
 
     def write_beside(self, group: int, kind: str, data: bytes) -> None:
         """What a row group keeps beside its chunks, one of `BESIDE`."""
         self.storage.write(beside_key(group, kind), data)
 
-    def read_beside(self, group: int, kind: str) -> bytes:
-        """What `write_beside` wrote."""
-        return self.storage.read(beside_key(group, kind))
+    def read_beside(self, group: int, kind: str, entry: Entry) -> bytes:
+        """What `write_beside` wrote.
+
+        Args:
+            entry: size and SHA-256 from the completion record.
+
+        Raises:
+            DamagedError: if the file is another, or missing.
+        """
+        key = beside_key(group, kind)
+        data = self._read(key)
+        if wrong := difference(data, entry):
+            raise DamagedError(f"{self.storage.url}/{key}: the file {wrong}; {REMEDY}")
+        return data
 
     def write_group(self, group: int, facts: Mapping[str, Any]) -> None:
-        self.storage.write(_group_key(group), json.dumps(facts, indent=2).encode())
+        self.storage.write(group_key(group), sealed(facts))
 
-    def read_group(self, group: int) -> dict[str, Any]:
-        """Completion record of a row group."""
-        return json.loads(self.storage.read(_group_key(group)))
+    def read_group(self, group: int, fingerprint: str, windows: tuple[int, int]) -> dict[str, Any]:
+        """Completion record of a row group.
+
+        Args:
+            fingerprint: of the run. windows: first one of the group, and one past its last.
+
+        Raises:
+            DamagedError: if it cannot be read, or is of another run.
+        """
+        return self._record(group, self._read(group_key(group)), fingerprint, windows)
+
+    def read_groups(
+        self, fingerprint: str, windows: Callable[[int], tuple[int, int]], n_groups: int
+    ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+        """All completion records by row group, and what is wrong with the others.
+
+        Args:
+            windows: first window of a group, and one past its last. n_groups: of the plan.
+        """
+        there = self.written_groups()
+        records: dict[int, dict[str, Any]] = {}
+        wrong = {g: "is no row group of this run" for g in there if g >= n_groups}
+        there = [g for g in there if g < n_groups]
+        for group, data in zip(there, read_many(self.storage, map(group_key, there)), strict=True):
+            try:
+                records[group] = self._record(group, data, fingerprint, windows(group))
+            except DamagedError as error:
+                wrong[group] = str(error)
+        return records, wrong
+
+    def _record(
+        self, group: int, data: bytes, fingerprint: str, windows: tuple[int, int]
+    ) -> dict[str, Any]:
+        try:
+            record = unsealed(data)
+            if record["fingerprint"] != fingerprint:
+                raise ValueError("it is of another run")
+            if tuple(record["windows"]) != windows:
+                raise ValueError(f"it is of windows {record['windows']}")
+            entries(record["files"])
+            entries({kind: record[kind] for kind in BESIDE if record.get(kind)})
+            if not isinstance(record["counts"], dict):
+                raise ValueError("no counts")
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(
+                f"{self.storage.url}/{group_key(group)}: expected the completion record of row "
+                f"group {group}, found what cannot be used ({error}); the row group is not done"
+            ) from error
+        return record
+
+    def fingerprint_of_group(self, group: int) -> str | None:
+        """Of which run a completion record is, None if that cannot be read."""
+        try:
+            return str(unsealed(self._read(group_key(group)))["fingerprint"])
+        except (ValueError, KeyError):
+            return None
+
+    def remove_group(self, group: int) -> None:
+        """Take the completion record away: the row group is not done."""
+        self.storage.remove(group_key(group))
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add a line to the run history."""
         self.storage.append(_HISTORY, json.dumps(line) + os.linesep)
 
     def history(self) -> list[dict[str, Any]]:
-        """All lines of the run history; a torn last line is left out."""
+        """All lines of the run history; lines that cannot be read are left out."""
         if not self.storage.exists(_HISTORY):
             return []
         found = []
         for line in self.storage.read(_HISTORY).decode("utf-8", "replace").splitlines():
             try:
-                found.append(json.loads(line))
+                fact = json.loads(line)
             except ValueError:
                 continue
+            found += [fact] if isinstance(fact, dict) else []
         return found
 
 
@@ -223,8 +358,30 @@ def _spool_key(partition: int) -> str:
     return f"partitions/{partition:08d}{_SPOOL}"
 
 
-def _group_key(group: int) -> str:
-    return f"groups/{group:08d}.json"
+def group_key(group: int) -> str:
+    """Where the completion record lies in the folder."""
+    return f"groups/{group:08d}{_RECORD}"
+
+
+def labels_bytes(codes: np.ndarray) -> bytes:
+    """The label codes as they are stored."""
+    return codes.astype("<i4").tobytes()
+
+
+def input_bytes(summary: InputSummary) -> bytes:
+    """The file of what a run was given."""
+    return sealed(summary.to_json())
+
+
+def annotations_bytes(annotations: Annotations) -> bytes:
+    """The regions as they are stored."""
+    return json.dumps(annotations.settings()).encode()
+
+
+def _number(name: str, ending: str) -> int | None:
+    """The number in the name of a file, None for another file."""
+    stem = name.removesuffix(ending)
+    return int(stem) if stem != name and stem.isdecimal() else None
 
 
 def beside_key(group: int, kind: str) -> str:

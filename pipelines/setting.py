@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
 from bertgeom import store
 from bertgeom.annotations import Annotations
 from bertgeom.config import Settings, check_same, fingerprint
-from bertgeom.errors import InputError, ModelError, UsageError
+from bertgeom.errors import DamagedError, InputError, ModelError, StoreError, UsageError
 from bertgeom.labels import LabelledRecords, label_records, read_labels
 from bertgeom.layout import Shape, row_group
+from bertgeom.manifest import FOLDER, Entry, entry_of
 from bertgeom.region_placement import AnnotationSummary, place_regions
 from bertgeom.sequences import Sequences
 from bertgeom.storage import Storage
@@ -26,7 +29,16 @@ from . import cost
 from .events import Cutting, Event
 from .input_summary import InputSummary
 from .plan import Index, window_index
-from .rundir import RunFolder
+from .rundir import (
+    ANNOTATIONS,
+    INPUT,
+    LABELS,
+    WINDOWS,
+    RunFolder,
+    annotations_bytes,
+    input_bytes,
+    labels_bytes,
+)
 from .token_windows import TokenWindows, by_tokens, cut_windows, record_pieces
 from .unknown import check_known
 from .workplace import Workplace, lasting_path, model_identity, shape_to_json
@@ -75,7 +87,10 @@ def draw_up(
         ModelError: if most tokens are unknown, unless that is allowed.
         MismatchError: names what differs from the run that the store was made by.
     """
-    known = RunFolder(storage).read_run()
+    try:
+        known = RunFolder(storage).read_run()
+    except DamagedError:
+        known = None
     if known is not None and "windows" not in known["identity"]:
         settings = _by_bases(settings, encoder)
     resolved, shape = resolve(settings, encoder, annotations)
@@ -107,7 +122,9 @@ def draw_up(
         "shape": shape_to_json(shape),
         "group_windows": row_group(shape, resolved.partition_windows or 1, index.n_windows),
         "model": lasting_path(model),
+        "model_id": _model_id(model),
         "sequences": elsewhere,
+        "sources": sequences.attributes["sources"],
     }
     cut = index if isinstance(index, TokenWindows) else None
     place = Workplace(storage, facts, encoder, sequences, cut)
@@ -224,40 +241,134 @@ def resolve(
     return resolved, shape
 
 
-def set_up(
-    place: Workplace,
-    codes: np.ndarray | None,
-    annotations: Annotations | None = None,
-    summary: InputSummary | None = None,
-) -> None:
+def set_up(drawn: Drawn) -> Workplace:
     """Make the arrays of a run, or check that they were made by the same run.
+
+    A damaged `run.json` is written again: the run is the same if the fingerprints of the root
+    and of all completion records are.
+
+    Returns:
+        The run with the facts that the store holds of its set-up.
 
     Raises:
         MismatchError: names what differs from the run that the store was made by.
     """
-    known = place.folder.read_run()
+    place = drawn.place
+    try:
+        known = place.folder.read_run()
+    except DamagedError:
+        known = None
     if known is not None:
         check_same(place.storage.url, known["identity"], place.facts["identity"])
-        _keep_windows(place)
-        return
-    if codes is not None:
-        place.folder.write_labels(codes)
-    if annotations is not None:
-        place.folder.write_annotations(annotations)
-    _keep_windows(place)
-    if summary is not None:
-        place.folder.write_input(summary)
-    names = store.create(place.storage, place.layout, _attributes(place), _weights(place))
-    place.folder.write_run({**place.facts, "constants": names})
+        _keep_inputs(drawn)
+        here = {name: place.facts[name] for name in ("settings", "model", "sequences")}
+        return replace(place, facts={**place.facts, **known, **here})
+    _refuse_other_run(place)
+    for key, data in input_files(drawn).items():
+        place.storage.write(key, data)
+    written_by = store.written_by(place.storage) or store.writers()
+    place = replace(place, facts={**place.facts, "written_by": written_by})
+    names, files = restore(place)
+    facts = {**place.facts, "constants": names, "files": {k: list(e) for k, e in files.items()}}
+    place.folder.write_run(facts)
+    return replace(place, facts=facts)
 
 
-def _keep_windows(place: Workplace) -> None:
-    """Write the windows that were cut by tokens, unless they are there."""
-    if place.cut is None:
-        return
-    data = place.cut.to_bytes()
-    if place.folder.read_windows() != data:
-        place.folder.write_windows(data)
+def _keep_inputs(drawn: Drawn) -> None:
+    """Write again what a run kept of its inputs and what is damaged now."""
+    files, folder = input_files(drawn), drawn.place.folder
+    # The other files are parts of the identity; this one may count other rows of a table.
+    counts = files.pop(f"{FOLDER}/{INPUT}")
+    for key, data in files.items():
+        _put(drawn.place.storage, key, data)
+    try:
+        folder.read_input()
+    except DamagedError:
+        drawn.place.storage.write(f"{FOLDER}/{INPUT}", counts)
+
+
+def input_files(drawn: Drawn) -> dict[str, bytes]:
+    """What a run keeps of its inputs, by place in the store."""
+    found = {INPUT: input_bytes(drawn.summary)}
+    if drawn.codes is not None:
+        found[LABELS] = labels_bytes(drawn.codes)
+    if drawn.annotations is not None:
+        found[ANNOTATIONS] = annotations_bytes(drawn.annotations)
+    if drawn.place.cut is not None:
+        found[WINDOWS] = drawn.place.cut.to_bytes()
+    return {f"{FOLDER}/{name}": data for name, data in found.items()}
+
+
+def restore(
+    place: Workplace, keys: Collection[str] | None = None
+) -> tuple[list[str], dict[str, Entry]]:
+    """Make what a run is set up with, and put in place what is missing or differs.
+
+    It is made in memory first, so that chunks of finished row groups stay.
+
+    Args:
+        keys: files to put in place; None: all.
+
+    Returns:
+        Names of the constants; size and SHA-256 of all files but the root, which changes.
+    """
+    scratch = Storage(f"memory://bertgeom-{uuid4().hex}")
+    version = place.format_version
+    try:
+        store.create_root(scratch, written_by=place.facts.get("written_by"))
+        RunFolder(scratch).create()
+        names = store.create(scratch, place.layout, _attributes(place), _weights(place), version)
+        files = {}
+        for key in sorted(scratch.sizes()):
+            data = scratch.read(key)
+            files[key] = entry_of(data)
+            if keys is None or key in keys:
+                _put(place.storage, key, data)
+    finally:
+        scratch.remove("")
+    files.pop(store.METADATA)
+    return names, files
+
+
+def is_root_of(place: Workplace) -> bool:
+    """Whether the attributes of the root are those that the run was set up with."""
+    try:
+        found = store.check_format(place.storage, store.FORMAT)
+    except StoreError:
+        return False
+    expected = json.loads(json.dumps(_attributes(place)))
+    same = all(found[name] == value for name, value in expected.items() if name in found)
+    return same and "fingerprint" in found
+
+
+def _put(storage: Storage, key: str, data: bytes) -> None:
+    """Write a file unless it is there with these bytes."""
+    try:
+        if storage.read(key) == data:
+            return
+    except FileNotFoundError:
+        pass
+    storage.write(key, data)
+
+
+def _refuse_other_run(place: Workplace) -> None:
+    """Compare with what is left of a run whose `run.json` is lost.
+
+    Raises:
+        MismatchError: if it was another run; nothing of it is overwritten.
+    """
+    url = place.storage.url
+    try:
+        attributes = store.check_format(place.storage, store.FORMAT)
+    except DamagedError:
+        attributes = {}
+    now = {"fingerprint": place.fingerprint, "settings": _attributes(place)["settings"]}
+    old = {name: attributes[name] for name in now if name in attributes}
+    check_same(url, old, {name: now[name] for name in old})
+    for group in place.folder.written_groups():
+        found = place.folder.fingerprint_of_group(group)
+        if found is not None:
+            check_same(url, {"fingerprint": found}, {"fingerprint": place.fingerprint})
 
 
 def _labels(labels: str | Path | None, sequences: Sequences) -> LabelledRecords | None:
@@ -274,6 +385,11 @@ def _placed(
 
 def _n_empty(sequences: Sequences) -> int:
     return int((sequences.lengths == 0).sum())
+
+
+def _model_id(model: str) -> str:
+    """Name of a model without the folders that it lies in."""
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def _weights(place: Workplace) -> xarray.Dataset | None:
@@ -300,7 +416,7 @@ def _attributes(place: Workplace) -> dict[str, Any]:
     hidden = {"dtype", "device", "tokenizer"}
     return {
         "model": {
-            "id": Path(model).name if Path(model).is_dir() else model,
+            "id": place.facts.get("model_id") or _model_id(model),
             "fingerprint": identity["model"]["fingerprint"],
             "n_layers": shape.n_layers,
             "n_heads": shape.n_heads,

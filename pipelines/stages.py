@@ -12,11 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bertgeom import store
+from bertgeom import manifest, store
 from bertgeom.annotations import read_annotations
-from bertgeom.config import Settings
+from bertgeom.config import Settings, check_same
 from bertgeom.errors import StoreError
 from bertgeom.sequences import MEMBERS, Sequences
 from bertgeom.storage import Storage, explain_write_errors
@@ -26,14 +26,29 @@ from .claims import check_place, claimed
 from .events import Bus, Finished, ModelLoaded, Started, Subscriber, history
 from .executors import Executor, choose
 from .ingestion import Sources, as_list, ingest_into, ingest_sources, outside_shards
+from .inventory import Kind, inspect, written_files
+from .mending import CHECKED_WHOLE, mend
 from .progress import Status, Tracker, status
-from .rundir import FOLDER, RunFolder
-from .setting import draw_up, set_up
+from .rundir import FOLDER, RUN, RunFolder
+from .setting import draw_up, input_files, set_up
 from .workers import check_script
-from .workplace import SEQUENCES, Workplace, load_model, open_workplace
+from .workplace import SEQUENCES, Workplace, load_model, model_identity, open_workplace
 from .writing import write_group
 
-__all__ = ["Sources", "Status", "execute", "finalise", "ingest", "project", "run", "status"]
+if TYPE_CHECKING:
+    from bertgeom.encoder import Encoder
+
+__all__ = [
+    "Sources",
+    "Status",
+    "execute",
+    "finalise",
+    "ingest",
+    "project",
+    "repair",
+    "run",
+    "status",
+]
 
 
 def run(
@@ -116,10 +131,13 @@ def run(
             cost.check_memory(project(place, executor.threads), budget, executor.local_workers)
         left = place.plan.n_windows - Tracker.of(place, None).windows_done()
         cost.check_disk(place.layout, storage, left)
-        set_up(place, drawn.codes, drawn.annotations, drawn.summary)
+        is_new = not (folder.storage.exists(RUN) or folder.written_groups())
+        place = set_up(drawn)
         if storage.journal is not None:
             storage.journal.close()
-        with executor:
+        if not is_new:
+            mend(place, bus, inspect(place, CHECKED_WHOLE), input_files(drawn))
+        with choose(place, workers, threads, scheduler) as executor:
             execute(place, executor, bus)
         done = finalise(storage.url)
         bus.send(Finished(storage.shown, done.windows, time.monotonic() - begin))
@@ -151,6 +169,62 @@ def ingest(
     return found
 
 
+def repair(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    threads: int | None = None,
+    subscribers: Iterable[Subscriber] = (),
+) -> tuple[str, ...]:
+    """Measure the damaged row groups of a store again, and restore its other files.
+
+    A finished store ends with the bytes of an undisturbed run. Of an unfinished one damaged row
+    groups are taken back, and the next run measures them.
+
+    Args:
+        path: the store. model: where the model is now, if it was moved.
+        threads: compute threads; default: the cores. subscribers: called with every event.
+
+    Returns:
+        What was damaged, one line each.
+
+    Raises:
+        DamagedError: if the sources, labels or regions of the run are needed for it.
+        MismatchError: if the model is not the one the store was made with.
+        StoreError: if there is no store, or another process works on it.
+    """
+    url, bus = str(path), Bus(list(subscribers))
+    place = open_workplace(url)
+    with claimed(place.storage, store.FORMAT), explain_write_errors(url):
+        bus.subscribers.append(history(place.folder.log))
+        found = inspect(place)
+        finished = found.complete or place.storage.exists(manifest.KEY)
+        constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
+        known = finished and not found.of(Kind.SEQUENCES)
+        measured = known and (found.groups or Tracker.of(place, None).missing())
+        if measured or constants & {*place.facts["constants"]}:
+            place = Workplace(place.storage, place.facts, _same_model(place, model))
+        mend(place, bus, found)
+        if measured:
+            with choose(place, 1, threads, None) as executor:
+                execute(place, executor, bus)
+        if finished:
+            finalise(url)
+    bus.close()
+    return tuple(map(str, found.damages))
+
+
+def _same_model(place: Workplace, model: str | None) -> Encoder:
+    """The model of a store, as it was when the store was set up.
+
+    Raises:
+        MismatchError: names what differs.
+    """
+    encoder = load_model(model or place.facts["model"], place.settings)
+    check_same(place.storage.url, place.facts["identity"]["model"], model_identity(encoder))
+    return encoder
+
+
 def execute(place: Workplace, executor: Executor, bus: Bus) -> None:
     """Measure and write all that is missing."""
     tracker = Tracker.of(place, bus)
@@ -171,12 +245,15 @@ def execute(place: Workplace, executor: Executor, bus: Bus) -> None:
 def finalise(url: str) -> Status:
     """Complete a store whose partitions are all done. Harmless when repeated.
 
+    The list of all files is written before the root that says complete.
+
     Raises:
         StoreError: if partitions are missing; names how many and the first.
+        DamagedError: if a file is not there or not as long as its record says.
     """
     place = open_workplace(url)
     found = status(url)
-    if found.complete:
+    if found.complete and place.storage.exists(manifest.KEY):
         return found
     if found.missing:
         raise StoreError(
@@ -184,32 +261,43 @@ def finalise(url: str) -> Status:
             f"{found.partitions - found.partitions_done} missing, the first "
             f"{found.missing[0]}; give the bertgeom run command again"
         )
-    tracker = Tracker.of(place, Bus())
     with explain_write_errors(url):
-        for group in tracker.whole_groups():
+        if found.complete:
+            store.reopen(place.storage)
+        for group in Tracker.of(place, Bus()).whole_groups():
             write_group(place, group)
         place.storage.sweep()
-        inner = store.write_dataset(
-            place.storage.child(cohort_sums.GROUP), cohort_sums.merged(place, place.beside("sums"))
-        )
-        spectra = None
-        if place.settings.spectra:
-            spectra = run_spectra.merged(place, place.beside("spectra"))
-        members = [cohort_sums.GROUP, *(f"{cohort_sums.GROUP}/{name}" for name in inner)]
-        members += [v.name for v in place.layout.variables]
+        members = [v.name for v in place.layout.variables]
         members += [c.name for c in place.layout.coordinates] + [FOLDER]
-        members += place.facts["constants"]
-        if place.settings.reduce:
-            where = place.storage.child(record_means.GROUP)
-            inner = record_means.write(place, where, place.beside("records"))
-            members += [record_means.GROUP, *(f"{record_means.GROUP}/{name}" for name in inner)]
-        if spectra is not None:
-            inner = store.write_dataset(place.storage.child(run_spectra.GROUP), spectra)
-            members += [run_spectra.GROUP, *(f"{run_spectra.GROUP}/{name}" for name in inner)]
+        members += [*place.facts["constants"], *_write_groups(place)]
         if place.facts["sequences"] is None:
             members += [SEQUENCES, *(f"{SEQUENCES}/{name}" for name in MEMBERS)]
-        store.consolidate(place.storage, members, {"complete": True})
+        root = store.consolidated(place.storage, members, {"complete": True})
+        files = written_files(place, {member.partition("/")[0] for member in members})
+        manifest.write(place.storage, files | {store.METADATA: manifest.entry_of(root)})
+        place.storage.write(store.METADATA, root)
     return status(url)
+
+
+def _write_groups(place: Workplace) -> list[str]:
+    """Groups of what row groups keep beside their chunks; returns the groups and their arrays."""
+    version = place.format_version
+    sums = cohort_sums.merged(place, place.beside("sums"))
+    inner = store.write_dataset(place.storage.child(cohort_sums.GROUP), sums, version)
+    found = {cohort_sums.GROUP: inner}
+    if place.settings.reduce:
+        where = place.storage.child(record_means.GROUP)
+        found[record_means.GROUP] = record_means.write(place, where, place.beside("records"))
+    if place.settings.spectra:
+        spectra = run_spectra.merged(place, place.beside("spectra"))
+        if spectra is not None:
+            where = place.storage.child(run_spectra.GROUP)
+            found[run_spectra.GROUP] = store.write_dataset(where, spectra, version)
+    return [name for group, names in found.items() for name in [group, *_in(group, names)]]
+
+
+def _in(group: str, names: Iterable[str]) -> list[str]:
+    return [f"{group}/{name}" for name in names]
 
 
 def project(place: Workplace, threads: int) -> cost.Memory:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertgeom import store
 from bertgeom.config import Settings, check_same
-from bertgeom.errors import StoreError
+from bertgeom.errors import DamagedError, StoreError
 from bertgeom.layout import Layout, Shape
 from bertgeom.sequences import Sequences, open_sequences
 from bertgeom.storage import Storage
 
 from .plan import Index, Plan, window_index
-from .rundir import RunFolder
+from .rundir import FOLDER, RUN, RunFolder
 from .token_windows import TokenWindows
 
 if TYPE_CHECKING:
@@ -67,9 +68,31 @@ class Workplace:
         return RunFolder(self.storage)
 
     def beside(self, kind: str) -> Iterator[bytes]:
-        """What every row group keeps beside its chunks, in order; see `rundir.BESIDE`."""
+        """What every row group keeps beside its chunks, in order; see `rundir.BESIDE`.
+
+        Raises:
+            DamagedError: if one is missing or was changed.
+        """
         for group in range(self.plan.n_groups):
-            yield self.folder.read_beside(group, kind)
+            size, digest = self.record(group)[kind]
+            yield self.folder.read_beside(group, kind, (size, digest))
+
+    def record(self, group: int) -> dict[str, Any]:
+        """Completion record of a row group.
+
+        Raises:
+            DamagedError: if it cannot be read, or is of another run.
+        """
+        return self.folder.read_group(group, self.fingerprint, self.plan.group(group))
+
+    def records(self) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+        """All completion records, and what is wrong with those that cannot be used."""
+        return self.folder.read_groups(self.fingerprint, self.plan.group, self.plan.n_groups)
+
+    @property
+    def format_version(self) -> str:
+        """Of the store; decides how its arrays are encoded."""
+        return self.facts.get("written_by", {}).get("format_version", "1.0")
 
     @property
     def fingerprint(self) -> str:
@@ -85,12 +108,20 @@ class Workplace:
 
     @cached_property
     def sequences(self) -> Sequences:
+        """The shards of the run.
+
+        Raises:
+            MismatchError: if others lie in their place.
+        """
         if self.shards is not None:
             return self.shards
         elsewhere = self.facts["sequences"]
-        if elsewhere is not None:
-            return open_sequences(Storage(elsewhere))
-        return Sequences(self.storage.child(SEQUENCES))
+        inside = self.storage.child(SEQUENCES)
+        found = Sequences(inside) if elsewhere is None else open_sequences(Storage(elsewhere))
+        expected = self.facts["identity"]["sequences"]
+        attributes = found.attributes
+        check_same(found.storage.url, expected, {k: attributes.get(k) for k in expected})
+        return found
 
     @cached_property
     def plan(self) -> Plan:
@@ -119,11 +150,11 @@ class Workplace:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        return self.folder.read_labels()
+        return self.folder.read_labels(self.facts["identity"]["labels"])
 
     @cached_property
     def annotations(self) -> Annotations | None:
-        return self.folder.read_annotations()
+        return self.folder.read_annotations(self.facts["identity"]["annotations"])
 
     @cached_property
     def record_ids(self) -> list[str]:
@@ -171,6 +202,11 @@ def open_workplace(url: str, encoder: Encoder | None = None) -> Workplace:
     """
     storage = Storage(url)
     facts = RunFolder(storage).read_run()
+    if facts is None and store.is_store(storage, store.FORMAT):
+        raise DamagedError(
+            f"{url}/{FOLDER}/{RUN}: expected what the run is, found no such file; the bertgeom run "
+            "command of this store, given again, restores it"
+        )
     if facts is None:
         raise StoreError(
             f"{url}: expected a store that bertgeom run has set up, found none; "

@@ -158,7 +158,7 @@ def test_another_major_version_is_refused_by_name(version: str, tmp_path: Path) 
     storage = Storage(str(tmp_path))
     make(storage)
     store.Arrays(storage).update_attributes({"format_version": version, "bertgeom_version": "9.9"})
-    with pytest.raises(StoreError, match=rf"expected format version 1\.0, found {version}.*9\.9"):
+    with pytest.raises(StoreError, match=rf"expected format version 1\.1, found {version}.*9\.9"):
         bertgeom.open(tmp_path)
 
 

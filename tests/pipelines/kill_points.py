@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -99,13 +100,22 @@ def in_child(action: Callable[[], Any]) -> tuple[int, Any]:
     return os.waitpid(child, 0)[1], json.loads(text) if text else None
 
 
-def run(folder: Path, out: str, kill_at: int | None = None, mode: str = "before") -> int:
-    """A run with the fake encoder; the number of writes."""
+def run(
+    folder: Path,
+    out: str,
+    kill_at: int | None = None,
+    mode: str = "before",
+    repaired: bool = False,
+) -> int:
+    """A run with the fake encoder, or a repair of its store; the number of writes."""
     encoder = fakes.FakeEncoder()
     stages.load_model = lambda *args, **options: encoder
     setting.row_group = lambda shape, size, n: 2 * size
     countdown = Countdown(kill_at, mode)
     countdown.install()
+    if repaired:
+        stages.repair(folder / out, threads=1)
+        return countdown.count
     labels = folder / "labels.tsv"
     stages.run(
         folder / "x.fa",
@@ -129,6 +139,38 @@ def looks_finished(store: Path) -> bool:
     return bool(attributes["complete"])
 
 
+def damage(store: Path) -> None:
+    """Flip a bit in chunks of two row groups and in a coordinate."""
+    for key in ("n_tokens/c/0", "attention_entropy/c/1/0/0", "layer/c/0"):
+        data = bytearray((store / key).read_bytes())
+        data[len(data) // 2] ^= 1
+        (store / key).write_bytes(bytes(data))
+
+
+def killed_and_resumed(
+    folder: Path, out: str, kill_at: int, of: int, mode: str, whole: dict[str, bytes], **more: Any
+) -> dict[str, Any]:
+    """What came of a run or a repair that was killed at one write, and started again."""
+    status, message = in_child(partial(run, folder, out, kill_at, mode, **more))
+    finished = looks_finished(folder / out)
+    resumed, text = in_child(partial(run, folder, out))
+    again = fakes.contents(folder / out) if (folder / out).exists() else {}
+    return {
+        "kill_at": kill_at,
+        "of": of,
+        "mode": mode,
+        "repaired": bool(more),
+        "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
+        "message": message,
+        "looked_finished": finished,
+        "resumed": resumed == 0,
+        "error": text if resumed else None,
+        "different": sorted(
+            key for key in whole.keys() | again.keys() if whole.get(key) != again.get(key)
+        ),
+    }
+
+
 def main(folder: Path, n: int) -> list[dict[str, Any]]:
     fakes.write_fasta(folder / "x.fa")
     (folder / "labels.tsv").write_text("r0\tone\nr2\ttwo\n")
@@ -138,27 +180,22 @@ def main(folder: Path, n: int) -> list[dict[str, Any]]:
     whole = fakes.contents(folder / "whole.zarr")
     found = []
     for i in range(n):
-        kill_at, mode = 1 + i * (writes - 1) // (n - 1), MODES[i % len(MODES)]
-        out = f"killed-{i}.zarr"
-        status, message = in_child(partial(run, folder, out, kill_at, mode))
-        finished = looks_finished(folder / out)
-        resumed, text = in_child(partial(run, folder, out))
-        again = fakes.contents(folder / out) if (folder / out).exists() else {}
-        found.append(
-            {
-                "kill_at": kill_at,
-                "of": writes,
-                "mode": mode,
-                "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
-                "message": message,
-                "looked_finished": finished,
-                "resumed": resumed == 0,
-                "error": text if resumed else None,
-                "different": sorted(
-                    key for key in whole.keys() | again.keys() if whole.get(key) != again.get(key)
-                ),
-            }
-        )
+        kill_at = 1 + i * (writes - 1) // (n - 1)
+        mode = MODES[i % len(MODES)]
+        found.append(killed_and_resumed(folder, f"killed-{i}.zarr", kill_at, writes, mode, whole))
+    # The repair of two row groups and a coordinate, killed in the same way.
+    shutil.copytree(folder / "whole.zarr", folder / "counted.zarr")
+    damage(folder / "counted.zarr")
+    status, writes = in_child(partial(run, folder, "counted.zarr", repaired=True))
+    if status:
+        raise RuntimeError(writes)
+    for i in range(n // 2):
+        out = f"repaired-{i}.zarr"
+        shutil.copytree(folder / "whole.zarr", folder / out)
+        damage(folder / out)
+        kill_at = 1 + i * (writes - 1) // (n // 2 - 1)
+        mode = MODES[i % len(MODES)]
+        found.append(killed_and_resumed(folder, out, kill_at, writes, mode, whole, repaired=True))
     return found
 
 

@@ -1,0 +1,87 @@
+"""Repair of a store: what is damaged is made again, and nothing else.
+
+    inspect     which files are not what was written, and what they belong to
+    mend        takes damaged row groups back, restores the rest from what is at hand
+    then        the row groups are measured as in any run, and the store is finalised
+
+The root says unfinished first, so that a repair may be killed and started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bertgeom import store
+from bertgeom.errors import DamagedError
+
+from .events import Bus, Damaged
+from .inventory import Damage, Inspection, Kind
+from .setting import is_root_of, restore
+from .workplace import Workplace
+
+#: Bytes of a store up to which `run` compares all checksums, as `verify` always does.
+CHECKED_WHOLE = 4 * 2**30
+#: Damaged files that are named one by one.
+_NAMED = 20
+
+
+def mend(
+    place: Workplace,
+    bus: Bus,
+    found: Inspection,
+    inputs: Mapping[str, bytes] | None = None,
+) -> None:
+    """Restore what needs no measuring, and mark damaged row groups as not done.
+
+    Args:
+        inputs: what the run keeps of its inputs, by place in the store; None: not at hand.
+
+    Raises:
+        DamagedError: if something cannot be restored from here; names the remedy. Nothing
+            has been changed then.
+    """
+    inputs = inputs or {}
+    damages = [d for d in found.damages if d.kind is not Kind.ALIEN]
+    if not found.of(Kind.ROOT) and not is_root_of(place):
+        damages.append(Damage(store.METADATA, "says something else than the run", Kind.ROOT))
+    if not damages:
+        return
+    _refuse(place, [d for d in damages if _is_beyond(place, d, inputs)])
+    for damage in damages[:_NAMED]:
+        bus.send(Damaged(f"{place.storage.url}: {damage}; it is restored"))
+    if len(damages) > _NAMED:
+        bus.send(Damaged(f"{place.storage.url}: {len(damages) - _NAMED} more damaged files"))
+    if any(damage.kind is Kind.ROOT for damage in damages):
+        restore(place, [store.METADATA])
+    elif found.complete:
+        store.reopen(place.storage)
+    for group in found.groups:
+        place.folder.remove_group(group)
+    if keys := [d.key for d in found.of(Kind.SET_UP)]:
+        restore(place, keys)
+    for damage in found.of(Kind.INPUT):
+        place.storage.write(damage.key, inputs[damage.key])
+    for damage in found.of(Kind.LEFTOVER):
+        place.storage.remove(damage.key)
+    if found.of(Kind.RUN):
+        place.folder.write_run(place.facts)
+
+
+def _is_beyond(place: Workplace, damage: Damage, inputs: Mapping[str, bytes]) -> bool:
+    """Whether a file cannot be restored with what is at hand."""
+    if damage.kind is Kind.INPUT:
+        return damage.key not in inputs
+    if damage.kind is Kind.SET_UP:
+        constant = damage.key.partition("/")[0] in place.facts.get("constants", ())
+        return constant and place.encoder is None
+    return damage.kind is Kind.SEQUENCES
+
+
+def _refuse(place: Workplace, damages: list[Damage]) -> None:
+    if not damages:
+        return
+    first, more = damages[0], len(damages) - 1
+    raise DamagedError(
+        f"{place.storage.url}: {first}{f' (and {more} more)' if more else ''}; the bertgeom run "
+        "command of this store, given again, restores it from its sources"
+    )
