@@ -21,6 +21,7 @@ from bertgeom.variables import DEFINITIONS_VERSION
 
 from . import cost
 from .plan import window_index
+from .run_spectra import SAMPLING
 from .workplace import Workplace, lasting_path, model_identity, shape_to_json
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def draw_up(
         "group_windows": row_group(shape, resolved.partition_windows or 1, index.n_windows),
         "model": lasting_path(model),
         "sequences": elsewhere,
+        "sampling": SAMPLING,
     }
     return Workplace(storage, facts, encoder, sequences), codes
 
