@@ -121,7 +121,7 @@ def cluster_layers(
     }
     return xarray.Dataset(
         arrays,
-        coords={d: vectors[d] for d in ("hidden_state",) if d in vectors.coords},
+        coords={d: vectors[d] for d in ("hidden_state", "window") if d in vectors.coords},
         attrs={
             "method": "exact" if exact else "incremental",
             "n_clusters": k,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertgeom import variables
+from bertgeom.dataset import label_codes
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.labels import Labels as Labels
 from bertgeom.labels import assign_labels as assign_labels
@@ -40,8 +41,8 @@ class Moments:
 
     Attributes:
         count: (C, ...) int64, values that are not missing.
-        mean: (C, ...) float64, 0 where the count is 0.
-        m2: (C, ...) float64, sum of squared deviations from the mean.
+        mean: (C, ...) float64, NaN where the count is 0.
+        m2: (C, ...) float64, sum of squared deviations from the mean; NaN where the count is 0.
     """
 
     count: np.ndarray
@@ -49,29 +50,48 @@ class Moments:
     m2: np.ndarray
 
     @classmethod
+    def none(cls, shape: tuple[int, ...]) -> Moments:
+        """Moments of no values at all."""
+        return cls(np.zeros(shape, np.int64), np.full(shape, np.nan), np.full(shape, np.nan))
+
+    @classmethod
     def of(cls, values: np.ndarray, codes: np.ndarray, n_cohorts: int) -> Moments:
         """Moments of values (B, ...) whose cohorts are codes (B,); -1 is no cohort."""
-        shape = (n_cohorts, *values.shape[1:])
-        out = cls(np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape))
+        out = cls.none((n_cohorts, *values.shape[1:]))
         for code in np.unique(codes[codes >= 0]):
             x = values[codes == code].astype(np.float64)
             there = np.isfinite(x)
             x[~there] = 0
-            out.count[code] = there.sum(axis=0)
-            out.mean[code] = x.sum(axis=0) / np.maximum(out.count[code], 1)
-            x -= out.mean[code]
+            count = there.sum(axis=0)
+            mean = x.sum(axis=0) / np.maximum(count, 1)
+            x -= mean
             x[~there] = 0
-            out.m2[code] = np.square(x, out=x).sum(axis=0)
+            out.count[code] = count
+            out.mean[code] = np.where(count > 0, mean, np.nan)
+            out.m2[code] = np.where(count > 0, np.square(x, out=x).sum(axis=0), np.nan)
         return out
 
     def merge(self, other: Moments) -> Moments:
         """Moments of the union of two disjoint sets of windows (Chan et al. 1983)."""
-        count = self.count + other.count
-        share = other.count / np.maximum(count, 1)
-        delta = other.mean - self.mean
-        mean = self.mean + delta * share
-        m2 = self.m2 + other.m2 + delta**2 * self.count * share
-        return Moments(count, mean, m2)
+        a, b = self.filled(), other.filled()
+        count = a.count + b.count
+        share = b.count / np.maximum(count, 1)
+        delta = b.mean - a.mean
+        mean = a.mean + delta * share
+        m2 = a.m2 + b.m2 + delta**2 * a.count * share
+        return Moments(count, mean, m2).masked()
+
+    def filled(self) -> Moments:
+        """The same with 0 in place of what is missing, for sums and for files of sums."""
+        there = self.count > 0
+        return Moments(self.count, np.where(there, self.mean, 0), np.where(there, self.m2, 0))
+
+    def masked(self) -> Moments:
+        """The same with NaN where the count is 0; files of sums hold 0 there."""
+        there = self.count > 0
+        return Moments(
+            self.count, np.where(there, self.mean, np.nan), np.where(there, self.m2, np.nan)
+        )
 
     def variance(self, correction: int = 1) -> np.ndarray:
         """M2 / (count - correction); NaN where that is not positive."""
@@ -152,7 +172,7 @@ def store_sums(
 
     Args:
         dataset: a store opened by xarray.
-        codes: (windows,) int; default the store's `label`.
+        codes: (windows,) int, -1 for none; default the codes of the store's labels.
         n_cohorts: default 1 + the largest code.
         statistics: names out of `statistics_of(dataset)`; default all.
         unit: "window", or "record": the windows of a record are averaged first and every
@@ -166,8 +186,7 @@ def store_sums(
     if unit not in ("window", "record"):
         raise UsageError(f"expected unit 'window' or 'record', found {unit!r}")
     n_windows = dataset.sizes["window"]
-    if codes is None:
-        codes = np.asarray(dataset["label"])
+    codes = label_codes(dataset) if codes is None else np.asarray(codes)
     if len(codes) != n_windows:
         raise UsageError(f"expected {n_windows} cohort codes, found {len(codes)}")
     largest = int(codes.max(initial=-1))
@@ -189,10 +208,37 @@ def store_sums(
     return merge_sums(chain([empty], parts))
 
 
+def record_sums(
+    records: xarray.Dataset, codes: np.ndarray, n_cohorts: int, statistics: Iterable[str]
+) -> Sums:
+    """Sums with the records as units, from the group `records` of a store made with --reduce.
+
+    Args:
+        records: the group, with `<statistic>_mean` (record, ...).
+        codes: (records,) cohort of every record, -1 for none.
+        n_cohorts: number of cohorts.
+        statistics: which ones.
+    """
+    return {
+        name: Moments.of(np.asarray(records[f"{name}_mean"]), codes, n_cohorts)
+        for name in statistics
+    }
+
+
+def codes_of_records(record: np.ndarray, codes: np.ndarray, n_records: int) -> np.ndarray:
+    """Code of every record, (n_records,) int64, -1 without windows, from those of its windows."""
+    found = np.full(n_records, -1, dtype=np.int64)
+    np.maximum.at(found, record.astype(np.int64), codes)
+    return found
+
+
 def sums_dataset(
     sums: Sums, cohorts: Sequence[str], coords: Mapping[str, object] | None = None
 ) -> xarray.Dataset:
-    """Sums as a Dataset: `<statistic>_count`, `_mean` and `_m2` with dimension cohort first."""
+    """Sums as a Dataset: `<statistic>_count`, `_mean` and `_m2` with dimension cohort first.
+
+    Mean and m2 are NaN where the count is 0.
+    """
     import xarray
 
     arrays = {}
@@ -219,7 +265,8 @@ def sums_of_dataset(dataset: xarray.Dataset) -> Sums:
     """The inverse of `sums_dataset`."""
     names = [str(n)[: -len("_m2")] for n in dataset.data_vars if str(n).endswith("_m2")]
     return {
-        name: Moments(*(np.asarray(dataset[f"{name}_{part}"]) for part in _PARTS)) for name in names
+        name: Moments(*(np.asarray(dataset[f"{name}_{part}"]) for part in _PARTS)).masked()
+        for name in names
     }
 
 
@@ -325,6 +372,5 @@ def _empty(dataset: xarray.Dataset, wanted: Sequence[str], n_cohorts: int) -> Su
     for name in wanted:
         source = dataset["gate" if name == GATE_SHARE else name]
         tail = (*source.shape[1:], *((len(GATE_LABELS),) if name == GATE_SHARE else ()))
-        shape = (n_cohorts, *tail)
-        out[name] = Moments(np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape))
+        out[name] = Moments.none((n_cohorts, *tail))
     return out

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertgeom import variables
 from bertgeom.cohorts import Moments, sums_of_dataset
 from bertgeom.errors import UsageError
 
 if TYPE_CHECKING:
     import xarray
+
+#: Rounding of a number, in units of its type's epsilon. A statistic is a sum over the tokens of
+#: a window; n roundings of half an epsilon each add up like a random walk, to sqrt(n) / 2: this
+#: is n = 1,024. Windows of equal sequences differ by as much when their batches differ.
+ROUNDINGS = 16
+_EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def contrast(
@@ -41,8 +48,9 @@ def contrast(
 
     Returns:
         Per statistic `_difference` (first - second), `_cohens_d` (difference over the pooled
-        standard deviation), `_t`, `_df`, `_p` (two-sided) and `_q`; NaN where a cohort has
-        fewer than 2 values or nothing varies.
+        standard deviation), `_t`, `_df`, `_p` (two-sided) and `_q`. The difference is NaN where
+        a cohort has no value; all else where a cohort has fewer than 2 values, or where the
+        pooled standard deviation is not above `rounding`.
 
     Raises:
         UsageError: for an unknown cohort, statistic or family.
@@ -59,7 +67,7 @@ def contrast(
         raise UsageError(f"expected statistics of the sums, found {sorted(unknown)}")
     pair = known.index(first), known.index(second)
     results = {
-        name: welch(moments, *pair)
+        name: welch(moments, *pair, rounding(name, moments, sums.attrs.get("dtype")))
         for name, moments in available.items()
         if statistics is None or name in statistics
     }
@@ -73,11 +81,20 @@ def contrast(
             arrays[f"{name}_{part}"] = (dims, array, {"units": units, "description": text})
     coords = {dim: sums[dim] for dim in sums.coords if dim != "cohort"}
     attributes = {"first": first, "second": second, "family": family}
+    if "unit" in sums.attrs:
+        attributes["unit"] = sums.attrs["unit"]
     return xarray.Dataset(arrays, coords=coords, attrs=attributes)
 
 
-def welch(moments: Moments, first: int, second: int) -> dict[str, np.ndarray]:
-    """Difference, Cohen's d, Welch's t, its degrees of freedom, and two-sided p."""
+def welch(
+    moments: Moments, first: int, second: int, least: np.ndarray | float = 0.0
+) -> dict[str, np.ndarray]:
+    """Difference, Cohen's d, Welch's t, its degrees of freedom, and two-sided p.
+
+    Args:
+        moments: of one statistic, cohort first. first, second: positions of two cohorts.
+        least: standard deviations up to this are rounding (`rounding`): nothing varies.
+    """
     from scipy.special import stdtr
 
     n1, n2 = moments.count[first], moments.count[second]
@@ -85,14 +102,38 @@ def welch(moments: Moments, first: int, second: int) -> dict[str, np.ndarray]:
     v1, v2 = variance[first], variance[second]
     difference = moments.mean[first] - moments.mean[second]
     with np.errstate(divide="ignore", invalid="ignore"):
-        pooled = (moments.m2[first] + moments.m2[second]) / (n1 + n2 - 2)
-        pooled = np.where((n1 > 1) & (n2 > 1), pooled, np.nan)
+        pooled = np.sqrt((moments.m2[first] + moments.m2[second]) / (n1 + n2 - 2))
+        tested = (n1 > 1) & (n2 > 1) & (pooled > least)
         e1, e2 = v1 / n1, v2 / n2
         t = difference / np.sqrt(e1 + e2)
         df = (e1 + e2) ** 2 / (e1**2 / (n1 - 1) + e2**2 / (n2 - 1))
-        d = difference / np.sqrt(pooled)
-    p = 2 * stdtr(df, -np.abs(t))
-    return {"difference": difference, "cohens_d": d, "t": t, "df": df, "p": p}
+        d = difference / pooled
+        p = 2 * stdtr(df, -np.abs(t))
+    found = {"cohens_d": d, "t": t, "df": df, "p": p}
+    return {"difference": difference} | {
+        name: np.where(tested, values, np.nan) for name, values in found.items()
+    }
+
+
+def rounding(name: str, moments: Moments, dtype: str | None = None) -> np.ndarray:
+    """Standard deviations of a statistic up to which values differ by rounding alone.
+
+    `ROUNDINGS` epsilons of the type of the computation, relative to the means, or to 1 where
+    they are smaller: statistics are differences of numbers of about 1 and more (logits, cosines,
+    masses that sum to 1). An array of a narrower type adds the epsilon of its values.
+
+    Args:
+        name: of the statistic. moments: cohort first.
+        dtype: of the computation; default float32.
+
+    Returns:
+        (...) float64, without the dimension of cohorts.
+    """
+    size = np.abs(np.nan_to_num(moments.mean)).max(axis=0, initial=0.0)
+    computed = _EPSILON.get(dtype or "float32", _EPSILON["float32"])
+    declared = variables.VARIABLES.get(name)
+    stored = _EPSILON.get(declared.dtype, 0.0) if declared else 0.0
+    return ROUNDINGS * computed * np.maximum(size, 1.0) + stored * size
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:

@@ -94,6 +94,11 @@ class FourMoments:
             )
         return parts._rows(0)
 
+    def masked(self) -> FourMoments:
+        """The same with a mean of NaN where there is no entry."""
+        mean = np.where(self.count > 0, self.mean, np.nan)
+        return FourMoments(self.count, mean, self.m2, self.m3, self.m4)
+
     @property
     def variance(self) -> np.ndarray:
         return _divide(self.m2, self.count)
@@ -169,7 +174,9 @@ def distribution_analysis(
             arrays[f"{family}_{name}"] = (("cohort", "station"), values, attributes)
         attributes = {"units": "1", "description": f"Jarque-Bera statistic of {what}"}
         arrays[f"{family}_jarque_bera_window"] = (("window", "station"), by_window, attributes)
-    coords = {"cohort": list(cohorts)}
+    coords: dict[str, object] = {"cohort": list(cohorts)}
+    if "window" in dataset.coords:
+        coords["window"] = dataset["window"].values
     if "station" in dataset.coords:
         coords["station"] = dataset["station"].values.tolist()
     return xarray.Dataset(arrays, coords=coords)
@@ -200,7 +207,7 @@ def _pool(
                 cohort_parts.append(FourMoments(*(x[rows] for x in moments._all())).merged())
     stations = dataset.sizes["station"]
     nothing = FourMoments(*(np.zeros(stations) for _ in range(5)))
-    pooled = [reduce(FourMoments.merge, cohort_parts, nothing) for cohort_parts in parts]
+    pooled = [reduce(FourMoments.merge, cohort_parts, nothing).masked() for cohort_parts in parts]
     stacked = FourMoments(*(np.stack(x) for x in zip(*(p._all() for p in pooled), strict=True)))
     return stacked, np.concatenate(by_window or [np.zeros((0, stations))])
 

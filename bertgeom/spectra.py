@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SMALL = 1e-3
 #: Bins of the paper's Shannon entropy of attention weights.
 SHANNON_BINS = 20
+#: Dimensions whose length depends on the window's tokens.
+_PADDED = ("token_component", "head_component", "symmetric_component", "output_component")
 
 
 def layer_spectra(
@@ -119,7 +121,10 @@ def window_spectra(layers: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndar
 def spectra_dataset(
     samples: Sequence[dict[str, np.ndarray]], window: Sequence[int] | None = None
 ) -> xarray.Dataset:
-    """Spectra of sampled windows as a Dataset; shorter windows are padded with NaN.
+    """Spectra of sampled windows as a Dataset; what a shorter window lacks is NaN.
+
+    The longest array of a dimension makes its length, whichever array and window that is: with
+    fewer tokens than the head dimension d, n singular values stand beside d eigenvalues.
 
     Args:
         samples: results of `window_spectra`.
@@ -135,15 +140,18 @@ def spectra_dataset(
         "spectrum": list(variables.SPECTRA),
     }
     arrays = {}
-    for variable in variables.SPECTRUM_VARIABLES:
-        if variable.name in samples[0]:
-            parts = [sample[variable.name] for sample in samples]
-            width = max(part.shape[-1] for part in parts)
-            if any(part.shape[-1] != width for part in parts):
-                parts = [_pad(part, width) for part in parts]
-            attributes = {"units": variable.unit, "description": variable.description}
-            stacked = np.stack(parts).astype(variable.dtype)
-            arrays[variable.name] = (variable.dims, stacked, attributes)
+    present = [v for v in variables.SPECTRUM_VARIABLES if v.name in samples[0]]
+    widths: dict[str, int] = {}
+    for v in present:
+        longest = max(sample[v.name].shape[-1] for sample in samples)
+        widths[v.dims[-1]] = max(widths.get(v.dims[-1], 0), longest)
+    for variable in present:
+        parts = [sample[variable.name] for sample in samples]
+        if variable.dims[-1] in _PADDED:
+            parts = [_pad(part, widths[variable.dims[-1]]) for part in parts]
+        attributes = {"units": variable.unit, "description": variable.description}
+        stacked = np.stack(parts).astype(variable.dtype)
+        arrays[variable.name] = (variable.dims, stacked, attributes)
     return xarray.Dataset(arrays, coords=coords)
 
 
@@ -292,6 +300,9 @@ def _model_epsilon(dtype: torch.dtype) -> float:
 
 
 def _pad(x: np.ndarray, width: int) -> np.ndarray:
+    """The last dimension made `width` long by NaN."""
+    if x.shape[-1] == width:
+        return x
     edges = [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]
     return np.pad(x, edges, constant_values=np.nan)
 

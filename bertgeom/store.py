@@ -21,10 +21,11 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from bertgeom.dataset import name_gates
+from bertgeom.dataset import name_gates, name_labels, portable
 from bertgeom.errors import DamagedError, StoreError
 from bertgeom.manifest import REMEDY, Checks
 from bertgeom.storage import Storage, filesystem, naming, with_retries_async
+from bertgeom.variables import WINDOW_VARIABLES
 
 if TYPE_CHECKING:
     import xarray
@@ -442,6 +443,11 @@ def _checksum(root: Mapping[str, Any]) -> str:
 def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     """A store as a lazy `xarray.Dataset`, with units and descriptions.
 
+    What tells windows apart (record, place, tokens, flags, label) is read at once, statistics
+    when they are used. `label` holds names, "" without one, and `label_code` their codes.
+    Attributes that are mappings or lists of names are JSON texts, so that the dataset can be
+    written by `to_netcdf`; `bertgeom.dataset.attribute(dataset, "settings")` reads one.
+
     Works while a run is still writing: rows still to come are NaN or fill values, the
     attribute `complete` is false, and an `UnfinishedStoreWarning` is given.
 
@@ -463,7 +469,8 @@ def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
         dataset = _open_group(storage, group, bool(attributes.get("complete")))
-    dataset = name_gates(dataset)
+        dataset = _load_identity(dataset, storage.shown)
+    dataset = portable(name_gates(name_labels(_without_empty(dataset))))
     if not attributes.get("complete"):
         warnings.warn(
             f"{path}: the run has not finished; rows still to come are missing",
@@ -487,6 +494,38 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
             f"{storage.shown}: expected metadata of zarr arrays, found what cannot be read "
             f"({' '.join(str(error).split())}); {REMEDY}"
         ) from error
+
+
+def _load_identity(dataset: xarray.Dataset, where: str) -> xarray.Dataset:
+    """The dataset with all one-dimensional arrays that say what a row is in memory."""
+    named = {v.name for v in WINDOW_VARIABLES} | {"window_index"}
+    names = [
+        name
+        for name, array in dataset.variables.items()
+        if (array.dims == ("window",) and name in named)
+        or array.dims in (("sample",), ("record",))
+        or name in dataset.coords
+    ]
+    for name in names:
+        try:
+            dataset.variables[name].load()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"{where}: expected to read the array {name!r}, found it damaged "
+                f"({type(error).__name__}: {error}); bertgeom verify says what else is"
+            ) from error
+    return dataset
+
+
+def _without_empty(dataset: xarray.Dataset) -> xarray.Dataset:
+    """Sums with NaN where nothing was counted; stores of earlier versions hold 0 there."""
+    for name in [str(name) for name in dataset.data_vars]:
+        for part in ("_mean", "_m2"):
+            count = name.removesuffix(part) + "_count"
+            if name.endswith(part) and count in dataset and "cohort" in dataset[name].dims:
+                there = dataset[count] > 0
+                dataset[name] = dataset[name].where(there).assign_attrs(dataset[name].attrs)
+    return dataset
 
 
 def check_format(storage: Storage, kind: str) -> dict[str, Any]:

@@ -29,6 +29,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertgeom.dataset import (
+    check_flags,
+    excluded,
+    label_codes,
+    label_names,
+    without_flagged,
+)
 from bertgeom.errors import MismatchError, StoreError, UsageError
 from bertgeom.storage import PARTIAL, Storage, explain_write_errors
 
@@ -60,6 +67,7 @@ class AngleSettings:
         bins: equal bins of [0, 180] degrees.
         impl: kernel implementation, see `bertgeom.kernels`.
         device: "auto", "cpu" or "cuda".
+        exclude_flags: windows with one of these flags are left out.
     """
 
     vectors: str = "cls"
@@ -68,8 +76,10 @@ class AngleSettings:
     bins: int = 90
     impl: str = "auto"
     device: str = "auto"
+    exclude_flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exclude_flags", check_flags(self.exclude_flags))
         if self.tile < 1 or self.bins < 1:
             raise UsageError(
                 f"expected a tile and bins of at least 1, found {self.tile} and {self.bins}"
@@ -204,6 +214,10 @@ def prepare(
         MismatchError: if `work` holds another comparison.
     """
     settings = settings or AngleSettings()
+    if settings.exclude_flags:
+        kept = ~excluded(dataset, settings.exclude_flags)
+        codes = None if codes is None else np.asarray(codes)[kept]
+        dataset = without_flagged(dataset, settings.exclude_flags)
     vectors = _select(dataset, settings)
     codes, names = _cohorts(dataset, codes, cohorts)
     job = _describe(dataset, vectors, codes, names, settings, Path(work))
@@ -357,16 +371,16 @@ def _cohorts(
     """Codes from 0 for every window, and names; the windows without a label come last."""
     n = dataset.sizes["window"]
     if codes is None:
-        known = "label" in dataset.variables
-        codes = np.asarray(dataset["label"]) if known else np.full(n, -1)
-        cohorts = dataset.attrs.get("labels", ()) if cohorts is None else cohorts
+        codes = label_codes(dataset)
+        cohorts = label_names(dataset) if cohorts is None else cohorts
     codes = np.asarray(codes).astype(np.int64)
     if codes.shape != (n,):
         raise UsageError(f"expected {n} cohort codes, found {codes.shape}")
     names = [str(name) for name in cohorts or ()]
     names += [f"label {i}" for i in range(len(names), int(codes.max(initial=-1)) + 1)]
     if (codes < 0).any():
-        names.append(UNLABELLED if (codes >= 0).any() else ALL)
+        rest = UNLABELLED if (codes >= 0).any() else ALL
+        names.append(f"({rest})" if rest in names else rest)
     codes = np.where(codes < 0, len(names) - 1, codes)
     used = np.unique(codes)
     if len(used) > MAX_COHORTS:
@@ -398,6 +412,9 @@ def _describe(
         "tile": settings.tile,
         "bins": settings.bins,
     }
+    if settings.exclude_flags:
+        numbers = np.asarray(dataset["window"]).astype("<i8")
+        identity["windows"] = hashlib.sha256(numbers.tobytes()).hexdigest()
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     dtype = str(vectors.dtype)
     return Job(str(work), fingerprint, names, sizes, sizes, hidden, dtype, settings)

@@ -32,14 +32,25 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON for a program to read.")
 ]
 WindowsOption = Annotated[
-    int, typer.Option(min=1, help="Windows, spread evenly over those with statistics.")
+    int,
+    typer.Option(min=1, help="Windows, drawn over all records and places; always the same ones."),
 ]
 MovedOption = Annotated[str | None, typer.Option(help="Where the model is, if it was moved.")]
 UnitOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="window|record",
-        help="What counts once: a window, or a record (the mean of its windows).",
+        help="What counts once: a window, or a record (the mean of its windows). Default: record "
+        "with --contrast, window without.",
+    ),
+]
+ExcludeOption = Annotated[
+    str,
+    typer.Option(
+        "--exclude-flags",
+        metavar="LIST",
+        help="Leave out windows with one of these flags, commas between: unknown, short, "
+        "truncated...",
     ),
 ]
 
@@ -79,6 +90,7 @@ def spectra(
     store: StoreArgument,
     windows: WindowsOption = 8,
     model: MovedOption = None,
+    exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,11 +98,15 @@ def spectra(
 
     Of A, V, Z = A V, Q K^T and its symmetric part, and of the layer outputs, with ranks,
     condition, spectral entropy, and the entropies by the paper's normalisation. The windows are
-    spread evenly and run through the model again. Definitions: docs/catalogue.md.
+    a sample over all records and places, run through the model again. Definitions:
+    docs/catalogue.md.
     """
+    from bertgeom.dataset import check_flags
+
     from .samples import store_spectra
 
-    _show(store_spectra(store, windows, model=model), out, as_json, tables.spectra_table)
+    found = store_spectra(store, windows, model=model, exclude_flags=check_flags(exclude_flags))
+    _show(found, out, as_json, tables.spectra_table)
 
 
 def rollout(
@@ -98,6 +114,7 @@ def rollout(
     windows: WindowsOption = 8,
     row: Annotated[int, typer.Option(min=0, help="Whose rollout: 0 is the first token.")] = 0,
     model: MovedOption = None,
+    exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -106,9 +123,12 @@ def rollout(
     The head means of all layers, each mixed with the identity, multiplied (Abnar and Zuidema
     2020): a distribution over input tokens, with their bases in the record.
     """
+    from bertgeom.dataset import check_flags
+
     from .samples import store_rollout
 
-    found = store_rollout(store, windows, model=model, row=row)
+    chosen = check_flags(exclude_flags)
+    found = store_rollout(store, windows, model=model, row=row, exclude_flags=chosen)
     _show(found, out, as_json, tables.rollout_table)
 
 
@@ -123,6 +143,7 @@ def regions(
     windows: WindowsOption = 64,
     theta: Annotated[float, typer.Option(help="Weights of at least this are confident.")] = 0.3,
     model: MovedOption = None,
+    exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -132,11 +153,13 @@ def regions(
     ignores it. A token is in a region if one of its bases is.
     """
     from bertgeom.annotations import read_annotations
+    from bertgeom.dataset import check_flags
 
     from .samples import store_regions
 
+    chosen = check_flags(exclude_flags)
     regions = read_annotations(annotations, group_by=group_by)
-    found = store_regions(store, regions, windows, model=model, theta=theta)
+    found = store_regions(store, regions, windows, model=model, theta=theta, exclude_flags=chosen)
     _show(found, out, as_json, tables.region_table)
 
 
@@ -144,10 +167,14 @@ def cohorts(
     store: StoreArgument,
     labels: LabelsOption = None,
     contrast: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Compare two cohorts, head by head."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare two cohorts, head by head: give it twice, once a name; A,B in one is "
+            "understood where no name holds a comma.",
+        ),
     ] = None,
-    unit: UnitOption = "window",
+    unit: UnitOption = None,
     family: Annotated[
         str,
         typer.Option(
@@ -159,34 +186,36 @@ def cohorts(
     statistics: Annotated[
         str | None, typer.Option(metavar="LIST", help="Only these arrays; commas between.")
     ] = None,
+    exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count, mean and variance of every statistic by cohort; contrasts between two cohorts.
 
     A contrast gives Cohen's d (difference over the pooled standard deviation), Welch's t with a
-    two-sided p, and q by Benjamini and Hochberg. The test takes the values as independent:
-    where windows of a record are alike, give --unit record. Nothing is measured again.
+    two-sided p, and q by Benjamini and Hochberg. The test takes the values as independent;
+    windows of a record are not, so that records are compared. Nothing is measured again.
     """
     import bertgeom
-    from bertgeom import cohorts as core
     from bertgeom import contrasts
+    from bertgeom.dataset import attribute
+
+    from .sums import cohort_dataset
 
     dataset = bertgeom.open(store)
-    wanted = statistics.split(",") if statistics else None
-    if dataset.attrs["settings"]["reduce"]:
-        sums = _stored_sums(store, labels, unit, wanted)
-    else:
-        codes, names = _cohorts(dataset, labels)
-        sums = core.sums_dataset(
-            core.store_sums(dataset, codes, len(names), statistics=wanted, unit=unit),
-            names,
-            {str(k): c.values for k, c in dataset.coords.items() if "window" not in c.dims},
-        )
-    if contrast is None:
+    counted = unit or ("record" if contrast else "window")
+    sums = cohort_dataset(
+        store,
+        dataset,
+        None if labels is None else _cohorts(dataset, labels),
+        unit=counted,
+        statistics=statistics.split(",") if statistics else None,
+        exclude_flags=exclude_flags,
+    ).assign_attrs(unit=counted, dtype=str(attribute(dataset, "dtype", "float32")))
+    if not contrast:
         _show(sums, out, as_json, tables.cohort_table)
         return
-    first, _, second = contrast.partition(",")
+    first, second = _pair(contrast, [str(name) for name in sums["cohort"].values])
     found = contrasts.contrast(sums, first, second, family=family)
     _show(found, out, as_json, tables.contrast_table)
 
@@ -217,6 +246,7 @@ def angles(
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda...")] = "auto",
     impl: Annotated[str, typer.Option(metavar="auto|triton|numba|reference")] = "auto",
+    exclude_flags: ExcludeOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Angles between all pairs of windows of the database, within and between cohorts.
@@ -225,18 +255,19 @@ def angles(
     again. The store must hold the vectors (run --keep cls).
     """
     import bertgeom
+    from bertgeom.dataset import check_flags
 
     from .angle_results import result_as_json, write_result
     from .angles import AngleSettings, database_angles, prepare, run_row
 
     dataset = bertgeom.open(store)
     codes, names = (None, None) if labels is None else _cohorts(dataset, labels)
-    settings = AngleSettings(vectors, hidden_state, tile, bins, impl, device)
+    chosen = check_flags(exclude_flags)
+    settings = AngleSettings(vectors, hidden_state, tile, bins, impl, device, chosen)
     place = work or Path(f"{out or store}.work")
     if rows is not None:
         job = prepare(dataset, place, codes=codes, cohorts=names, settings=settings)
-        chosen = set(_rows(rows, len(job.tiles))) & set(job.missing())
-        for row in sorted(chosen):
+        for row in sorted(set(_rows(rows, len(job.tiles))) & set(job.missing())):
             run_row(job, row)
         typer.echo(f"{len(job.tiles) - len(job.missing())} of {len(job.tiles)} rows in {place}")
         return
@@ -272,6 +303,7 @@ def cluster(
     memory: Annotated[
         float, typer.Option(help="GB for the vectors of one layer; beyond, work in steps.")
     ] = 2.0,
+    exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -282,13 +314,14 @@ def cluster(
     """
     import bertgeom
     from bertgeom.clustering import ClusterSettings, cluster_layers
+    from bertgeom.dataset import label_names, without_flagged
     from bertgeom.errors import StoreError
 
-    dataset = bertgeom.open(store)
+    dataset = without_flagged(bertgeom.open(store), exclude_flags)
     if vectors not in dataset:
         raise StoreError(f"{store}: expected the array {vectors!r}, found none; run --keep cls")
     codes, _ = _cohorts(dataset, labels)
-    has_labels = labels is not None or bool(dataset.attrs.get("labels"))
+    has_labels = labels is not None or bool(label_names(dataset))
     settings = ClusterSettings(
         n_components=components, n_clusters=clusters, seed=seed, memory=int(memory * 1e9)
     )
@@ -317,6 +350,7 @@ def tracks(
     sizes: Annotated[
         Path | None, typer.Option(help="Also write names and lengths, as bedGraphToBigWig wants.")
     ] = None,
+    exclude_flags: ExcludeOption = "",
 ) -> None:
     """Attention received and query entropy along the genome.
 
@@ -324,12 +358,18 @@ def tracks(
     Needs run --keep tracks.
     """
     import bertgeom
+    from bertgeom.dataset import without_flagged
     from bertgeom.files import write_text
     from bertgeom.tracks import chromosome_sizes, export_tracks
 
     dataset = bertgeom.open(store)
     files = export_tracks(
-        dataset, out, variable, layers=_numbers(layers), heads=_numbers(heads), mean=mean
+        without_flagged(dataset, exclude_flags),
+        out,
+        variable,
+        layers=_numbers(layers),
+        heads=_numbers(heads),
+        mean=mean,
     )
     if sizes is not None:
         text = "".join(f"{name}\t{length}\n" for name, length in chromosome_sizes(dataset))
@@ -342,6 +382,7 @@ def tracks(
 def distributions(
     store: StoreArgument,
     labels: LabelsOption = None,
+    exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -351,50 +392,50 @@ def distributions(
     moments. JB = n/6 (S^2 + K^2/4) grows with the number of entries n; compare JB/n.
     """
     import bertgeom
+    from bertgeom.dataset import attribute, without_flagged
     from bertgeom.moments import distribution_analysis
 
-    dataset = bertgeom.open(store)
+    dataset = without_flagged(bertgeom.open(store), exclude_flags)
     codes, names = _cohorts(dataset, labels)
-    hidden = dataset.attrs["model"]["hidden"]
+    hidden = attribute(dataset, "model")["hidden"]
     found = distribution_analysis(dataset, hidden, codes, tuple(names))
     _show(found, out, as_json, tables.distribution_table)
 
 
-def _stored_sums(
-    store: str, labels: Path | None, unit: str, wanted: list[str] | None
-) -> xarray.Dataset:
-    """The sums that a run with --reduce has kept: of its own labels, by window."""
-    import bertgeom
-    from bertgeom import cohorts as core
+def _pair(given: list[str], known: list[str]) -> tuple[str, str]:
+    """The two cohorts of `--contrast`, given twice, or once with a comma between."""
     from bertgeom.errors import UsageError
 
-    if labels is not None or unit != "window":
+    if len(given) == 2:
+        return given[0], given[1]
+    if len(given) != 1:
+        raise UsageError(f"expected --contrast once for each of two cohorts, found {len(given)}")
+    text = given[0]
+    cuts = [i for i, c in enumerate(text) if c == ","]
+    pairs = [(text[:i], text[i + 1 :]) for i in cuts]
+    found = [(a, b) for a, b in pairs if a in known and b in known]
+    if len(found) != 1:
+        what = f"{len(found)} ways to read" if found else "no two cohorts in"
         raise UsageError(
-            f"{store}: expected neither --labels nor --unit record, found a store made with "
-            "--reduce, which holds the sums of its own labels by window alone"
+            f"expected --contrast NAME --contrast NAME out of {', '.join(map(repr, known))}, "
+            f"found {what} {text!r}"
         )
-    found = bertgeom.open(store, group="cohorts").load()
-    sums = core.sums_of_dataset(found)
-    unknown = sorted(set(wanted or ()) - set(sums))
-    if unknown:
-        raise UsageError(f"expected --statistics out of {', '.join(sums)}, found {unknown}")
-    chosen = {name: sums[name] for name in wanted or sums}
-    coords = {str(k): c.values for k, c in found.coords.items() if k != "cohort"}
-    return core.sums_dataset(chosen, found["cohort"].values.tolist(), coords)
+    return found[0]
 
 
 def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, list[str]]:
     """Cohort of every window and names; all windows are one cohort where nothing is labelled."""
     import numpy as np
 
+    from bertgeom.dataset import label_codes, label_names
     from bertgeom.labels import label_records, read_labels
 
     record = np.asarray(dataset["record_index"]).astype(np.int64)
     if labels is None:
-        names = [str(name) for name in dataset.attrs.get("labels", [])]
+        names = label_names(dataset)
         if not names:
             return np.zeros(len(record), dtype=np.int64), ["all"]
-        return np.asarray(dataset["label"]).astype(np.int64), names
+        return label_codes(dataset), names
     table = read_labels(labels)
     ids = [""] * (int(record.max(initial=-1)) + 1)
     for index, name in zip(record.tolist(), dataset["record_id"].values, strict=True):
@@ -420,10 +461,11 @@ def _show(result: xarray.Dataset, out: Path | None, as_json: bool, table: Any) -
 @contextmanager
 def _progress() -> Iterator[Any]:
     """A bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    from .screen import console
+
+    with Progress(console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("pairs", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -450,9 +492,9 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _print(table: Table) -> None:
-    from rich.console import Console
+    from .screen import print_rich
 
-    Console().print(table)
+    print_rich(table)
 
 
 def _print_json(value: Any) -> None:

@@ -346,9 +346,9 @@ def print_json(value: Any) -> None:
 
 def print_rich(value: Any) -> None:
     """Print a table for people."""
-    from rich.console import Console
+    from .screen import print_rich as show
 
-    Console().print(value)
+    show(value)
 
 
 def _tell_windows(found: Status) -> None:

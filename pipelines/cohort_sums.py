@@ -116,7 +116,7 @@ class GroupSums:
     def to_bytes(self) -> bytes:
         """The sums as safetensors."""
         arrays = {
-            f"{name}/{part}": np.ascontiguousarray(getattr(moments, part))
+            f"{name}/{part}": np.ascontiguousarray(getattr(moments.filled(), part))
             for name, moments in self._sums.items()
             for part in _PARTS
         }
@@ -139,7 +139,7 @@ def merged(place: Workplace, groups: Iterable[bytes]) -> xarray.Dataset:
             counts = arrays["maps/counts"] + (0 if counts is None else counts)
             totals = arrays["maps/totals"] + (0.0 if totals is None else totals)
         names = sorted({key.rsplit("/", 1)[0] for key in arrays} - {"maps"})
-        part = {name: Moments(*(arrays[f"{name}/{p}"] for p in _PARTS)) for name in names}
+        part = {name: Moments(*(arrays[f"{name}/{p}"] for p in _PARTS)).masked() for name in names}
         sums = part if sums is None else merge_sums([sums, part])
     coords = {c.dim: np.asarray(c.values) for c in place.layout.coordinates if c.name == c.dim}
     names = cohort_names(place)
@@ -156,6 +156,7 @@ def merged(place: Workplace, groups: Iterable[bytes]) -> xarray.Dataset:
         )
         dataset["block_map_mean"] = (dims, means, {"units": "1", "description": f"mean of: {text}"})
     dataset.attrs["description"] = (
-        "statistics of windows by cohort; m2 is the sum of squared deviations from the mean"
+        "statistics of windows by cohort; m2 is the sum of squared deviations from the mean; "
+        "mean and m2 are NaN where nothing was counted"
     )
     return dataset

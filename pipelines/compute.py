@@ -128,7 +128,7 @@ def measure_partitions(
 
 def _spectra(place: Workplace, batch: Prepared, flags: np.ndarray) -> dict[str, np.ndarray]:
     """Spectra of the sampled windows of the partition of a batch."""
-    rows = run_spectra.sampled_rows(place, flags)
+    rows = run_spectra.sampled_rows(place, batch.partition, flags, batch.windows.record)
     encoded = [encode_windows(place, batch.windows.take(np.array([row]))) for row in rows]
     first = place.plan.partition(batch.partition)[0]
     return run_spectra.window_results(place, first, rows, encoded)

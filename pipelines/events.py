@@ -219,7 +219,6 @@ class ProgressBar:
     """A bar with rate and remaining time on a terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -229,6 +228,8 @@ class ProgressBar:
             TimeRemainingColumn,
         )
 
+        from .screen import console
+
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -236,7 +237,7 @@ class ProgressBar:
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console(stderr=True),
         )
         self._task: Any = None
         self._begin = time.monotonic()

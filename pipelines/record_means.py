@@ -50,7 +50,7 @@ class RecordSums:
         codes = self._codes[here]
         low, high = int(codes[0]), int(codes[-1]) + 1
         for name in statistics_of([variable.name]):
-            found = cohort_sums(arrays, codes - low, high - low, [name])[name]
+            found = cohort_sums(arrays, codes - low, high - low, [name])[name].filled()
             if name not in self._parts:
                 shape = (self._n, *found.mean.shape[1:])
                 self._parts[name] = (np.zeros(shape), np.zeros(shape))

@@ -1,7 +1,8 @@
 """Exact spectra of a few windows of every partition: `bertgeom run --spectra K`.
 
-A partition's windows are spread evenly over those of it that have statistics. Their spectra wait
-with its row group and become the group `spectra` of the finished store.
+A partition's windows are a stratified sample of those of it that have statistics (`sampling`),
+drawn anew in every partition. Their spectra wait with its row group and become the group
+`spectra` of the finished store.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from safetensors.numpy import load, save
 
 from bertgeom.variables import LOST
 
+from .sampling import stratified
+
 if TYPE_CHECKING:
     import xarray
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 GROUP = "spectra"
 _PREFIX = "spectra/"
 _WINDOW = "window_index"
+#: How windows are drawn, as `run.json` notes it.
+SAMPLING = "stratified"
 
 
 def measured(flags: np.ndarray) -> np.ndarray:
@@ -32,16 +37,15 @@ def measured(flags: np.ndarray) -> np.ndarray:
     return np.flatnonzero(flags & LOST == 0)
 
 
-def evenly(numbers: np.ndarray, n: int) -> np.ndarray:
-    """At most n of the numbers, spread evenly, the first among them."""
-    if len(numbers) <= n:
-        return numbers
-    return numbers[(np.arange(n) * len(numbers)) // n]
-
-
-def sampled_rows(place: Workplace, flags: np.ndarray) -> np.ndarray:
-    """Rows of a partition whose spectra are due, by the flags of its windows."""
-    return evenly(measured(flags), place.settings.spectra)
+def sampled_rows(
+    place: Workplace, partition: int, flags: np.ndarray, record: np.ndarray
+) -> np.ndarray:
+    """Rows of a partition whose spectra are due, by flags and records of its windows."""
+    there, n = measured(flags), place.settings.spectra
+    if place.facts.get("sampling") == SAMPLING:
+        return there[stratified(record[there], n, (0, partition))]
+    # A store that an earlier version began goes on with the same windows: evenly spread rows.
+    return there if len(there) <= n else there[np.arange(n) * len(there) // n]
 
 
 def window_results(

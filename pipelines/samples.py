@@ -1,12 +1,12 @@
 """Sampled windows of a store, run through the model once more: what needs Q, K and V whole.
 
-Spectra, rollout and attention on annotated regions. The windows are spread evenly over those
-with statistics, so that the same store and number give the same sample.
+Spectra, rollout and attention on annotated regions. The windows are a stratified sample of those
+with statistics (`sampling`): the same store and number give the same windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,15 @@ import numpy as np
 from bertgeom import store
 from bertgeom.annotations import Annotations, record_intervals, region_attention, token_share
 from bertgeom.config import check_same
+from bertgeom.dataset import flagged
 from bertgeom.errors import StoreError
 from bertgeom.region_placement import place_regions
 from bertgeom.rollout import attention_rollout
 from bertgeom.spectra import captured_spectra, spectra_dataset
 
 from .compute import encode_windows
-from .run_spectra import evenly, measured
+from .run_spectra import measured
+from .sampling import stratified
 from .workplace import Workplace, load_model, model_identity, open_workplace
 
 if TYPE_CHECKING:
@@ -60,11 +62,15 @@ class Sample:
     captured: Capture
 
 
-def sampled_windows(path: str | Path, n: int, *, model: str | None = None) -> Iterator[Sample]:
+def sampled_windows(
+    path: str | Path, n: int, *, model: str | None = None, exclude_flags: Iterable[str] = ()
+) -> Iterator[Sample]:
     """Run `n` windows of a store through its model, one at a time.
 
     Args:
         path: a store with its sequences. n: windows, at most. model: where it is now.
+        exclude_flags: windows with one of these flags are not drawn, see
+            `bertgeom.dataset.excluded`.
 
     Raises:
         StoreError: if no window has statistics.
@@ -73,9 +79,10 @@ def sampled_windows(path: str | Path, n: int, *, model: str | None = None) -> It
     from bertgeom.capture import capture_window
 
     place = open_workplace(str(path))
-    numbers = evenly(_measured(place), n)
+    numbers = sample_numbers(place, n, exclude_flags)
     if not len(numbers):
-        raise StoreError(f"{path}: expected windows with statistics, found none")
+        without = " that are not excluded" if exclude_flags else ""
+        raise StoreError(f"{path}: expected windows with statistics{without}, found none")
     place = Workplace(place.storage, place.facts, _encoder(place, model))
     assert place.encoder is not None  # noqa: S101
     ids = place.sequences.ids()
@@ -89,17 +96,28 @@ def sampled_windows(path: str | Path, n: int, *, model: str | None = None) -> It
         yield Sample(number, record, ids[record], start, stop, strand, *bases, captured)
 
 
-def store_spectra(path: str | Path, n: int = 8, *, model: str | None = None) -> xarray.Dataset:
+def store_spectra(
+    path: str | Path,
+    n: int = 8,
+    *,
+    model: str | None = None,
+    exclude_flags: Iterable[str] = (),
+) -> xarray.Dataset:
     """Spectra of `n` windows (`bertgeom.spectra`), with their place in the database."""
     samples, places = [], []
-    for sample in sampled_windows(path, n, model=model):
+    for sample in sampled_windows(path, n, model=model, exclude_flags=exclude_flags):
         samples.append(captured_spectra(sample.captured))
         places.append(_place(sample))
     return _with_places(spectra_dataset(samples, [p["window_index"] for p in places]), places)
 
 
 def store_rollout(
-    path: str | Path, n: int = 8, *, model: str | None = None, row: int = 0
+    path: str | Path,
+    n: int = 8,
+    *,
+    model: str | None = None,
+    row: int = 0,
+    exclude_flags: Iterable[str] = (),
 ) -> xarray.Dataset:
     """Rollout of the first token (`bertgeom.rollout`) of `n` windows, with tokens' bases.
 
@@ -109,7 +127,7 @@ def store_rollout(
     import xarray
 
     rows, places = [], []
-    for sample in sampled_windows(path, n, model=model):
+    for sample in sampled_windows(path, n, model=model, exclude_flags=exclude_flags):
         calls = sample.captured.calls
         values = attention_rollout(
             [(call.query, call.key) for call in calls],
@@ -143,6 +161,7 @@ def store_regions(
     *,
     model: str | None = None,
     theta: float = 0.3,
+    exclude_flags: Iterable[str] = (),
 ) -> xarray.Dataset:
     """Attention on annotated regions of `n` windows, by layer, head and region.
 
@@ -161,7 +180,7 @@ def store_regions(
     annotations, _ = place_regions(annotations, sequences.ids(), sequences.lengths)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _REGION}
     shares, places = [], []
-    for sample in sampled_windows(path, n, model=model):
+    for sample in sampled_windows(path, n, model=model, exclude_flags=exclude_flags):
         groups = annotations.groups(sample.record_id, sample.token_start, sample.token_stop)
         shares.append(token_share(groups, annotations.n_groups))
         layers = [
@@ -195,14 +214,18 @@ def store_regions(
     return _with_places(dataset, places)
 
 
-def _measured(place: Workplace) -> np.ndarray:
-    """Numbers of windows with statistics, in order."""
+def sample_numbers(place: Workplace, n: int, exclude_flags: Iterable[str] = ()) -> np.ndarray:
+    """Numbers of at most n windows with statistics, in order."""
     arrays = store.Arrays(place.storage, read_only=True)
-    found = [np.zeros(0, np.int64)]
+    numbers, records = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for group in sorted(place.folder.written_groups()):
-        first, stop = place.plan.group(group)
-        found.append(first + measured(arrays.read("flags", first, stop)))
-    return np.concatenate(found)
+        rows = place.plan.group(group)
+        flags, cut = arrays.read("flags", *rows), arrays.read("truncated", *rows)
+        there = measured(flags)
+        there = there[~flagged(flags, cut, exclude_flags)[there]]
+        numbers.append(rows[0] + there)
+        records.append(arrays.read("record_index", *rows)[there].astype(np.int64))
+    return np.concatenate(numbers)[stratified(np.concatenate(records), n)]
 
 
 def _encoder(place: Workplace, model: str | None) -> Any:

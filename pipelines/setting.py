@@ -29,6 +29,7 @@ from . import cost
 from .events import Cutting, Event
 from .input_summary import InputSummary
 from .plan import Index, window_index
+from .run_spectra import SAMPLING
 from .rundir import (
     ANNOTATIONS,
     INPUT,
@@ -125,6 +126,7 @@ def draw_up(
         "model_id": _model_id(model),
         "sequences": elsewhere,
         "sources": sequences.attributes["sources"],
+        "sampling": SAMPLING,
     }
     cut = index if isinstance(index, TokenWindows) else None
     place = Workplace(storage, facts, encoder, sequences, cut)

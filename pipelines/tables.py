@@ -54,13 +54,15 @@ def overview(path: str | Path) -> Overview:
 
 def gate_table(found: Overview) -> Table:
     """Gates per layer: the share of attention that follows each pattern."""
+    from rich.text import Text
+
     table = _table("attention by gate, mean over windows and heads")
     table.add_column("layer", justify="right")
     for name in GATES:
         table.add_column(name, justify="right")
     for layer, row in enumerate(found.gates):
-        best = int(np.argmax(row))
-        cells = [f"[bold]{x:.3f}[/bold]" if i == best else f"{x:.3f}" for i, x in enumerate(row)]
+        best = int(np.argmax(np.nan_to_num(row)))
+        cells = [Text(f"{x:.3f}", style="bold" if i == best else "") for i, x in enumerate(row)]
         table.add_row(str(layer), *cells)
     return table
 

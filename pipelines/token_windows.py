@@ -28,6 +28,7 @@ from bertgeom.errors import StoreError, UsageError
 from bertgeom.hf_tokens import HuggingFace
 from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.sequences import CHUNK_BASES, Sequences
+from bertgeom.tokens import Tokenizer
 
 from .plan import Windows
 
@@ -137,7 +138,7 @@ def by_tokens(tokenizer: object, window: int | None, stride: int | None) -> bool
 
 
 def cut_windows(
-    tokenizer: HuggingFace,
+    tokenizer: Tokenizer,
     pieces: Iterable[Piece],
     *,
     strand: str = "+",
@@ -156,7 +157,10 @@ def cut_windows(
     Raises:
         UsageError: if the special tokens leave no room.
         ModelError: if a base has no token.
+        TypeError: for a tokenizer whose windows are never cut by tokens, see `by_tokens`.
     """
+    if not isinstance(tokenizer, HuggingFace):
+        raise TypeError(f"expected a tokenizer of tokens of many lengths, found {tokenizer!r}")
     cutter = _Cutter(tokenizer, strand, min_length)
     for bases, last in pieces:
         cutter.add(bases, last)

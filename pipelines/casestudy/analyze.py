@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertgeom.dataset import attribute, label_codes
 from bertgeom.errors import InputError, StoreError, UsageError
 from bertgeom.files import replacing, write_text
 
@@ -134,7 +135,7 @@ def analyze_store(
     codes = _codes(dataset)
     few = one_versus_all(ids, codes, summary.cohorts, received, seed=settings.seed)
     result = {
-        "model": dataset.attrs["model"],
+        "model": attribute(dataset, "model"),
         "fingerprint": dataset.attrs["fingerprint"],
         "genomes": {
             "measured": summary.counts.measured,
@@ -266,7 +267,7 @@ def _opened(store: str) -> xarray.Dataset:
             f"{store}: expected a store with {', '.join(needed)}, found none of "
             f"{', '.join(missing)}; run again with --keep {','.join(KEEP)}"
         )
-    if not dataset.attrs.get("labels"):
+    if not attribute(dataset, "labels"):
         raise StoreError(f"{store}: expected labelled windows, found none; run with --labels")
     if dataset.sizes["window"] != len(np.unique(dataset["record_index"])):
         raise StoreError(
@@ -290,11 +291,11 @@ def _codes(dataset: xarray.Dataset) -> np.ndarray:
     from bertgeom.variables import LOST
 
     flags = np.asarray(dataset["flags"]).astype(np.int64)
-    return np.where(flags & LOST, -1, np.asarray(dataset["label"]).astype(np.int64))
+    return np.where(flags & LOST, -1, label_codes(dataset))
 
 
 def _theta(dataset: xarray.Dataset) -> float:
-    return float(dataset.attrs.get("settings", {}).get("theta", 0.3))
+    return float(attribute(dataset, "settings", {}).get("theta", 0.3))
 
 
 def _along(

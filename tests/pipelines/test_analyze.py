@@ -16,6 +16,7 @@ pytest.importorskip("sklearn", reason="the extra `casestudy` is not installed")
 
 import bertgeom
 from bertgeom import data
+from bertgeom.dataset import attribute
 from bertgeom.errors import InputError, StoreError, UsageError
 from bertgeom.pipelines.casestudy import analyze as analysis
 from bertgeom.pipelines.casestudy import domains, positions
@@ -91,8 +92,8 @@ def test_every_labelled_genome_is_measured_or_listed_with_a_reason(result):
 
 
 def test_means_by_class_are_those_of_the_store(arrays, dataset):
-    label = np.asarray(dataset["label"])
-    assert dataset.attrs["labels"] == list(CLASSES)
+    label = np.asarray(dataset["label_code"])
+    assert attribute(dataset, "labels") == list(CLASSES)
     checked = 0
     for name, array in dataset.data_vars.items():
         if f"mean_{name}" not in arrays:
@@ -109,7 +110,7 @@ def test_means_by_class_are_those_of_the_store(arrays, dataset):
 
 def test_figures_in_the_json_are_those_of_the_store(result, dataset):
     names = [str(name) for name in dataset["class"].values]
-    truth = [CLASSES[i] for i in np.asarray(dataset["label"])]
+    truth = [CLASSES[i] for i in np.asarray(dataset["label_code"])]
     answers = [names[i] for i in np.asarray(dataset["logits"]).argmax(axis=1)]
     hits = np.mean([a == b for a, b in zip(truth, answers, strict=True)])
     assert result["classification"]["accuracy"] == hits
@@ -122,7 +123,9 @@ def test_figures_in_the_json_are_those_of_the_store(result, dataset):
         np.testing.assert_allclose(list(head["gate_mass"].values()), mass, rtol=1e-9)
         top = list(head["gate_mass"])[int(mass.argmax())]
         assert head["gate"] == (top if mass.max() >= 0.5 else "mixed")
-    delta = np.asarray(dataset["cone_index"], dtype=np.float64)[np.asarray(dataset["label"]) == 1]
+    delta = np.asarray(dataset["cone_index"], dtype=np.float64)[
+        np.asarray(dataset["label_code"]) == 1
+    ]
     np.testing.assert_allclose(result["cone_index"]["delta"], delta.mean(axis=0), rtol=1e-9)
 
 

@@ -75,7 +75,7 @@ def test_weights_are_printed_and_written(folder: Path, tmp_path: Path) -> None:
 def test_cohort_means_are_those_of_the_store(folder: Path, dataset: xarray.Dataset) -> None:
     found = json.loads(call("cohorts", folder / "run.zarr", "--json").stdout)["data_vars"]
     for code in range(2):
-        rows = dataset.label.values == code
+        rows = dataset.label.values == ["even", "odd"][code]
         x = dataset.attention_entropy.values[rows].astype(np.float64)
         np.testing.assert_allclose(
             np.array(found["attention_entropy_mean"]["data"][code]), x.mean(axis=0), rtol=1e-9
@@ -94,6 +94,10 @@ def test_contrasts_by_record_count_records(folder: Path, tmp_path: Path) -> None
     found = json.loads(call(*command, "--unit", "record", "--json").stdout)["data_vars"]
     degrees = np.array(found["attention_entropy_df"]["data"])
     assert (degrees <= N_RECORDS - 2).all()
+    default = json.loads(call(*command, "--json").stdout)["data_vars"]
+    assert default["attention_entropy_df"] == found["attention_entropy_df"]
+    twice = ("cohorts", folder / "run.zarr", "--contrast", "even", "--contrast", "odd", "--json")
+    assert json.loads(call(*twice).stdout)["data_vars"] == default
     assert "strongest heads" in call(*command).output
 
 

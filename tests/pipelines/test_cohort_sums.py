@@ -71,7 +71,7 @@ def test_block_maps_are_averaged_by_cohort_without_being_stored(
     lean, kept = cohorts(tmp_path / "lean.zarr"), cohorts(tmp_path / "kept.zarr")
     assert "block_map" not in bertgeom.open(tmp_path / "lean.zarr")
     stored = bertgeom.open(tmp_path / "kept.zarr").load()
-    codes = stored["label"].values
+    codes = stored["label_code"].values
     there = stored["flags"].values & 4 == 0
     for i, mine in enumerate((there, there & (codes == 0), there & (codes == 1))):
         expected = stored["block_map"].values[mine].astype(np.float64).mean(axis=0)

@@ -35,7 +35,7 @@ def test_rows_describe_their_windows(whole: Path, fasta: Path) -> None:
     assert list(found) == expected
     assert dataset["record_id"].values.tolist() == [f"r{r}" for r, _, _ in expected]
     assert (dataset["strand"] == 1).all()
-    assert (dataset["label"] == -1).all()
+    assert (dataset["label"] == "").all()
     bases = {}
     for text in fasta.read_text().split(">")[1:]:
         header, sequence = text.split("\n", 1)

@@ -103,13 +103,19 @@ def test_a_reduced_store_is_smaller_and_verifiable(
     assert any(".records" in p for p in verify(tmp_path / "True.zarr", windows=0).problems)
 
 
+@pytest.mark.parametrize(("unit", "rtol"), [("window", 1e-6), ("record", 1e-4)])
 def test_contrasts_come_from_the_stored_sums(
-    run: Run, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unit: str,
+    rtol: float,
+    run: Run,
+    labels: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run("whole.zarr", labels=labels)
     run(reduce=True, labels=labels)
     whole, reduced = tmp_path / "whole.zarr", tmp_path / "x.zarr"
-    asked = ["--contrast", "a,b", "--statistics", "attention_entropy", "--json"]
+    asked = ["--contrast", "a,b", "--statistics", "attention_entropy", "--json", "--unit", unit]
     tables = []
     for path in (whole, reduced):
         assert main(["cohorts", str(path), *asked]) == 0
@@ -117,7 +123,7 @@ def test_contrasts_come_from_the_stored_sums(
     assert tables[0].keys() == tables[1].keys()
     for name, found in tables[0].items():
         values = (np.array(t[name]["data"], float) for t in tables)
-        np.testing.assert_allclose(*values, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(*values, rtol=rtol, err_msg=name)
         assert found["dims"] == tables[1][name]["dims"]
 
 
@@ -128,5 +134,7 @@ def test_what_needs_windows_says_so(
     path = str(tmp_path / "x.zarr")
     with pytest.raises(StoreError, match="--reduce"):
         export(path, tmp_path / "x.tsv")
-    assert main(["cohorts", path, "--unit", "record"]) == 2
+    labels = tmp_path / "l.tsv"
+    labels.write_text("r0\ta\nr2\tb\n")
+    assert main(["cohorts", path, "--labels", str(labels), "--unit", "window"]) == 2
     assert "--reduce" in capsys.readouterr().err

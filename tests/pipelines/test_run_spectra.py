@@ -33,8 +33,9 @@ def test_they_are_those_of_the_windows_run_again(
     found = bertgeom.open(path, group="spectra").load()
     windows = found["window_index"].values
     n = bertgeom.open(path).sizes["window"]
-    expected = [i for first in range(0, n, 8) for i in (first, first + (min(8, n - first)) // 2)]
-    assert windows.tolist() == expected
+    # Two of every partition of eight windows, or all of a last one that is smaller.
+    counts = np.bincount(windows // 8)
+    assert counts.tolist() == [min(2, min(8, n - first)) for first in range(0, n, 8)]
     every = store_spectra(path, n)
     for variable in SPECTRUM_VARIABLES:
         values = every[variable.name].values[windows]
@@ -97,6 +98,34 @@ def test_damaged_spectra_are_found(tiny_model: Path, fake: Any, tmp_path: Path) 
     data[-1] ^= 1
     file.write_bytes(bytes(data))
     assert any(".spectra" in problem for problem in verify(path, windows=0).problems)
+
+
+@pytest.mark.parametrize("length", [3, 4, 5])
+def test_windows_shorter_than_the_head_dimension_have_spectra(
+    length: int, tiny_model: Path, fake: Any, tmp_path: Path
+) -> None:
+    """The head dimension is 8; 3-mers of 3 to 5 bases are 3 to 5 tokens with [CLS] and [SEP]."""
+    source = fake.write_fasta(tmp_path / "short.fa", (length,) * 3)
+    options = {"window": 20, "threads": 1, "spectra": 2}
+    assert stages.run(source, model=tiny_model, out=tmp_path / "x.zarr", **options).complete
+    found = bertgeom.open(tmp_path / "x.zarr", group="spectra").load()
+    tokens = int(bertgeom.open(tmp_path / "x.zarr")["n_tokens"][0])
+    values = found["value_singular_values"].values
+    head = found.sizes["head_component"]
+    assert tokens < head
+    assert np.isfinite(values[..., :tokens]).all()
+    assert np.isnan(values[..., tokens:]).all()
+    assert found["logit_eigenvalues_real"].shape == values.shape
+    again = store_spectra(tmp_path / "x.zarr", 2)
+    np.testing.assert_allclose(again["value_singular_values"], values, rtol=1e-4, atol=1e-6)
+
+
+def test_windows_without_statistics_have_no_spectra(
+    tiny_model: Path, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bertgeom.pipelines.run_spectra.measured", lambda flags: np.arange(0))
+    path = run(tmp_path, "x.zarr", tiny_model, fake)
+    assert not (path / "spectra").exists()
 
 
 def test_a_negative_number_is_refused(tiny_model: Path, fake: Any, tmp_path: Path) -> None:

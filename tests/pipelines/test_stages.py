@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import bertgeom
+from bertgeom.dataset import attribute
 from bertgeom.errors import InputError, MismatchError, PlanError, StoreError, UsageError
 from bertgeom.pipelines import events, setting, stages
 from bertgeom.pipelines.executors import InProcess
@@ -176,12 +177,11 @@ def test_labels_come_with_their_names(run: Run, tmp_path: Path) -> None:
     labels.write_text("record_id\tclass\nr2\tbeta\nr0\talpha\n")
     run(labels=labels)
     dataset = bertgeom.open(tmp_path / "x.zarr")
-    names = [*dataset.attrs["labels"], None]
-    found = {
-        (r, names[c])
-        for r, c in zip(dataset["record_id"].values, dataset["label"].values, strict=True)
-    }
-    assert found == {("r0", "alpha"), ("r2", "beta"), *((f"r{i}", None) for i in (1, 3, 4, 5))}
+    assert attribute(dataset, "labels") == ["alpha", "beta"]
+    found = set(zip(dataset["record_id"].values, dataset["label"].values, strict=True))
+    assert found == {("r0", "alpha"), ("r2", "beta"), *((f"r{i}", "") for i in (1, 3, 4, 5))}
+    codes = set(zip(dataset["label"].values, dataset["label_code"].values, strict=True))
+    assert codes == {("alpha", 0), ("beta", 1), ("", -1)}
 
 
 def test_shards_of_their_own_serve_several_runs(
