@@ -127,9 +127,10 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
 ) -> None:
     original = stages.set_up
 
-    def set_up_and_lose_the_bookkeeping(place: Any, *inputs: Any) -> None:
-        original(place, *inputs)
+    def set_up_and_lose_the_bookkeeping(drawn: Any) -> Any:
+        place = original(drawn)
         place.storage.remove("run/run.json")
+        return place
 
     monkeypatch.setattr(stages, "set_up", set_up_and_lose_the_bookkeeping)
     with pytest.raises(StoreError, match="expected a store that bertgeom run has set up"):
