@@ -11,11 +11,10 @@ Definitions: `docs/catalogue.md`; the masses are those of Vig et al. 2021.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -23,25 +22,14 @@ from torch import Tensor
 
 from bertgeom import variables
 from bertgeom.errors import InputError, UsageError
+from bertgeom.region_files import Region, RegionFile, read_regions
 
 #: What names a region: its own name, or (GFF3) its feature type.
 GROUP_BY = ("name", "type")
 #: Thresholds are lowered by this share, see `docs/statistics.md` section 8.
 _SLACK = 1e-5
-_NAME_ATTRIBUTES = ("Name", "ID", "gene", "Parent")
 _CIGAR = re.compile(r"(\d+)([MIDNSHP=X])")
 _BOTH, _RECORD, _REFERENCE = "M=X", "IS", "DN"
-
-
-@dataclass(frozen=True)
-class Region:
-    """One interval: `start`, `stop` are 0-based and half-open in `sequence`."""
-
-    sequence: str
-    start: int
-    stop: int
-    name: str
-    kind: str = "region"
 
 
 @dataclass(frozen=True)
@@ -97,11 +85,15 @@ class Annotations:
         names: group names; the position is the bit.
         by_sequence: record (or reference) id -> one `Intervals` a group.
         source: the file.
+        file: what the file says, None if the regions are from none.
+        group_by: what makes regions one group.
     """
 
     names: tuple[str, ...]
     by_sequence: Mapping[str, tuple[Intervals, ...]]
     source: str
+    file: RegionFile | None = None
+    group_by: str = "name"
 
     @property
     def n_groups(self) -> int:
@@ -188,14 +180,16 @@ class Annotations:
 
 
 def read_annotations(path: str | Path, *, group_by: str = "name") -> Annotations:
-    """Read a BED or GFF3 file (plain or gzip), told apart by content.
+    """Read a BED (3 to 12 columns), GFF3 or GTF file, plain or compressed, told by content.
 
-    A BED line without a name is named `sequence:start-stop`. A GFF3 feature is named by its
-    `Name`, `ID`, `gene` or `Parent`, the first it has, or else by its type.
+    A BED line without a name is named `sequence:start-stop`; one with blocks means its blocks.
+    A GFF3 feature is named by its `Name`, `ID`, `gene` or `Parent`, the first it has, or else
+    by its type; lines that share an ID and a type are one feature. A GTF feature is named by
+    its `gene_name`, `gene_id` or `transcript_id`: all features of a gene are one group.
 
     Args:
         path: the file.
-        group_by: "name", or "type" to take the feature type of GFF3 as the group.
+        group_by: "name", or "type" to take the feature type of GFF3 and GTF as the group.
 
     Raises:
         InputError: for a malformed line, no region, or more than 16 groups.
@@ -203,11 +197,11 @@ def read_annotations(path: str | Path, *, group_by: str = "name") -> Annotations
     """
     if group_by not in GROUP_BY:
         raise UsageError(f"expected group_by 'name' or 'type', found {group_by!r}")
-    source = str(path)
-    regions = list(_read_regions(source, group_by))
-    if not regions:
-        raise InputError("at least one region", "none", source=source)
-    return group_regions(regions, source=source, group_by=group_by)
+    file = read_regions(path, group_by)
+    if not file.regions:
+        raise InputError("at least one region", "none", source=file.source)
+    found = group_regions(file.regions, source=file.source, group_by=group_by)
+    return replace(found, file=file, group_by=group_by)
 
 
 def group_regions(
@@ -225,7 +219,8 @@ def group_regions(
             f"at most {variables.MAX_GROUPS} groups of regions",
             f"{len(names)} ({', '.join(names[:4])}, ...)",
             source=source,
-            remedy="give regions of one kind the same name, or group GFF3 features by type",
+            remedy="keep only the lines of interest, give regions of one kind the same name, or "
+            "group GFF3 and GTF features by type (--group-by type)",
         )
     bit = {name: i for i, name in enumerate(names)}
     collected: dict[str, list[list[tuple[int, int]]]] = {}
@@ -371,53 +366,3 @@ def _merged(pairs: Iterable[tuple[int, int]]) -> Intervals:
             out.append([start, stop])
     columns = np.array(out, dtype=np.int64).reshape(-1, 2)
     return Intervals(columns[:, 0].copy(), columns[:, 1].copy())
-
-
-def _read_regions(source: str, group_by: str) -> Iterator[Region]:
-    from xopen import xopen
-
-    gff: bool | None = None
-    with xopen(source, "rt", encoding="utf-8") as lines:
-        for number, text in enumerate(lines, start=1):
-            line = text.rstrip("\r\n")
-            if line.startswith("##gff-version"):
-                gff = True
-            if line.startswith("##FASTA"):
-                return
-            if not line.strip() or line.startswith(("#", "track", "browser")):
-                continue
-            fields = line.split("\t")
-            if gff is None:
-                gff = len(fields) == 9 and fields[3].isdigit() and not fields[1].isdigit()
-            if not gff and group_by == "type":
-                raise UsageError(f"expected GFF3 for groups by type, found BED in {source}")
-            if not gff and len(fields) < 3:
-                fields = line.split()
-            try:
-                yield _parse_gff(fields) if gff else _parse_bed(fields)
-            except (ValueError, IndexError):
-                form = (
-                    "nine GFF3 columns with 1 <= start <= end" if gff else "sequence, start < stop"
-                )
-                raise InputError(form, repr(line[:60]), source=source, line=number) from None
-
-
-def _parse_bed(fields: list[str]) -> Region:
-    start, stop = int(fields[1]), int(fields[2])
-    if not 0 <= start < stop:
-        raise ValueError(fields)
-    name = fields[3] if len(fields) > 3 else f"{fields[0]}:{start}-{stop}"
-    return Region(fields[0], start, stop, name)
-
-
-def _parse_gff(fields: list[str]) -> Region:
-    first, last = int(fields[3]), int(fields[4])
-    if len(fields) != 9 or not 1 <= first <= last:
-        raise ValueError(fields)
-    attributes = {
-        key.strip(): unquote(value)
-        for key, _, value in (part.partition("=") for part in fields[8].split(";"))
-        if value
-    }
-    name = next((attributes[a] for a in _NAME_ATTRIBUTES if a in attributes), fields[2])
-    return Region(unquote(fields[0]), first - 1, last, name, fields[2])

@@ -70,6 +70,7 @@ class NucleotideTransformer:
     k: int = 6
     name: str = "nucleotide-transformer"
     exact_counts = False
+    variable_length = False
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
@@ -101,6 +102,10 @@ class NucleotideTransformer:
     @property
     def pad_id(self) -> int:
         return self.vocabulary["<pad>"]
+
+    @property
+    def unknown_ids(self) -> tuple[int, ...]:
+        return (self.vocabulary["<unk>"],)
 
     @property
     def vocab_size(self) -> int:
@@ -174,7 +179,8 @@ class SingleNucleotide:
 
     Attributes:
         max_tokens: most tokens of a sequence, special ones included.
-        letters: letter -> id; case is folded, U is T unless it is listed.
+        letters: letter -> id; case is folded, and where only one of T and U is listed, it
+            stands for both.
         special_ids: ids of pad, unk, and of cls and sep where they are used.
         cls, sep: whether a sequence starts with [CLS], and ends with [SEP].
         name: short name, for people.
@@ -187,11 +193,18 @@ class SingleNucleotide:
     sep: bool = True
     name: str = "single-nucleotide"
     exact_counts = True
+    variable_length = False
 
     def __post_init__(self) -> None:
         if self.max_tokens <= self._extra:
             raise UsageError(
                 f"expected max_tokens of at least {self._extra + 1}, found {self.max_tokens}"
+            )
+        needed = ["pad", "unk", *["cls"] * self.cls, *["sep"] * self.sep]
+        missing = [name for name in needed if name not in self.special_ids]
+        if missing:
+            raise ModelError(
+                f"expected ids of {', '.join(needed)} for single bases, found none of {missing[0]}"
             )
 
     @property
@@ -207,12 +220,17 @@ class SingleNucleotide:
         return self.special_ids["pad"]
 
     @property
+    def unknown_ids(self) -> tuple[int, ...]:
+        return (self.special_ids["unk"],)
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max([*self.letters.values(), *self.special_ids.values()]) + 1
 
     def settings(self) -> dict[str, Any]:
         """Everything that changes an id, JSON-able."""
+        upper = {letter.upper() for letter in self.letters}
         return {
             "kind": "single",
             "cls": self.cls,
@@ -220,6 +238,7 @@ class SingleNucleotide:
             "max_tokens": self.max_tokens,
             "letters": dict(sorted(self.letters.items())),
             "special_ids": dict(sorted(self.special_ids.items())),
+            **({"thymine": "U"} if "U" in upper and "T" not in upper else {}),
         }
 
     @overload

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertgeom import attention
 from bertgeom.errors import ModelError
+from bertgeom.layers import is_layer
+from bertgeom.masks import plain_attention
+from bertgeom.recorder import active
 
 if TYPE_CHECKING:
     from bertgeom.encoder import Encoder
@@ -46,8 +48,9 @@ class Capture:
     calls: list[AttentionCall] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
-    def _attend(
+    def attend(
         self,
+        module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -57,7 +60,7 @@ class Capture:
     ) -> Tensor:
         """The attention function's view of a recorder; the output is torch's."""
         self.calls.append(AttentionCall(query, key, value, scale, window))
-        return attention._plain(query, key, value, mask, scale, window, 0.0)
+        return plain_attention(query, key, value, valid=mask, scale=scale, window=window)
 
 
 @contextmanager
@@ -69,16 +72,17 @@ def capture(model: nn.Module) -> Iterator[Capture]:
     captured = Capture()
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        captured.outputs.append(output[0] if isinstance(output, tuple) else output)
+        if active.get() is captured:
+            captured.outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    layers = [module for module in model.modules() if attention._is_layer(module)]
+    layers = [module for module in model.modules() if is_layer(module)]
     handles = [layer.register_forward_hook(keep) for layer in layers]
-    token = attention._active.set(captured)  # type: ignore[arg-type]
+    token = active.set(captured)
     try:
         with torch.no_grad():
             yield captured
     finally:
-        attention._active.reset(token)
+        active.reset(token)
         for handle in handles:
             handle.remove()
 

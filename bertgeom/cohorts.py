@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertgeom import variables
 from bertgeom.dataset import label_codes
-from bertgeom.errors import InputError, StoreError, UsageError
+from bertgeom.errors import StoreError, UsageError
+from bertgeom.labels import Labels as Labels
+from bertgeom.labels import assign_labels as assign_labels
+from bertgeom.labels import read_labels as read_labels
 
 if TYPE_CHECKING:
     import xarray
@@ -31,8 +33,6 @@ GATE_SHARE = "gate_share"
 GATE_LABELS = (*variables.GATES, "mixed")
 _DERIVED_DIMS = {GATE_SHARE: ("window", "layer", "head", "gate_label")}
 _PARTS = ("count", "mean", "m2")
-_INDEX_HEADERS = ("index", "record_index")
-_ID_HEADERS = ("id", "record", "record_id", "name")
 
 
 @dataclass(frozen=True)
@@ -100,107 +100,6 @@ class Moments:
 
 
 Sums = dict[str, Moments]
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of records, as read from a file.
-
-    Attributes:
-        names: label names, sorted; the code of a label is its position.
-        by_key: record id, or record index as a string -> code.
-        keys_are_indices: what the file's header says; None if it has no header.
-        source: the file.
-    """
-
-    names: tuple[str, ...]
-    by_key: Mapping[str, int]
-    keys_are_indices: bool | None
-    source: str
-
-
-def read_labels(path: str | Path) -> Labels:
-    """Read a table `record<TAB>label`.
-
-    A first line `id`, `record`, `record_id` or `name` (or `index`, `record_index`) and any
-    second field is a header, and says that the keys are record ids (or record indices, from
-    0). Empty lines and lines that start with # are skipped.
-
-    Raises:
-        InputError: for a line without two fields, a key with two labels, or an empty table.
-    """
-    source = str(path)
-    by_key: dict[str, str] = {}
-    keys_are_indices: bool | None = None
-    first = True
-    with open(path, encoding="utf-8-sig") as lines:
-        for number, text in enumerate(lines, start=1):
-            line = text.rstrip("\r\n")
-            if not line.strip() or line.startswith("#"):
-                continue
-            fields = [field.strip() for field in line.split("\t")]
-            if len(fields) < 2 or not fields[0] or not fields[1]:
-                raise InputError(
-                    "two tab-separated fields, record and label",
-                    repr(line[:60]),
-                    source=source,
-                    line=number,
-                )
-            if first and fields[0].lower() in _INDEX_HEADERS + _ID_HEADERS:
-                keys_are_indices = fields[0].lower() in _INDEX_HEADERS
-            elif by_key.setdefault(fields[0], fields[1]) != fields[1]:
-                raise InputError(
-                    "one label a record",
-                    f"{by_key[fields[0]]!r} and {fields[1]!r}",
-                    source=source,
-                    record=fields[0],
-                    line=number,
-                )
-            first = False
-    if not by_key:
-        raise InputError("at least one labelled record", "none", source=source)
-    names = tuple(sorted(set(by_key.values())))
-    code = {name: i for i, name in enumerate(names)}
-    return Labels(names, {k: code[v] for k, v in by_key.items()}, keys_are_indices, source)
-
-
-def assign_labels(labels: Labels, record_ids: Sequence[str]) -> np.ndarray:
-    """Code of every record, (R,) int32, -1 for records without a label.
-
-    Without a header the keys are record ids, unless all of them are integers and none is a
-    record id: then they are record indices. Records that share an id share its label.
-
-    Raises:
-        InputError: if no record has a label, or an index is beyond the last record.
-    """
-    by_index = labels.keys_are_indices
-    if by_index is None:
-        known = set(record_ids)
-        integers = all(key.isascii() and key.isdigit() for key in labels.by_key)
-        by_index = integers and not any(key in known for key in labels.by_key)
-    if by_index:
-        return _assign_by_index(labels, len(record_ids))
-    codes = np.array([labels.by_key.get(name, -1) for name in record_ids], dtype=np.int32)
-    if not (codes >= 0).any():
-        raise InputError(
-            "labels of records of this database",
-            f"{len(labels.by_key)} keys, none of them among {len(record_ids)} record ids",
-            source=labels.source,
-            remedy="use ids as in the FASTA headers up to the first blank, or a header line "
-            "'index<TAB>label' and record indices",
-        )
-    return codes
-
-
-def _assign_by_index(labels: Labels, n_records: int) -> np.ndarray:
-    codes = np.full(n_records, -1, dtype=np.int32)
-    for key, code in labels.by_key.items():
-        if not (key.isascii() and key.isdigit() and int(key) < n_records):
-            raise InputError(
-                f"record indices from 0 to {n_records - 1}", repr(key), source=labels.source
-            )
-        codes[int(key)] = code
-    return codes
 
 
 def statistics_of(names: Iterable[str]) -> list[str]:

@@ -5,66 +5,111 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from bertgeom import variables
 from bertgeom.errors import MismatchError, UsageError
+from bertgeom.kernels.attention_stats._options import IMPLEMENTATIONS as KERNELS
+from bertgeom.kernels.attention_stats._options import fault as option_fault
 
 STRANDS = ("+", "-", "both")
-IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
+IMPLEMENTATIONS = ("auto", *KERNELS)
 #: Options that leave every number as it is: they may change from one start to the next.
-_FREE = {"trust_remote_code"}
+_FREE = {"trust_remote_code", "allow_unknown"}
+#: Panels of the command line's help.
+CUT, WHAT, STORED = "Windows", "What to measure", "What to store"
+NUMBERS, MACHINE = "Precision", "Where to work"
+
+
+def _setting(default: Any, text: str, panel: str, metavar: str | None = None) -> Any:
+    """A field of `Settings` with what the command line says of it."""
+    return field(default=default, metadata={"help": text, "panel": panel, "metavar": metavar})
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to measure and how to cut the input. All of it decides what the store holds.
 
-    Attributes:
-        window: bases of a window; None: as many as fit the model's longest input.
-        stride: bases from one window's start to the next; None: `window`.
-        min_length: records and last windows shorter than this are left out.
-        strand: "+" as in the record, "-" reverse complement, "both" one row each.
-        max_tokens: a lower limit of tokens a window than the model's own.
-        max_unknown: share of unknown tokens above which a window is flagged.
-        tokenizer: tokenizer specification in place of the model's, see `bertgeom.tokens`.
-        tier: "core" or "full".
-        keep: opt-in arrays: "block_map", "cls", "logits", "tracks".
-        angles: "default" (embedding and layer outputs) or "all" stations.
-        theta: weights of at least this size are confident.
-        near: half width in tokens of the band around the diagonal that counts as near.
-        dtype, device: "auto", or as torch names them.
-        impl: kernels: "auto", "triton", "numba", "reference".
-        batch_tokens: padded tokens of a batch; None: by device.
-        partition_windows: windows of a partition, the unit of work; None: seconds of work.
-        reduce: keep no statistics of windows, only those of cohorts and the means of records.
-        spectra: windows of every partition whose spectra are computed exactly.
-        bitround: mantissa bits that float statistics keep; None: all.
-        trust_remote_code: run code that comes with the model.
+    Every field is declared once: its default, its help text and its panel on the command line
+    stand here, and `run` and `plan` take their options from the fields.
     """
 
-    window: int | None = None
-    stride: int | None = None
-    min_length: int = 1
-    strand: str = "+"
-    max_tokens: int | None = None
-    max_unknown: float = 0.5
-    tokenizer: str | None = None
-    tier: str = "full"
-    keep: tuple[str, ...] = ()
-    angles: str = "default"
-    theta: float = 0.3
-    near: int = 4
-    dtype: str = "auto"
-    device: str = "auto"
-    impl: str = "auto"
-    batch_tokens: int | None = None
-    partition_windows: int | None = None
-    reduce: bool = False
-    spectra: int = 0
-    bitround: int | None = None
-    trust_remote_code: bool = False
+    window: int | None = _setting(
+        None,
+        "Bases of a window; default: what fits the model. Where tokens differ in length (BPE...) "
+        "and neither window nor stride is given, windows are cut by tokens.",
+        CUT,
+    )
+    stride: int | None = _setting(
+        None, "Bases from one window to the next; default: the window.", CUT
+    )
+    min_length: int = _setting(1, "Leave out records and last windows shorter than this.", CUT)
+    strand: str = _setting(
+        "+", "As in the record, reverse complement, or one row each.", CUT, metavar="+|-|both"
+    )
+    max_tokens: int | None = _setting(
+        None, "Most tokens of a window, at most the model's own limit.", CUT
+    )
+    max_unknown: float = _setting(0.5, "Flag windows with a larger share of unknown tokens.", CUT)
+    allow_unknown: bool = _setting(
+        False, "Go on although most tokens are unknown to the tokenizer.", CUT
+    )
+    tokenizer: str | None = _setting(
+        None, "In place of the model's: kmer:k=12,stride=9, dnabert:k=6, hf...", CUT
+    )
+    tier: str = _setting("full", "Core leaves out the costlier arrays.", WHAT, metavar="core|full")
+    keep: tuple[str, ...] = _setting(
+        (),
+        "Opt-in arrays: block_map, cls, logits, tracks; separated by commas.",
+        WHAT,
+        metavar="LIST",
+    )
+    angles: str = _setting(
+        "default",
+        "Pairwise angles at the embedding and layer outputs, or at all stations.",
+        WHAT,
+        metavar="default|all",
+    )
+    theta: float = _setting(0.3, "Weights of at least this are confident.", WHAT)
+    near: int = _setting(4, "Tokens from the diagonal that count as near (gates).", WHAT)
+    dtype: str = _setting(
+        "auto",
+        "Auto: float16 on CUDA, float32 on a CPU.",
+        NUMBERS,
+        metavar="auto|float32|float16|bfloat16",
+    )
+    impl: str = _setting(
+        "auto",
+        "Kernels: auto is Triton on CUDA, Numba on a CPU.",
+        NUMBERS,
+        metavar="auto|triton|numba|reference",
+    )
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1...", MACHINE)
+    batch_tokens: int | None = _setting(
+        None, "Padded tokens of a batch; default: 4096 on a CPU, 65536 on CUDA.", MACHINE
+    )
+    partition_windows: int | None = _setting(
+        None, "Windows of a partition, the unit of work; default: seconds of work.", MACHINE
+    )
+    reduce: bool = _setting(
+        False,
+        "Store no statistics of windows, only their means by record and sums by cohort.",
+        STORED,
+    )
+    spectra: int = _setting(
+        0,
+        "Exact spectra of K windows of every partition, in the group `spectra`.",
+        WHAT,
+        metavar="K",
+    )
+    bitround: int | None = _setting(
+        None,
+        "Keep this many mantissa bits of floats: lossy, smaller stores.",
+        STORED,
+        metavar="BITS",
+    )
+    trust_remote_code: bool = _setting(False, "Run code that the model brings.", MACHINE)
 
     def __post_init__(self) -> None:
         keep = self.keep.split(",") if isinstance(self.keep, str) else self.keep
@@ -72,18 +117,17 @@ class Settings:
         for name in ("window", "stride", "max_tokens", "batch_tokens", "partition_windows"):
             _at_least(name, getattr(self, name), 1)
         _at_least("min_length", self.min_length, 1)
-        _at_least("near", self.near, 1)
+        for name in ("tier", "theta", "near", "impl"):
+            wrong = option_fault(name, getattr(self, name))
+            if wrong:
+                raise UsageError(f"{_option(name)}: {wrong}")
         _at_least("spectra", self.spectra, 0)
         _one_of("strand", self.strand, STRANDS)
         _one_of("angles", self.angles, ("default", "all"))
-        _one_of("tier", self.tier, ("core", "full"))
-        _one_of("impl", self.impl, IMPLEMENTATIONS)
         for name in self.keep:
             _one_of("keep", name, variables.KEEP)
         if not 0 <= self.max_unknown <= 1:
             raise UsageError(f"expected --max-unknown between 0 and 1, found {self.max_unknown}")
-        if not 0 < self.theta < 1:
-            raise UsageError(f"expected --theta between 0 and 1, found {self.theta}")
         if self.bitround is not None and not 1 <= self.bitround <= 23:
             raise UsageError(f"expected --bitround between 1 and 23, found {self.bitround}")
         if self.tier == "core" and {"block_map", "tracks"} & set(self.keep):

@@ -139,6 +139,16 @@ def flagged(flags: np.ndarray, truncated: np.ndarray, names: Iterable[str]) -> n
     return found
 
 
+def flag_names(flags: np.ndarray) -> np.ndarray:
+    """Names of the flags of every window, commas between, (windows,) object; "" for none."""
+    distinct, place = np.unique(flags.astype(np.int64), return_inverse=True)
+    texts = [
+        ",".join(name for name in variables.FLAGS if bits & variables.flag_bit(name))
+        for bits in distinct.tolist()
+    ]
+    return np.array(texts, dtype=object)[place]
+
+
 def check_flags(names: Iterable[str]) -> tuple[str, ...]:
     """Names of flags, each once; a text is split at its commas.
 

@@ -80,7 +80,9 @@ class Tokenizer(Protocol):
         pad_id: id that fills a row of a batch.
         max_tokens: most tokens of a sequence, special ones included.
         exact_counts: whether `count_tokens` is exact; else it is an upper bound.
+        variable_length: whether the number of tokens depends on the bases, as with BPE.
         vocab_size: one more than the largest id that can occur.
+        unknown_ids: ids that stand for what the vocabulary lacks; none if there is no such id.
     """
 
     @property
@@ -92,7 +94,11 @@ class Tokenizer(Protocol):
     @property
     def exact_counts(self) -> bool: ...
     @property
+    def variable_length(self) -> bool: ...
+    @property
     def vocab_size(self) -> int: ...
+    @property
+    def unknown_ids(self) -> tuple[int, ...]: ...
 
     def settings(self) -> dict[str, Any]:
         """JSON-able: everything that changes an id. Part of a run's fingerprint."""

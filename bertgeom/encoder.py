@@ -17,10 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from bertgeom.attention import NAME, MeasureSettings, record
+from bertgeom.attention import MeasureSettings, record
 from bertgeom.dataset import as_dataset
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.loading import load_model, max_positions
+from bertgeom.observed import observed
+from bertgeom.probe import probe
 from bertgeom.variables import VARIABLES, flag_bit
 
 if TYPE_CHECKING:
@@ -126,6 +130,16 @@ class Encoder:
             out[name] = full
         return {**out, "flags": flags}
 
+    def probe(self) -> None:
+        """Run two short windows with and without recording, and refuse what does not agree.
+
+        Deterministic and short. What cannot be observed is refused here by name.
+
+        Raises:
+            ModelError: for an architecture that cannot be observed, with the reason.
+        """
+        probe(self.model, pad_id=self.tokenizer.pad_id, max_tokens=self.max_tokens)
+
     def _forward(
         self,
         model: torch.nn.Module,
@@ -147,6 +161,7 @@ class Encoder:
                 special_tokens_mask=tensor(batch.special, torch.bool),
                 groups=groups,
                 settings=settings,
+                padded_rows="logits" in settings.keep,
             ) as recorder,
         ):
             output = model(
@@ -229,11 +244,11 @@ def load_encoder(
 
     where = _device(device)
     kind = _dtype(dtype, where)
-    loaded, absent = _load_model(str(model), trust_remote_code)
+    loaded, absent = load_model(str(model), trust_remote_code)
     config = loaded.config
     fingerprint = _fingerprint(loaded, absent)
     loaded = loaded.to(where, kind).eval()
-    limit = _max_positions(config)
+    limit = max_positions(loaded)
     if max_tokens is not None:
         if limit is not None and max_tokens > limit:
             raise UsageError(f"expected --max-tokens of at most {limit}, found {max_tokens}")
@@ -241,6 +256,7 @@ def load_encoder(
     tokens = load_tokenizer(
         model, max_tokens=limit, override=tokenizer, trust_remote_code=trust_remote_code
     )
+    _refuse_made_up(tokens, str(model))
     vocabulary = loaded.get_input_embeddings().num_embeddings
     top = getattr(tokens, "vocab_size", None)
     if top is not None and top > vocabulary:
@@ -266,6 +282,19 @@ def load_encoder(
     )
 
 
+def _refuse_made_up(tokens: Any, model: str) -> None:
+    """Refuse the tokenizer of special tokens alone that transformers makes up where none is."""
+    inner = getattr(tokens, "tokenizer", None)
+    if inner is None:
+        return
+    plain = set(inner.get_vocab()) - set(inner.all_special_tokens)
+    if not plain:
+        raise ModelError(
+            f"expected a tokenizer at {model!r}, found none: only special tokens are known; add "
+            "its files, or choose one with --tokenizer, such as dnabert:k=6, nt:v2 or single"
+        )
+
+
 def _device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -286,43 +315,6 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def _load_model(model: str, trust_remote_code: bool) -> tuple[Any, set[str]]:
-    """The model in the dtype of its file, and the names of weights the file lacks."""
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
-
-    options = {"trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(model, **options)
-        classifies = any(
-            name.endswith("ForSequenceClassification") for name in config.architectures or ()
-        )
-        kind = AutoModelForSequenceClassification if classifies else AutoModel
-        loaded, info = kind.from_pretrained(
-            model,
-            config=config,
-            dtype="auto",
-            use_safetensors=True,
-            attn_implementation=NAME,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"expected a transformers encoder with safetensors weights at {model!r}, "
-            f"found: {reason}"
-        ) from error
-    # A pooler that a checkpoint lacks is never looked at; anything else would be noise.
-    absent = set(info["missing_keys"])
-    needed = sorted(name for name in absent if "pooler" not in name)
-    if needed:
-        raise ModelError(
-            f"expected all weights of {type(loaded).__name__} in {model!r}, found "
-            f"{len(needed)} missing, the first {needed[0]}; the checkpoint is of another model"
-        )
-    return loaded, absent
-
-
 def _fingerprint(model: Any, absent: set[str]) -> str:
     """SHA-256 over configuration and weights in the order of their names."""
     digest = hashlib.sha256()
@@ -335,16 +327,6 @@ def _fingerprint(model: Any, absent: set[str]) -> str:
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy())
     return digest.hexdigest()
-
-
-def _max_positions(config: Any) -> int | None:
-    """Longest window in tokens that the positions of the model allow, None if unlimited."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if not limit or limit < 0 or getattr(config, "position_embedding_type", "") == "rotary":
-        return None
-    # RoBERTa and its relatives count positions from the padding id plus one.
-    from_padding = config.model_type in ("roberta", "xlm-roberta", "camembert", "esm")
-    return limit - (config.pad_token_id or 0) - 1 if from_padding else limit
 
 
 def _class_names(model: Any) -> tuple[str, ...]:
@@ -365,10 +347,11 @@ def measure(
 ) -> xarray.Dataset:
     """Statistics of one forward pass of any transformers encoder, one row a window.
 
-    The model's attention implementation is switched for the call and restored.
+    The model is not touched: neither its attention implementation nor its mode is switched, and
+    several threads may measure one model at once.
 
     Args:
-        model: a `PreTrainedModel` in eval mode.
+        model: a `PreTrainedModel`, with any attention implementation; it is run in eval mode.
         input_ids: (B, N) token ids on the model's device.
         attention_mask: (B, N), 1 at valid tokens, as tokenizers return it.
         special_tokens_mask: (B, N), 1 at special tokens; None: no token is special.
@@ -379,29 +362,33 @@ def measure(
         Variables, dimensions and units of `bertgeom.variables`.
 
     Raises:
-        ModelError: if the architecture does not use transformers' AttentionInterface.
+        ModelError: if the architecture does not use transformers' AttentionInterface, or its
+            attention or its layers are not understood; see `record`.
+        UsageError: for a mask of another shape, or logits of a model without a head.
     """
     from bertgeom.variables import n_offset_side
 
     options.setdefault("n_offset_side", n_offset_side(input_ids.shape[1]))
     settings = MeasureSettings(tier=tier, **options)
-    before, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise ModelError(
-            f"expected an architecture that uses transformers' AttentionInterface, found "
-            f"{type(model).__name__}, which does not"
-        )
-    try:
-        model.eval()
-        with (
-            torch.inference_mode(),
-            record(special_tokens_mask=special_tokens_mask, settings=settings) as recorder,
-        ):
-            output = model(input_ids=input_ids, attention_mask=attention_mask)
-    finally:
-        model.set_attn_implementation(before)
-        model.train(training)
+    for name, mask in (
+        ("attention_mask", attention_mask),
+        ("special_tokens_mask", special_tokens_mask),
+    ):
+        if mask is not None and mask.shape != input_ids.shape:
+            raise UsageError(
+                f"expected {name} of shape {tuple(input_ids.shape)} like input_ids, found "
+                f"{tuple(mask.shape)}"
+            )
+    _check_ids(model, input_ids)
+    with (
+        torch.inference_mode(),
+        record(
+            special_tokens_mask=special_tokens_mask,
+            settings=settings,
+            padded_rows="logits" in settings.keep,
+        ) as recorder,
+    ):
+        output = observed(model)(input_ids=input_ids, attention_mask=attention_mask)
     arrays = recorder.arrays()
     if "logits" in settings.keep:
         if not hasattr(output, "logits"):
@@ -411,3 +398,19 @@ def measure(
             )
         arrays["logits"] = output.logits.float().cpu().numpy()
     return as_dataset(arrays, n_offset_side=settings.n_offset_side, angles=settings.angles)
+
+
+def _check_ids(model: Any, input_ids: Tensor) -> None:
+    """Refuse ids and lengths for which the model has no embedding."""
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        return
+    table = model.get_input_embeddings()
+    top = getattr(table, "num_embeddings", None)
+    if top is not None and input_ids.numel() and not 0 <= int(input_ids.max()) < top:
+        raise UsageError(f"expected token ids below {top}, found {int(input_ids.max())}")
+    limit = max_positions(model)
+    if limit is not None and input_ids.shape[1] > limit:
+        raise UsageError(
+            f"expected at most {limit} tokens a window, as {type(model).__name__} has positions "
+            f"for, found {input_ids.shape[1]}"
+        )

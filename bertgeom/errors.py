@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from bertgeom.urls import without_secrets
+
 
 class BertgeomError(Exception):
-    """Base of all errors that bertgeom raises on purpose."""
+    """Base of all errors that bertgeom raises on purpose. No message shows a URL's secrets."""
 
     exit_code = 1
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*(without_secrets(p) if isinstance(p, str) else p for p in parts))
 
 
 class UsageError(BertgeomError, ValueError):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bertgeom.errors import InputError
-from bertgeom.sources import Source, expand_sources, open_source
+from bertgeom.sources import Digest, Source, expand_sources, open_source
 
 __all__ = ["Chunk", "Record", "Source", "expand_sources", "read_chunks", "read_records"]
 
@@ -93,8 +93,12 @@ def read_records(sources: Sources) -> Iterator[Record]:
             parts = []
 
 
-def read_chunks(sources: Sources) -> Iterator[Chunk]:
+def read_chunks(sources: Sources, digests: list[Digest] | None = None) -> Iterator[Chunk]:
     """The same records in pieces: of every record one or more, in order, the last marked.
+
+    Args:
+        sources: as in `read_records`.
+        digests: gets one of every source's stored bytes, when it has been read.
 
     Raises:
         InputError: as `read_records`.
@@ -104,7 +108,7 @@ def read_chunks(sources: Sources) -> Iterator[Chunk]:
     index = 0
     for number, source in enumerate(sources):
         url = source.url if isinstance(source, Source) else os.fspath(source)
-        for name, description, start, bases, last in _read_source(url):
+        for name, description, start, bases, last in _read_source(url, digests):
             yield Chunk(index, name, description, number, start, bases, last)
             index += last
 
@@ -113,9 +117,12 @@ def read_chunks(sources: Sources) -> Iterator[Chunk]:
 _Piece = tuple[str, str, int, np.ndarray, bool]
 
 
-def _read_source(url: str) -> Iterator[_Piece]:
-    with open_source(url) as stream:
-        head = _guarded(lambda: stream.peek(1 << 12), url, None).removeprefix(_BOM).lstrip()
+def _read_source(url: str, digests: list[Digest] | None) -> Iterator[_Piece]:
+    with open_source(url, digests) as stream:
+        head = _guarded(lambda: stream.peek(1 << 12), url, None)
+        if head.startswith(_BOM):
+            stream.read(len(_BOM))
+        head = head.removeprefix(_BOM).lstrip()
         if head.startswith(b"@"):
             yield from _read_fastq(stream, url)
         else:

@@ -60,6 +60,7 @@ class KmerTokenizer:
     max_tokens: int = 512
     name: str = "kmer"
     exact_counts = True
+    variable_length = False
 
     def __post_init__(self) -> None:
         if self.stride < 1:
@@ -87,6 +88,10 @@ class KmerTokenizer:
     @property
     def pad_id(self) -> int:
         return self.special_ids["pad"]
+
+    @property
+    def unknown_ids(self) -> tuple[int, ...]:
+        return (self.special_ids["unk"],)
 
     @property
     def vocab_size(self) -> int:

@@ -1,10 +1,16 @@
-"""Where sequences come from: files, folders, globs and fsspec URLs, compressed or not."""
+"""Where sequences come from: files, folders, globs, fsspec URLs and pipes, compressed or not.
+
+A pipe (`-` is standard input) can be read once only: its bytes are hashed while they are read.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
+import hashlib
 import io
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bertgeom.errors import InputError
+from bertgeom.urls import shown_url
 
 _SUFFIXES = ("fa", "fasta", "fna", "ffn", "frn", "fas", "fsa", "fq", "fastq")
 _COMPRESSED = ("", ".gz", ".bgz", ".bz2", ".xz", ".zst")
@@ -21,6 +28,24 @@ ENDINGS = tuple(f".{suffix}{packed}" for suffix in _SUFFIXES for packed in _COMP
 #: First bytes -> what xopen calls the compression.
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 _BUFFER = 1 << 20
+#: What reads a kind of URL.
+_PACKAGES = {
+    "http": "'bertgeom[http]'",
+    "https": "'bertgeom[http]'",
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "az": "adlfs",
+}
+#: Standard input.
+STDIN = "-"
+_DEVICES = {
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -30,19 +55,55 @@ class Source:
     Attributes:
         url: a path or an fsspec URL.
         size: bytes as stored, None where the file system cannot tell.
+        once: whether it is a pipe, which can be read once only.
     """
 
     url: str
     size: int | None = None
+    once: bool = False
+
+
+class Digest(io.RawIOBase):
+    """The bytes of a stream, counted and hashed while they are read.
+
+    Attributes:
+        size: bytes so far.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._sha256, self.size = stream, hashlib.sha256(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer but at the end: a slow pipe gives few bytes at a time."""
+        view, filled = memoryview(buffer).cast("B"), 0
+        while filled < len(view) and (piece := self._stream.read(len(view) - filled)):
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        self._sha256.update(view[:filled])
+        self.size += filled
+        return filled
+
+    def facts(self, source: Source) -> dict[str, Any]:
+        """Name without folders, size in bytes and SHA-256 of a source that was read whole."""
+        name = STDIN if source.once else shown_url(source.url).rsplit("/", 1)[-1]
+        return {"name": name, "size": self.size, "sha256": self._sha256.hexdigest()}
 
 
 def expand_sources(
     sources: str | os.PathLike[str] | Source | Iterable[str | os.PathLike[str] | Source],
+    left_out: list[str] | None = None,
 ) -> list[Source]:
     """Files behind files, folders (with all below them), globs and fsspec URLs.
 
     A file that is named twice counts once. The result is sorted, so that the order in which
     sources are given changes nothing.
+
+    Args:
+        sources: what the user named.
+        left_out: gets the files of folders that are not taken, for want of a known ending.
 
     Raises:
         InputError: for a source that does not exist, a glob without a match, or a folder
@@ -51,8 +112,9 @@ def expand_sources(
     if isinstance(sources, str | os.PathLike | Source):
         sources = [sources]
     found: dict[str, Source] = {}
+    out = [] if left_out is None else left_out
     for source in sources:
-        some = [source] if isinstance(source, Source) else list(_expand(os.fspath(source)))
+        some = [source] if isinstance(source, Source) else list(_expand(os.fspath(source), out))
         for one in some:
             found.setdefault(_identity(one.url), one)
     if not found:
@@ -61,10 +123,13 @@ def expand_sources(
 
 
 @contextmanager
-def open_source(source: Source | str | os.PathLike[str]) -> Iterator[Any]:
+def open_source(
+    source: Source | str | os.PathLike[str], digests: list[Digest] | None = None
+) -> Iterator[Any]:
     """The uncompressed bytes of a source; the compression is told by the content.
 
-    The stream has `read` and `peek`.
+    The stream has `read` and `peek`. With `digests`, one is added that hashes the stored bytes;
+    after use without an error it has seen all of them.
 
     Raises:
         InputError: if it cannot be opened.
@@ -72,7 +137,9 @@ def open_source(source: Source | str | os.PathLike[str]) -> Iterator[Any]:
     url = source.url if isinstance(source, Source) else os.fspath(source)
     with ExitStack() as stack:
         try:
-            stream = stack.enter_context(open_raw(url))
+            digest = Digest(stack.enter_context(open_raw(url)))
+            stored = io.BufferedReader(digest, _BUFFER)
+            stream: Any = stored
             kind = _compression(stream.peek(8))
             if kind is not None:
                 from xopen import xopen
@@ -82,13 +149,18 @@ def open_source(source: Source | str | os.PathLike[str]) -> Iterator[Any]:
         except (OSError, ImportError, ValueError) as error:
             raise _cannot_open(url, error) from error
         yield stream
+        if digests is not None:
+            while stored.read(_BUFFER):
+                pass
+            digests.append(digest)
 
 
 @contextmanager
 def open_raw(url: str) -> Iterator[Any]:
     """The stored bytes of a path or URL, buffered, as for a checksum."""
     if not is_url(url):
-        with open(url, "rb", buffering=_BUFFER) as file:
+        where: str | int = 0 if url == STDIN else url
+        with open(where, "rb", buffering=_BUFFER, closefd=url != STDIN) as file:
             yield file
         return
     import fsspec
@@ -110,31 +182,84 @@ def _identity(url: str) -> str:
     return url if is_url(url) else os.path.realpath(url)
 
 
-def _expand(source: str) -> Iterator[Source]:
+def _expand(source: str, left_out: list[str]) -> Iterator[Source]:
+    if not source.strip():
+        raise InputError(
+            "a source of sequences", "an empty name", remedy="give a file, a folder or -"
+        )
     if is_url(source):
-        yield from _expand_url(source)
+        yield from _expand_url(source, left_out)
         return
-    path = Path(source)
-    if path.is_dir():
-        inside = [str(p) for p in path.rglob("*") if _is_sequences(p.name) and p.is_file()]
-        if not inside:
-            raise _empty_folder(source)
-        yield from (Source(p, os.path.getsize(p)) for p in inside)
-    elif path.exists():
-        yield Source(source, os.path.getsize(source))
-    elif glob.has_magic(source):
-        matches = glob.glob(source, recursive=True)
-        if not matches:
-            raise InputError("a file that matches", "none", source=source)
-        for match in matches:
-            yield from _expand(match)
+    try:
+        mode = os.fstat(0).st_mode if source == STDIN else Path(source).stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except (OSError, ValueError) as error:
+        raise _cannot_open(source, error) from error
+    if mode is None:
+        yield from _expand_glob(source, left_out)
+    elif source == STDIN or stat.S_ISFIFO(mode) or _is_stdin(source):
+        yield _pipe(source)
+    elif stat.S_ISDIR(mode):
+        yield from _expand_folder(source, left_out)
+    elif stat.S_IFMT(mode) in _DEVICES:
+        raise InputError(
+            "a file, folder, glob, URL or pipe", _DEVICES[stat.S_IFMT(mode)], source=source
+        )
     else:
+        yield Source(source, os.path.getsize(source))
+
+
+def _is_stdin(source: str) -> bool:
+    """Whether the name is that of standard input where it cannot be opened a second time."""
+    return source in ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0") and not stat.S_ISREG(
+        os.fstat(0).st_mode
+    )
+
+
+def _pipe(source: str) -> Source:
+    if source == STDIN or _is_stdin(source):
+        if os.isatty(0):
+            raise InputError(
+                "sequences on standard input",
+                "a terminal",
+                source=source,
+                remedy="pipe a file into the command, or name files",
+            )
+        source = STDIN
+    return Source(source, None, True)
+
+
+def _expand_glob(source: str, left_out: list[str]) -> Iterator[Source]:
+    if os.path.islink(source):
+        raise InputError("a file", "a link to nothing", source=source, remedy="check the link")
+    if not glob.has_magic(source):
         raise InputError(
             "a file, folder, glob or URL", "nothing there", source=source, remedy="check the path"
         )
+    matches = glob.glob(source, recursive=True)
+    if not matches:
+        raise InputError("a file that matches", "none", source=source)
+    for match in matches:
+        yield from _expand(match, left_out)
 
 
-def _expand_url(source: str) -> Iterator[Source]:
+def _expand_folder(source: str, left_out: list[str]) -> Iterator[Source]:
+    def refuse(error: OSError) -> None:
+        raise _cannot_open(error.filename or source, error) from error
+
+    inside = []
+    for folder, _, names in os.walk(source, onerror=refuse):
+        paths = [os.path.join(folder, name) for name in names]
+        inside += [path for path in paths if _is_sequences(os.path.basename(path))]
+        left_out += [path for path in paths if not _is_sequences(os.path.basename(path))]
+    if not inside:
+        raise _empty_folder(source)
+    for path in inside:
+        yield from _expand(path, left_out)
+
+
+def _expand_url(source: str, left_out: list[str]) -> Iterator[Source]:
     import fsspec
 
     try:
@@ -144,11 +269,13 @@ def _expand_url(source: str) -> Iterator[Source]:
             if not matches:
                 raise InputError("a file that matches", "none", source=source)
             for match in matches:
-                yield from _expand_url(match)
+                yield from _expand_url(match, left_out)
             return
         info = files.info(path)
         if info.get("type") == "directory":
-            inside = [p for p in files.find(path) if _is_sequences(p.rsplit("/", 1)[-1])]
+            every = files.find(path)
+            inside = [p for p in every if _is_sequences(p.rsplit("/", 1)[-1])]
+            left_out += [p for p in every if not _is_sequences(p.rsplit("/", 1)[-1])]
             if not inside:
                 raise _empty_folder(source)
             for p in inside:
@@ -179,7 +306,11 @@ def _cannot_open(url: str, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
         return InputError("a file", "nothing there", source=url, remedy="check the path")
     reason = " ".join(str(error).split()) or type(error).__name__
-    remedy = (
-        "install it" if isinstance(error, ImportError) else "check the path and the permissions"
-    )
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        reason = "a loop of symbolic links"
+    remedy = "check the path and the permissions"
+    if isinstance(error, ImportError):
+        scheme = url.partition("://")[0].rpartition("::")[2]
+        package = _PACKAGES.get(scheme, "the package that it names")
+        remedy = f"pip install {package}"
     return InputError("a file that can be opened", reason, source=url, remedy=remedy)

@@ -1,31 +1,59 @@
 """Named bytes under a folder or an fsspec URL: records, spools, run history.
 
 A record must be there whole or not at all. In a local folder it is written beside its place
-and renamed; on an object store a single PUT is atomic already. Short failures of a remote
-store are tried again; a full or read-only place is not.
+and renamed; on an object store a single PUT is atomic already. Failures of a remote place are
+tried again for `RETRY_SECONDS`; a full or read-only place is reported at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-import shutil
+import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bertgeom.errors import StoreError
+from bertgeom.errors import BertgeomError, InputError, StoreError, UsageError
+from bertgeom.journal import DRAFT, PARTIAL, Journal
+from bertgeom.urls import shown_url, without_secrets
+
+__all__ = [
+    "PARTIAL",
+    "Storage",
+    "explain_write_errors",
+    "filesystem",
+    "is_passing",
+    "shown_url",
+    "with_retries",
+    "with_retries_async",
+    "without_secrets",
+]
 
 T = TypeVar("T")
 
-#: Ending of files that were being written; what is left of a killed write.
-PARTIAL = ".partial"
-_HOPELESS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOENT}
-_ATTEMPTS = 4
-_FIRST_PAUSE = 0.2
+#: A remote place that fails is asked again for this many seconds, with growing pauses.
+RETRY_SECONDS = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_HOPELESS = _FULL | _FORBIDDEN | {errno.ENOENT}
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+#: Client libraries below fsspec whose own exceptions mean that a place did not answer.
+_CLIENTS = {"aiohttp", "aiobotocore", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
+#: HTTP answers of the 400s that may be another one next time.
+_PASSING_STATUS = {408, 425, 429}
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
 
 
 @dataclass(frozen=True)
@@ -34,21 +62,28 @@ class Storage:
 
     Attributes:
         url: as the user gave it: a path, `file://...`, `s3://...`, `memory://...`
+        journal: notes what is created, None where nothing will be taken back.
     """
 
     url: str
+    journal: Journal | None = field(default=None, compare=False, repr=False)
 
     @property
     def folder(self) -> Path | None:
         """The local folder, None for a remote place."""
-        if "://" not in self.url:
-            return Path(self.url)
+        if "://" not in self.url and "::" not in self.url:
+            return local_path(self.url)
         scheme, _, path = self.url.partition("://")
         return Path(path) if scheme in ("file", "local") else None
 
+    @property
+    def shown(self) -> str:
+        """The URL for messages and attributes: without user info, query and fragment."""
+        return shown_url(self.url)
+
     def child(self, key: str) -> Storage:
         """The storage one level down."""
-        return Storage(f"{self.url.rstrip('/')}/{key}")
+        return Storage(f"{self.url.rstrip('/')}/{key}", self.journal)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """The bytes start..stop of `key`.
@@ -60,34 +95,64 @@ class Storage:
             with (self.folder / key).open("rb") as file:
                 file.seek(start)
                 return file.read(-1 if stop is None else stop - start)
-        path = self._remote_path(key)
-        return patiently(lambda: self._remote().cat_file(path, start=start, end=stop))
+        return self._asked(lambda fs, path: fs.cat_file(path, start=start, end=stop), key)
 
     def write(self, key: str, data: bytes) -> None:
         """Put `data` at `key`, whole or not at all."""
+        self.note(key)
         if self.folder is None:
-            patiently(lambda: self._remote().pipe_file(self._remote_path(key), data))
+            self._asked(lambda fs, path: fs.pipe_file(path, data), key)
             return
         path = self.folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-        try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    draft.unlink(missing_ok=True)
+                raise
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put `data` at `key` where nothing is; whether this call did it.
+
+        Raises:
+            NotImplementedError: for a file system that cannot tell.
+        """
+        self.note(key)
+        if self.folder is None:
+            try:
+                self._asked(lambda fs, path: fs.pipe_file(path, data, mode="create"), key)
+            except FileExistsError:
+                # A repeated request may meet what its first attempt has written.
+                return self.read(key) == data
+            except (TypeError, ValueError) as error:
+                raise NotImplementedError(f"{self.shown}: no exclusive writes") from error
+            return True
+        path = self.folder / key
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with path.open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
+        return True
 
     def append(self, key: str, text: str) -> None:
         """Add `text` to the end of `key`; one writer at a time."""
+        self.note(key)
         if self.folder is not None:
             path = self.folder / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
+            with naming(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(text)
             return
         old = self.read(key) if self.exists(key) else b""
         self.write(key, old + text.encode())
@@ -96,105 +161,262 @@ class Storage:
         """Whether there is a file or folder `key`."""
         if self.folder is not None:
             return (self.folder / key).exists()
-        return patiently(lambda: self._remote().exists(self._remote_path(key)))
+        return self._asked(lambda fs, path: fs.exists(path), key)
 
-    def names(self, prefix: str) -> list[str]:
-        """Names directly under `prefix`, sorted; unfinished files are left out."""
+    def names(self, prefix: str, drafts: bool = False) -> list[str]:
+        """Names directly under `prefix`, sorted; unfinished files are left out unless asked for."""
         if self.folder is not None:
             folder = self.folder / prefix
             found = [p.name for p in folder.iterdir()] if folder.is_dir() else []
         else:
             found = [Path(key).name for key in self._listing(prefix)]
-        return sorted(name for name in found if not name.endswith(PARTIAL))
+        return sorted(name for name in found if drafts or not DRAFT.fullmatch(name))
 
     def remove(self, key: str) -> None:
         """Delete the file or folder `key`; nothing happens where there is none."""
         if self.folder is not None:
             path = self.folder / key if key else self.folder
-            if path.is_dir():
-                _remove_tree(path)
-            else:
-                path.unlink(missing_ok=True)
+            with naming(path):
+                if path.is_dir() and not path.is_symlink():
+                    _remove_tree(path)
+                else:
+                    path.unlink(missing_ok=True)
         elif self.exists(key):
-            patiently(lambda: self._remote().rm(self._remote_path(key), recursive=True))
+            self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
 
     def sweep(self) -> None:
         """Delete what killed writers left. Only while nobody else writes."""
         if self.folder is not None:
             for path in self.folder.rglob(f"*{PARTIAL}"):
-                path.unlink(missing_ok=True)
+                if DRAFT.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+    def note(self, key: str) -> None:
+        """Tell the journal that `key` is about to be written."""
+        if self.journal is None:
+            return
+        if self.folder is not None:
+            self.journal.note_path(self.folder / key)
+        else:
+            self.journal.note_object(self, key)
 
     def _listing(self, prefix: str) -> list[str]:
         try:
-            return patiently(lambda: self._remote().ls(self._remote_path(prefix), detail=False))
+            return self._asked(lambda fs, path: fs.ls(path, detail=False), prefix)
         except FileNotFoundError:
             return []
 
-    def _remote(self) -> Any:
-        from fsspec.core import url_to_fs
+    def _asked(self, action: Callable[[Any, str], T], key: str) -> T:
+        """What the remote file system answers to `action(file system, path of key)`."""
+        system, root = filesystem(self.url)
+        root = root.rstrip("/")
+        path = f"{root}/{key}" if key else root
 
-        filesystem = url_to_fs(self.url)[0]
-        filesystem.invalidate_cache()
-        return filesystem
+        def ask() -> T:
+            system.invalidate_cache()
+            return action(system, path)
 
-    def _remote_path(self, key: str) -> str:
-        from fsspec.core import url_to_fs
-
-        root = url_to_fs(self.url)[1].rstrip("/")
-        return f"{root}/{key}" if key else root
-
-
-def _remove_tree(path: Path) -> None:
-    """Delete a folder. A write that failed may still be finishing its neighbours in threads."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            shutil.rmtree(path)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == _ATTEMPTS - 1:
-                raise
-            time.sleep(_FIRST_PAUSE * 2**attempt)
-        if not path.exists():
-            return
+        return with_retries(ask, self.shown)
 
 
-def patiently(action: Callable[[], T]) -> T:
-    """The result of `action`, tried up to four times with growing pauses.
+def local_path(text: str) -> Path:
+    """A path; a leading `~` is the home folder, which shells do not expand after `--out=`."""
+    if text == "~" or text.startswith("~/"):
+        return Path(text).expanduser()
+    return Path(text)
 
-    A missing file, a full disk and a forbidden place are reported at once.
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it.
+
+    Raises:
+        UsageError: for an unknown scheme, or if the package for it is not installed.
     """
-    pause = _FIRST_PAUSE
-    for attempt in range(_ATTEMPTS):
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        scheme = url.rpartition("::")[2].partition("://")[0]
+        extra = _EXTRAS.get(scheme)
+        remedy = f"pip install 'bertgeom[{extra}]'" if extra else _short(error)
+        raise UsageError(
+            f"{shown_url(url)}: expected the package that fsspec needs for {scheme}://, found it "
+            f"missing; {remedy}"
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"{shown_url(url)}: expected a URL that fsspec understands, found: {_short(error)}; "
+            "check the scheme before ://"
+        ) from error
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failure of a remote place may be over at the next attempt."""
+    if isinstance(error, (*_FINAL, BertgeomError)):
+        return False
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in _PASSING_STATUS
+    if isinstance(error, OSError):
+        return error.errno not in _HOPELESS
+    client = type(error).__module__.partition(".")[0] in _CLIENTS
+    return client and not re.search("Credential|Validation|Auth", type(error).__name__)
+
+
+class _Patience:
+    """How long to go on asking a place."""
+
+    def __init__(self, place: str) -> None:
+        self._place, self._pause = place, _FIRST_PAUSE
+        self._begin = time.monotonic()
+
+    def pause(self, error: Exception) -> float:
+        """Seconds to wait after a failure.
+
+        Raises:
+            StoreError: if the time is up, or the place refuses for good. The error itself, if it
+                is an answer: nothing there, something there already.
+        """
+        if not is_passing(error):
+            if _is_answer(error):
+                raise error
+            raise StoreError(
+                f"{self._place}: expected access to this place, found: {_short(error)}; check the "
+                "address and the credentials and give the same command again"
+            ) from error
+        spent = time.monotonic() - self._begin
+        if spent >= RETRY_SECONDS:
+            raise StoreError(
+                f"{self._place}: expected an answer within {RETRY_SECONDS:.0f} s, found: "
+                f"{_short(error)}; check the address and the network and give the same command "
+                "again, finished work is kept"
+            ) from error
+        pause = min(self._pause, max(0.0, RETRY_SECONDS - spent))
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return pause
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether it says something about a key, or is a fault of the program: not of the place."""
+    if isinstance(error, PermissionError):
+        return False
+    known = isinstance(error, OSError) or getattr(error, "status", None) is not None
+    client = type(error).__module__.partition(".")[0] in _CLIENTS
+    return isinstance(error, _FINAL) or not (known or client)
+
+
+def with_retries(action: Callable[[], T], place: str) -> T:
+    """The result of `action` on a remote place, tried again for `RETRY_SECONDS`.
+
+    Args:
+        place: the URL for the message, without secrets.
+
+    Raises:
+        StoreError: if the place does not answer in time, or refuses for good.
+        FileNotFoundError, FileExistsError: as `action` does, at once.
+    """
+    patience = _Patience(place)
+    while True:
         try:
             return action()
-        except (OSError, TimeoutError) as error:
-            hopeless = isinstance(error, FileNotFoundError) or error.errno in _HOPELESS
-            if hopeless or attempt == _ATTEMPTS - 1:
-                raise
+        except Exception as error:
+            pause = patience.pause(error)
         time.sleep(pause)
-        pause *= 2
-    raise AssertionError("unreachable")
+
+
+async def with_retries_async(action: Callable[[], Awaitable[T]], place: str) -> T:
+    """`with_retries` for coroutines."""
+    patience = _Patience(place)
+    while True:
+        try:
+            return await action()
+        except Exception as error:
+            pause = patience.pause(error)
+        await asyncio.sleep(pause)
 
 
 @contextmanager
-def writing(what: str) -> Iterator[None]:
-    """Turn a failure to write into one line that says how to go on.
+def naming(path: Path | str) -> Iterator[None]:
+    """Note the file in an OSError that does not name one: writes to an open file do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def explain_write_errors(place: str | Path, what: str | None = None) -> Iterator[None]:
+    """Turn a failure to write to `place` into one line that says how to go on.
+
+    Args:
+        place: folder, file or URL that the block writes to. what: of it, for the message.
 
     Raises:
-        StoreError: for any OSError of the block.
+        StoreError: for an OSError at `place`.
+        InputError: for an OSError at a file that lies elsewhere; names it.
     """
     try:
         yield
     except OSError as error:
-        remedy = {
-            errno.ENOSPC: "free some space",
-            errno.EDQUOT: "free some space",
-            errno.EROFS: "make the folder writable or choose another --out",
-            errno.EACCES: "make the folder writable or choose another --out",
-            errno.EPERM: "make the folder writable or choose another --out",
-        }.get(error.errno or 0, "mend the cause")
-        reason = error.strerror or str(error) or type(error).__name__
+        found = reason(error)
+        if _is_elsewhere(error, str(place)):
+            raise InputError(
+                "a file that can be read",
+                found,
+                source=shown_url(str(error.filename)),
+                remedy="check the path and the permissions",
+            ) from error
+        code = error.errno or 0
+        remedy = "mend the cause"
+        if code in _FULL:
+            remedy = "free some space"
+        elif code in _FORBIDDEN:
+            remedy = "make the folder writable or choose another --out"
+        elif code == errno.ENAMETOOLONG:
+            remedy = "choose a shorter --out"
         raise StoreError(
-            f"expected to write {what}, found: {reason}; {remedy} and give the same command "
-            "again, finished work is kept"
+            f"expected to write {what or shown_url(str(place))}, found: {found}; {remedy} and give "
+            "the same command again, finished work is kept"
         ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line and without secrets."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return without_secrets(" ".join(str(text).split()))
+
+
+def _short(error: BaseException) -> str:
+    text = reason(error)
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+
+
+def _is_elsewhere(error: OSError, place: str) -> bool:
+    """Whether an error names a file outside of `place`."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    folder = Storage(place).folder
+    if folder is None:
+        return "://" not in str(error.filename)
+    there, here = Path(os.path.abspath(error.filename)), Path(os.path.abspath(folder))
+    # A parent that cannot be written to is a matter of the place too.
+    return not (there.is_relative_to(here) or here.is_relative_to(there))
+
+
+def _remove_tree(path: Path) -> None:
+    """Delete a folder. A write that failed may still be finishing its neighbours in threads."""
+    import shutil
+
+    for pause in (0.2, 0.4, 0.8, None):
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or pause is None:
+                raise
+            time.sleep(pause)
+        if not path.exists():
+            return

@@ -22,13 +22,13 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.dataset import name_gates, name_labels, portable
 from bertgeom.errors import StoreError
-from bertgeom.storage import Storage, patiently
+from bertgeom.storage import Storage, filesystem, naming, with_retries_async
 from bertgeom.variables import WINDOW_VARIABLES
 
 if TYPE_CHECKING:
     import xarray
-    from zarr.abc.store import Store
-    from zarr.core.buffer import Buffer
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
 
     from bertgeom.layout import Coordinate, Layout
 
@@ -48,18 +48,62 @@ class UnfinishedStoreWarning(UserWarning):
 class _Ledger(WrapperStore):
     """A zarr store that notes size and SHA-256 of everything that is written through it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, storage: Storage | None = None) -> None:
         super().__init__(store)
         self.files: dict[str, tuple[int, str]] = {}
+        self._storage = storage
 
     async def set(self, key: str, value: Buffer) -> None:
         data = value.to_bytes()
-        await super().set(key, value)
+        if self._storage is not None:
+            self._storage.note(key)
+            with naming(self._storage.folder / key if self._storage.folder else key):
+                await super().set(key, value)
+        else:
+            await super().set(key, value)
         self.files[key] = (len(data), hashlib.sha256(data).hexdigest())
 
     async def delete(self, key: str) -> None:
         await super().delete(key)
         self.files.pop(key, None)
+
+
+class _Patient(WrapperStore):
+    """A zarr store on an object store, whose failures are tried again for a while."""
+
+    def __init__(self, store: Store, place: str = "") -> None:
+        super().__init__(store)
+        self._place = place
+
+    def _with_store(self, store: Store) -> _Patient:
+        return _Patient(store, self._place)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        return await with_retries_async(
+            lambda: self._store.get(key, prototype, byte_range), self._place
+        )
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        wanted = list(key_ranges)
+        return await with_retries_async(
+            lambda: self._store.get_partial_values(prototype, wanted), self._place
+        )
+
+    async def exists(self, key: str) -> bool:
+        return await with_retries_async(lambda: self._store.exists(key), self._place)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await with_retries_async(lambda: self._store.set(key, value), self._place)
+
+    async def delete(self, key: str) -> None:
+        await with_retries_async(lambda: self._store.delete(key), self._place)
+
+    async def delete_dir(self, prefix: str) -> None:
+        await with_retries_async(lambda: self._store.delete_dir(prefix), self._place)
 
 
 @dataclass
@@ -78,7 +122,10 @@ class Arrays:
     _opened: dict[str, zarr.Array] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        self._store = _Ledger(_zarr_store(self.storage, self.read_only))
+        if not self.read_only:
+            # zarr makes the folder when it opens the store.
+            self.storage.note(METADATA)
+        self._store = _Ledger(_zarr_store(self.storage, self.read_only), self.storage)
 
     @property
     def written(self) -> dict[str, tuple[int, str]]:
@@ -87,7 +134,7 @@ class Arrays:
     def create_group(self, attributes: Mapping[str, Any]) -> None:
         """Make the group, or replace its attributes."""
         options: dict[str, Any] = {"attributes": dict(attributes), "overwrite": False}
-        patiently(lambda: zarr.create_group(self._store, **options))
+        zarr.create_group(self._store, **options)
 
     def create(
         self,
@@ -111,7 +158,7 @@ class Arrays:
             "compressors": ZstdCodec(level=_LEVEL),
             "overwrite": True,
         }
-        self._opened[name] = patiently(lambda: zarr.create_array(self._store, **options))
+        self._opened[name] = zarr.create_array(self._store, **options)
 
     def array(self, name: str) -> zarr.Array:
         """The zarr array `name`.
@@ -126,7 +173,7 @@ class Arrays:
                 )
             except FileNotFoundError as error:
                 raise StoreError(
-                    f"{self.storage.url}: expected an array {name!r}, found none"
+                    f"{self.storage.shown}: expected an array {name!r}, found none"
                 ) from error
             self._opened[name] = array
         return self._opened[name]
@@ -136,20 +183,19 @@ class Arrays:
         if rows.dtype.kind in "UO":
             rows = rows.astype(object)
         array = self.array(name)
-        patiently(lambda: array.__setitem__(slice(start, start + len(rows)), rows))
+        array[start : start + len(rows)] = rows
 
     def extend(self, name: str, rows: np.ndarray) -> None:
         """Make an array longer by `rows`."""
         array = self.array(name)
         start = array.shape[0]
-        shape = (start + len(rows), *array.shape[1:])
-        patiently(lambda: array.resize(shape))
+        array.resize((start + len(rows), *array.shape[1:]))
         self.write(name, start, rows)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop of an array."""
         array = self.array(name)
-        return patiently(lambda: np.asarray(array[start:stop]))
+        return np.asarray(array[start:stop])
 
     def attributes(self) -> dict[str, Any]:
         """Attributes of the group.
@@ -330,7 +376,7 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
     import xarray
 
     if group is not None and not storage.exists(f"{group}/{METADATA}"):
-        raise StoreError(f"{storage.url}: expected a group {group!r}, found none")
+        raise StoreError(f"{storage.shown}: expected a group {group!r}, found none")
     return xarray.open_zarr(
         _zarr_store(storage, read_only=True), group=group, consolidated=complete
     )
@@ -344,7 +390,7 @@ def _load_identity(dataset: xarray.Dataset, where: str) -> xarray.Dataset:
         for name, array in dataset.variables.items()
         if (array.dims == ("window",) and name in named)
         or array.dims in (("sample",), ("record",))
-        or name in dataset.coords
+        or (name in dataset.coords and array.ndim == 1)
     ]
     for name in names:
         try:
@@ -378,12 +424,12 @@ def check_format(storage: Storage, kind: str) -> dict[str, Any]:
     found = attributes.get("format")
     if found != kind:
         raise StoreError(
-            f"{storage.url}: expected a store of format {kind!r}, found {found or 'another'!r}"
+            f"{storage.shown}: expected a store of format {kind!r}, found {found or 'another'!r}"
         )
     version = str(attributes.get("format_version", "none"))
     if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
         raise StoreError(
-            f"{storage.url}: expected format version {FORMAT_VERSION}, found {version}; "
+            f"{storage.shown}: expected format version {FORMAT_VERSION}, found {version}; "
             "open it with the bertgeom version that wrote it "
             f"({attributes.get('bertgeom_version', 'unknown')})"
         )
@@ -403,12 +449,12 @@ def _group_metadata(storage: Storage) -> dict[str, Any]:
         metadata = json.loads(storage.read(METADATA))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
-            f"{storage.url}: expected a store, found no {METADATA} there; check the path"
+            f"{storage.shown}: expected a store, found no {METADATA} there; check the path"
         ) from error
     except ValueError as error:
-        raise StoreError(f"{storage.url}/{METADATA}: expected JSON, found: {error}") from error
+        raise StoreError(f"{storage.shown}/{METADATA}: expected JSON, found: {error}") from error
     if metadata.get("node_type") != "group":
-        raise StoreError(f"{storage.url}: expected a zarr group, found an array")
+        raise StoreError(f"{storage.shown}: expected a zarr group, found an array")
     metadata.setdefault("attributes", {})
     return metadata
 
@@ -420,4 +466,5 @@ def _json(value: Any) -> bytes:
 def _zarr_store(storage: Storage, read_only: bool = False) -> Store:
     if storage.folder is not None:
         return LocalStore(storage.folder, read_only=read_only)
-    return FsspecStore.from_url(storage.url, read_only=read_only)
+    filesystem(storage.url)
+    return _Patient(FsspecStore.from_url(storage.url, read_only=read_only), storage.shown)

@@ -19,6 +19,8 @@ from typing import Any
 
 from bertgeom.base_tokens import (
     NT_MAX_TOKENS,
+    SINGLE_IDS,
+    SINGLE_SPECIAL_IDS,
     NucleotideTransformer,
     SingleNucleotide,
     nt_vocabulary,
@@ -215,14 +217,16 @@ def _recognise(model: str) -> dict[str, Any]:
 
 
 def _dnabert_k(lines: Sequence[str]) -> int | None:
-    """k, if the lines are the published vocabulary of k-mers in its order."""
+    """k, if the lines are the published vocabulary of k-mers in its order, with T or U."""
     n_special = len(DNABERT_SPECIAL_IDS)
     special = [f"[{name.upper()}]" for name in DNABERT_SPECIAL_IDS]
     if list(lines[:n_special]) != special or len(lines) == n_special:
         return None
     k = len(lines[n_special])
     whole = 1 <= k <= 8 and len(lines) == 4**k + n_special
-    return k if whole and list(lines[n_special:]) == all_kmers(k) else None
+    # Models of RNA write U, which is T in every table of k-mers.
+    kmers = [line.upper().replace("U", "T") for line in lines[n_special:]]
+    return k if whole and kmers == all_kmers(k) else None
 
 
 def _is_nt(lines: Sequence[str], k: int = 6) -> bool:
@@ -256,7 +260,8 @@ def _json(model: str, name: str) -> dict[str, Any]:
 
 def _kmer(model: str, settings: Mapping[str, Any], max_tokens: int | None) -> KmerTokenizer:
     lines = _lines(model, settings.get("vocab", VOCABULARY_FILE))
-    k, case = settings.get("k", 12), settings.get("case", "lower")
+    k = settings.get("k", 12)
+    case = settings.get("case") or _case_of(lines, k)
     vocabulary = kmers_of(lines, k, case)
     if not vocabulary:
         raise ModelError(
@@ -275,6 +280,11 @@ def _kmer(model: str, settings: Mapping[str, Any], max_tokens: int | None) -> Km
     )
 
 
+def _case_of(lines: Sequence[str], k: int) -> str:
+    """The case in which more of the lines are k-mers; lower if there are none."""
+    return max(("lower", "upper"), key=lambda case: len(kmers_of(lines, k, case)))
+
+
 def kmers_of(lines: Sequence[str], k: int, case: str) -> dict[str, int]:
     """k-mer -> id of the lines that are k IUPAC letters of the given case."""
     letters = "ACGTUNRYSWKMBDHV"
@@ -283,14 +293,26 @@ def kmers_of(lines: Sequence[str], k: int, case: str) -> dict[str, int]:
 
 
 def _special_ids(model: str, lines: Sequence[str]) -> dict[str, int]:
-    ids = {name: i for i, name in enumerate(lines)}
-    try:
-        return {name: ids[f"[{name.upper()}]"] for name in SPECIAL_NAMES}
-    except KeyError as error:
+    found = _special_lines(lines)
+    missing = [name for name in SPECIAL_NAMES if name not in found]
+    if missing:
         raise ModelError(
-            f"{model}: expected the line {error.args[0]} in the vocabulary, found none; "
+            f"{model}: expected the line [{missing[0].upper()}] in the vocabulary, found none; "
             f'add it, or give "special_ids" in {SETTINGS_FILE}'
-        ) from error
+        )
+    return {name: found[name] for name in SPECIAL_NAMES}
+
+
+def _special_lines(lines: Sequence[str]) -> dict[str, int]:
+    """Ids of special tokens by name; they are written [CLS] or <cls>, and <eos> is [SEP]."""
+    ids = {line: i for i, line in enumerate(lines)}
+    found: dict[str, int] = {}
+    for name in SPECIAL_NAMES:
+        spelt = [f"[{name.upper()}]", f"<{name}>", *(["<eos>"] if name == "sep" else [])]
+        held = [ids[text] for text in spelt if text in ids]
+        if held:
+            found[name] = held[0]
+    return found
 
 
 def _nucleotide_transformer(
@@ -310,9 +332,30 @@ def _nucleotide_transformer(
 
 
 def _single(model: str, settings: Mapping[str, Any], max_tokens: int | None) -> SingleNucleotide:
-    own = _json(model, "tokenizer_config.json").get("model_max_length")
-    limit = _limit({"max_tokens": _sensible(own), **settings}, max_tokens, None)
-    return SingleNucleotide(limit, cls=settings.get("cls", False), sep=settings.get("sep", True))
+    config = _json(model, "tokenizer_config.json")
+    limit = _limit(
+        {"max_tokens": _sensible(config.get("model_max_length")), **settings}, max_tokens, None
+    )
+    lines = _lines(model, VOCABULARY_FILE, missing_ok=True)
+    letters = kmers_of(lines, 1, "upper") or kmers_of(lines, 1, "lower")
+    special = _special_lines(lines)
+    if not letters:
+        letters, special = _listed_letters(config), dict(SINGLE_SPECIAL_IDS)
+    return SingleNucleotide(
+        limit,
+        letters,
+        settings.get("special_ids") or special,
+        cls=settings.get("cls", False),
+        sep=settings.get("sep", True),
+    )
+
+
+def _listed_letters(config: Mapping[str, Any]) -> dict[str, int]:
+    """Ids by letter as HyenaDNA and Caduceus count them: after seven special tokens."""
+    listed = config.get("characters")
+    if not isinstance(listed, list) or not all(isinstance(c, str) and len(c) == 1 for c in listed):
+        return dict(SINGLE_IDS)
+    return {letter: SINGLE_IDS["A"] + i for i, letter in enumerate(listed)}
 
 
 def _hugging_face(
@@ -320,7 +363,7 @@ def _hugging_face(
 ) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    from bertgeom.hf_tokens import HuggingFace
+    from bertgeom.hf_tokens import HuggingFace, read_spelling
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -333,7 +376,8 @@ def _hugging_face(
     own = _sensible(tokenizer.model_max_length)
     limit = _limit({"max_tokens": own, **settings}, max_tokens, DEFAULT_MAX_TOKENS)
     name = Path(model).name or model
-    return HuggingFace(tokenizer, limit, settings.get("case", "upper"), name)
+    spelling = read_spelling(tokenizer, settings.get("case"))
+    return HuggingFace(tokenizer, limit, spelling.case, name, spelling.thymine)
 
 
 def _sensible(limit: Any) -> int | None:

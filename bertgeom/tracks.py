@@ -10,7 +10,6 @@ handed on at once, so that memory does not grow with the length of the record.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 
 from bertgeom import variables
 from bertgeom.errors import StoreError, UsageError
+from bertgeom.files import replacing
 
 if TYPE_CHECKING:
     import xarray
@@ -326,12 +326,10 @@ def _write(paths: list[Path], lines: Lines) -> list[Path]:
     """Write lines to the files they name, which appear under their names when complete."""
     from xopen import xopen
 
-    # The suffix stays last: it says how the file is compressed.
-    partial = [path.with_name(f"partial.{path.name}") for path in paths]
     with ExitStack() as stack:
-        files = [stack.enter_context(xopen(p, "wt", encoding="utf-8")) for p in partial]
-        for column, line in lines:
-            files[column].write(line + "\n")
-    for source, target in zip(partial, paths, strict=True):
-        os.replace(source, target)
+        drafts = [stack.enter_context(replacing(path)) for path in paths]
+        with ExitStack() as opened:
+            files = [opened.enter_context(xopen(p, "wt", encoding="utf-8")) for p in drafts]
+            for column, line in lines:
+                files[column].write(line + "\n")
     return paths

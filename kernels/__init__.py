@@ -1,15 +1,33 @@
 """Arrays in, statistics out: the kernels of bertgeom.
 
-This package knows no model, no file and no store. Importing it loads neither Triton nor
-Numba; the first call does. Every operation is a folder with the same files: `api.py`
-(validation, dispatch), `reference.py` (float64 oracle), `cpu.py` (Numba), `gpu.py` (Triton).
+This package knows no model, no file and no store. Importing it loads neither torch, Triton nor
+Numba: the operations load torch when they are first asked for, and the others when they are first
+called. Every operation is a folder with the same files: `api.py` (validation, dispatch),
+`reference.py` (float64 oracle), `cpu.py` (Numba), `gpu.py` (Triton).
 """
 
-from bertgeom.kernels._dispatch import ImplementationUnavailableError
-from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
-from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
-from bertgeom.kernels.stations import station_statistics, statistics_of_stations
-from bertgeom.kernels.stream_moments.api import stream_moments
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bertgeom.kernels._dispatch import ImplementationUnavailableError
+    from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
+    from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
+    from bertgeom.kernels.stations import station_statistics, statistics_of_stations
+    from bertgeom.kernels.stream_moments.api import stream_moments
+
+_HOMES = {
+    "AttentionStats": "attention_stats.api",
+    "ImplementationUnavailableError": "_dispatch",
+    "attention_stats": "attention_stats.api",
+    "cone_sums": "cone_angles.api",
+    "pairwise_angle_histogram": "cone_angles.api",
+    "station_statistics": "stations",
+    "statistics_of_stations": "stations",
+    "stream_moments": "stream_moments.api",
+}
 
 __all__ = [
     "AttentionStats",
@@ -21,3 +39,22 @@ __all__ = [
     "statistics_of_stations",
     "stream_moments",
 ]
+
+
+class _Kernels(ModuleType):
+    """Two operations have the names of their folders: the operation wins."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Kernels
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found

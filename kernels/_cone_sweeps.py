@@ -14,7 +14,7 @@ import numpy as np
 from ._amx import COMPILES
 from ._cpu import inner
 from ._cpu_vectors import larger, smaller
-from ._rows import inner_products
+from ._rows import SMALLEST_NORM, inner_products
 
 #: Rows and columns of a tile of cosines. BLAS multiplies tall tiles faster than wide ones, and 48
 #: columns, three vectors of 512 bits, faster than any other number near. The tile unit takes
@@ -117,6 +117,14 @@ def centre_units(flat, start, step, first, last, norm, slot, shift, unit, half, 
         y = unit[to]
         scale = np.float32(1 / norm[i])
         square = 0.0
+        if norm[i] < SMALLEST_NORM:
+            for d in range(width):
+                value = np.float32(np.float64(row[d]) / norm[i]) - shift[d]
+                y[d] = value
+                square += np.float64(value) * np.float64(value)
+            half[to] = square / 2 if moved else 0.5
+            size[to] = math.sqrt(square) if moved else 1.0
+            continue
         for d in range(width):
             value = row[d] * scale - shift[d]
             y[d] = value

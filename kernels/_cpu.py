@@ -11,21 +11,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core import cgutils, config
+from numba.core.callconv import excinfo_ptr_t
 from numba.extending import get_cython_function_address, intrinsic
+
+from ._disk_cache import keep_on_disk
+
+#: Whether compiled code checks indices, and raw addresses against the memory that they may touch:
+#: where NUMBA_BOUNDSCHECK=1 is set before Numba is imported. Slow; for tests.
+CHECKED = bool(config.BOUNDSCHECK)
 
 #: Sums may be reordered and products contracted; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -34,14 +39,14 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorator of compiled functions: without the GIL, division as in numpy, cached on disk.
 
-    Code on disk is used as long as the sources of the function's folder and of this one are the
-    same: Numba's own rule looks at one file, and misses a change in what the function calls.
+    Code on disk is used as long as the sources of the function's folder and of all kernels are
+    the same, see `_disk_cache`.
     """
     if function is None:
         return functools.partial(jit, **options)
     defaults = {"nogil": True, "error_model": "numpy", "fastmath": FASTMATH}
     dispatcher = numba.njit(**(defaults | options))(function)
-    dispatcher._cache = _FolderCache(function)
+    keep_on_disk(dispatcher, function)
     return dispatcher
 
 
@@ -51,22 +56,11 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 inner = functools.partial(jit, forceinline=True)
 
 
-class _FolderCache(FunctionCache):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        self._cache_file = IndexDataCacheFile(
-            cache_path=self._cache_path,
-            filename_base=self._impl.filename_base,
-            source_stamp=_source_stamp(Path(function.__code__.co_filename).parent),
-        )
-
-
-@functools.cache
-def _source_stamp(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted({*folder.glob("*.py"), *Path(__file__).parent.glob("*.py")}):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+@inner
+def check_extent(address, n_floats, begin, end):
+    """Raises unless n_floats float32 from an address on lie within [begin, end)."""
+    if address < begin or address + 4 * n_floats > end:
+        raise IndexError("compiled code would leave the memory it was given; please report it")
 
 
 def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
@@ -81,8 +75,9 @@ def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
             ...
 
     It returns nothing and shares the work out through `claim`; results must not depend on who
-    claims what. No thread but the calling one ever holds the GIL, and BLAS calls run on their own
-    thread alone.
+    claims what. What one thread raises (no memory, an index out of bounds in a checked run) is
+    raised here, when all have ended. No thread but the calling one ever holds the GIL, and BLAS
+    calls run on their own thread alone.
     """
     start, limit = _address("GOMP_parallel"), _address("MKL_Set_Num_Threads_Local")
     n_threads = torch.get_num_threads()
@@ -112,7 +107,11 @@ def started(typingctx: Any, team: Any, arguments: Any) -> Any:
         widest(function)
         kinds = (team, *arguments)
         start, limit, n_threads = cgutils.unpack_tuple(builder, args[0])
-        packed = cgutils.pack_struct(builder, [args[1], limit])
+        # What a thread raised: its code and its exception, as Numba returns them.
+        codes = cgutils.alloca_once_value(builder, _INT(0))
+        raised = cgutils.alloca_once(builder, _EXCEPTION)
+        builder.store(_EXCEPTION(None), raised)
+        packed = cgutils.pack_struct(builder, [args[1], limit, codes, raised])
 
         body = ir.Function(
             builder.module, _BODY, builder.module.get_unique_name(f"{function.name}_on_a_thread")
@@ -120,13 +119,16 @@ def started(typingctx: Any, team: Any, arguments: Any) -> Any:
         body.linkage = "internal"
         inside = ir.IRBuilder(body.append_basic_block())
         given = inside.load(inside.bitcast(body.args[0], packed.type.as_pointer()))
-        values, limit = cgutils.unpack_tuple(inside, given)
+        values, limit, codes_there, raised_there = cgutils.unpack_tuple(inside, given)
         before = _limit_blas(inside, limit, ir.Constant(_INT, 1))
         nobody = ir.Constant(args[0].type, None)
-        context.call_conv.call_function(
+        status, _ = context.call_conv.call_function(
             inside, function, types.none, kinds, [nobody, *cgutils.unpack_tuple(inside, values)]
         )
         _limit_blas(inside, limit, before)
+        with inside.if_then(status.is_error):
+            inside.store(status.excinfoptr, raised_there)
+            inside.store(status.code, codes_there)
         inside.ret_void()
 
         zero = ir.Constant(start.type, 0)
@@ -143,6 +145,11 @@ def started(typingctx: Any, team: Any, arguments: Any) -> Any:
                         builder.inttoptr(start, starter),
                         [body, slot, builder.trunc(n_threads, _INT), ir.Constant(_INT, 0)],
                     )
+            code = builder.load(codes)
+            with builder.if_then(builder.icmp_signed("!=", code, _INT(0))):
+                context.call_conv.return_status_propagate(
+                    builder, _Raised(code, builder.load(raised))
+                )
         return some
 
     return types.boolean(team, arguments), codegen
@@ -150,6 +157,14 @@ def started(typingctx: Any, team: Any, arguments: Any) -> Any:
 
 _INT, _POINTER = ir.IntType(32), ir.IntType(8).as_pointer()
 _BODY = ir.FunctionType(ir.VoidType(), [_POINTER])
+_EXCEPTION = excinfo_ptr_t
+
+
+class _Raised(NamedTuple):
+    """What `return_status_propagate` reads of a status."""
+
+    code: Any
+    excinfoptr: Any
 
 
 def _limit_blas(builder: Any, limit: Any, number: Any) -> Any:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-#: Names that every operation understands; an operation may offer fewer.
-IMPLEMENTATIONS = ("triton", "numba", "reference")
+from .attention_stats._options import IMPLEMENTATIONS
 
 _REMEDY = {
     "triton": "pip install triton (Linux), or use impl='auto'",

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from . import _amx
-from ._cpu import inner, on_torch_threads, sgemm
+from ._cpu import CHECKED, check_extent, inner, on_torch_threads, sgemm
 from ._cpu_vectors import floats_at
 
 #: Rows of a block; its vectors stay in the L2 cache.
 ROWS = 64
+#: Vectors shorter than this are scaled in float64.
+SMALLEST_NORM = 1e-37
 #: Float32 of a cache line.
 _LINE = 16
 
@@ -52,9 +54,9 @@ def n_blocks(n_rows: int) -> int:
 
 
 @inner
-def floats_from(address):
-    """Float32 from an address on, without an end; see `_cpu_vectors.floats_at`."""
-    return numba.carray(floats_at(address), (1 << 60,), np.float32)
+def floats_from(address, n_floats):
+    """(n_floats,) float32 from an address on; see `_cpu_vectors.floats_at`."""
+    return numba.carray(floats_at(address), (n_floats,), np.float32)
 
 
 @inner
@@ -79,6 +81,10 @@ def unit_rows(flat, start, step, first, last, norm, total):
             d += np.float64(row_d[k]) * np.float64(row_d[k])
         a, b, c, d = np.sqrt(a), np.sqrt(b), np.sqrt(c), np.sqrt(d)
         norm[i], norm[i + 1], norm[i + 2], norm[i + 3] = a, b, c, d
+        if _tiny(a) or _tiny(b) or _tiny(c) or _tiny(d):
+            for row, size in ((row_a, a), (row_b, b), (row_c, c), (row_d, d)):
+                _add_unit(row, size, total)
+            continue
         u, v, w, x = _inverse(a), _inverse(b), _inverse(c), _inverse(d)
         for k in range(width):
             total[k] += (row_a[k] * u + row_b[k] * v) + (row_c[k] * w + row_d[k] * x)
@@ -88,6 +94,9 @@ def unit_rows(flat, start, step, first, last, norm, total):
         for k in range(width):
             square += np.float64(row[k]) * np.float64(row[k])
         norm[i] = np.sqrt(square)
+        if _tiny(norm[i]):
+            _add_unit(row, norm[i], total)
+            continue
         scale = _inverse(norm[i])
         for k in range(width):
             total[k] += row[k] * scale
@@ -123,6 +132,19 @@ def _inverse(norm):
     return np.float32(1 / norm if norm > 0 else 0.0)
 
 
+@inner
+def _tiny(norm):
+    """Whether 1 / norm overflows in float32: vectors of subnormal numbers."""
+    return 0 < norm < SMALLEST_NORM
+
+
+@inner
+def _add_unit(row, norm, total):
+    inverse = 1 / norm if norm > 0 else 0.0
+    for k in range(len(total)):
+        total[k] += np.float32(row[k] * inverse)
+
+
 class Products(NamedTuple):
     """How `inner_products` multiplies the vectors a and b: by BLAS, or on the tile unit."""
 
@@ -153,6 +175,9 @@ def split_vector(vectors, i, pieces):
     """Leaves row i of (n, D) in pieces."""
     width = vectors.shape[1]
     there = np.int64(pieces.ctypes.data) + i * _amx.row_bytes(width)
+    if CHECKED:
+        begin = np.int64(pieces.ctypes.data)
+        check_extent(there, _amx.row_bytes(width) // 4, begin, begin + 4 * pieces.size)
     source = np.int64(vectors[i].ctypes.data)
     _amx.split_row(source, width // _amx.STEP, np.float32(1), there)
 
@@ -177,6 +202,12 @@ def inner_products(how, a, b, transposed, out):
         turned = np.int64(how.memory.ctypes.data)
         _amx.turn_rows(how.right, len(b), b.shape[1], turned)
         there = np.int64(out.ctypes.data)
+        if CHECKED:
+            width, whole = b.shape[1], _amx.in_blocks(len(b))
+            end = turned + 4 * how.memory.size
+            check_extent(turned, whole // _amx.SIDE * _amx.strip_bytes(width) // 4, turned, end)
+            written = (_amx.in_blocks(len(a)) - 1) * (out.strides[0] // 4) + whole
+            check_extent(there, written, there, there + 4 * out.size)
         _amx.product(how.left, turned, a.shape[1], len(a), len(b), there, out.strides[0])
         return
     rows, columns, depth = a.shape[0], b.shape[0], a.shape[1]

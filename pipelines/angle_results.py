@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertgeom.errors import UsageError
-from bertgeom.storage import Storage, writing
+from bertgeom.files import write_text
 
-from .results import write_dataset
+from .results import tsv_line, write_dataset
 
 if TYPE_CHECKING:
     import xarray
@@ -77,11 +77,10 @@ def write_result(result: xarray.Dataset, path: str | Path) -> Path:
     if path.suffix == ".json":
         text = json.dumps(result_as_json(result), indent=2) + "\n"
     elif path.suffix == ".tsv":
-        text = "".join("\t".join(map(str, line)) + "\n" for line in _as_lines(result))
+        text = "".join(f"{tsv_line(line)}\n" for line in _as_lines(result))
     else:
         raise UsageError(f"expected a file .json, .tsv or .zarr, found {path.name}")
-    with writing(str(path)):
-        Storage(str(path.parent)).write(path.name, text.encode())
+    write_text(path, text)
     return path
 
 

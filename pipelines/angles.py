@@ -37,7 +37,7 @@ from bertgeom.dataset import (
     without_flagged,
 )
 from bertgeom.errors import MismatchError, StoreError, UsageError
-from bertgeom.storage import PARTIAL, Storage, writing
+from bertgeom.storage import PARTIAL, Storage, explain_write_errors
 
 from .angle_results import Angles, as_dataset
 
@@ -230,7 +230,7 @@ def prepare(
                 "delete this one"
             )
         return replace(known, settings=job.settings)
-    with writing(f"vectors to {work}"):
+    with explain_write_errors(work, f"vectors to {work}"):
         valid = _write_vectors(vectors, codes, job)
         job = replace(job, valid=valid)
         job.storage.write(_JOB, json.dumps(asdict(job), indent=2).encode())
@@ -258,7 +258,7 @@ def run_row(job: Job, row: int) -> None:
         "cohort": first.cohort,
         "angles": {str(cohort): angles.to_json() for cohort, angles in found.items()},
     }
-    with writing(f"row {row} to {job.folder}"):
+    with explain_write_errors(job.folder, f"row {row} to {job.folder}"):
         job.storage.write(f"rows/{row:06d}.json", json.dumps(record).encode())
 
 

@@ -78,11 +78,11 @@ def weights(
     """
     from transformers.utils import logging
 
-    from bertgeom.encoder import _load_model
+    from bertgeom.loading import load_model
     from bertgeom.weights import weight_statistics
 
     logging.disable_progress_bar()
-    loaded, _ = _load_model(model, trust_remote_code)
+    loaded, _ = load_model(model, trust_remote_code)
     _show(weight_statistics(loaded), out, as_json, tables.weight_table)
 
 
@@ -360,7 +360,7 @@ def tracks(
     """
     import bertgeom
     from bertgeom.dataset import without_flagged
-    from bertgeom.storage import Storage
+    from bertgeom.files import write_text
     from bertgeom.tracks import chromosome_sizes, export_tracks
 
     dataset = bertgeom.open(store)
@@ -374,7 +374,7 @@ def tracks(
     )
     if sizes is not None:
         text = "".join(f"{name}\t{length}\n" for name, length in chromosome_sizes(dataset))
-        Storage(str(sizes.parent)).write(sizes.name, text.encode())
+        write_text(sizes, text)
         files.append(sizes)
     for file in files:
         typer.echo(str(file))
@@ -428,8 +428,8 @@ def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, 
     """Cohort of every window and names; all windows are one cohort where nothing is labelled."""
     import numpy as np
 
-    from bertgeom.cohorts import assign_labels, read_labels
     from bertgeom.dataset import label_codes, label_names
+    from bertgeom.labels import label_records, read_labels
 
     record = np.asarray(dataset["record_index"]).astype(np.int64)
     if labels is None:
@@ -441,7 +441,10 @@ def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, 
     ids = [""] * (int(record.max(initial=-1)) + 1)
     for index, name in zip(record.tolist(), dataset["record_id"].values, strict=True):
         ids[index] = str(name)
-    return assign_labels(table, ids)[record], list(table.names)
+    labelled = label_records(table, ids)
+    for line in labelled.summary.lines():
+        typer.echo(line, err=True)
+    return labelled.codes[record], list(labelled.names)
 
 
 def _show(result: xarray.Dataset, out: Path | None, as_json: bool, table: Any) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,8 +19,24 @@ import typer
 
 from bertgeom._version import __version__
 
+from .options import (
+    AnnotationsOption,
+    JsonOption,
+    LabelsOption,
+    MemoryOption,
+    ModelOption,
+    SchedulerOption,
+    SequencesOption,
+    SourcesArgument,
+    StoreArgument,
+    ThreadsOption,
+    WorkersOption,
+    with_settings,
+)
+
 if TYPE_CHECKING:
     from .events import Subscriber
+    from .progress import Status
 
 #: Modules that add commands: each has `register(app)` and imports heavy things when called.
 COMMANDS: tuple[str, ...] = (
@@ -43,194 +62,7 @@ app = typer.Typer(
 
 #: What the command line library returns after Ctrl-C.
 _INTERRUPTED = 130
-
-_WHAT, _CUT, _NUMBERS, _MACHINE = "What to measure", "Windows", "Precision", "Where to work"
-
-SourcesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[SOURCE]...",
-        help="FASTA or FASTQ, plain or compressed: files, folders, globs, URLs; "
-        "or sequence shards made by [bold]bertgeom ingest[/bold].",
-    ),
-]
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A store made by run.")]
-ModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help="Folder or hub name of an encoder with safetensors."),
-]
-SequencesOption = Annotated[
-    str | None, typer.Option(help="Sequence shards made by ingest, in place of sources.")
-]
-LabelsOption = Annotated[
-    str | None,
-    typer.Option(help="Table record<TAB>label; the keys are record ids or indices from 0."),
-]
-AnnotationsOption = Annotated[
-    str | None,
-    typer.Option(help="BED or GFF3 regions in record coordinates: attention by region."),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON for a program to read.")
-]
-WindowOption = Annotated[
-    int | None,
-    typer.Option(help="Bases of a window; default: what fits the model.", rich_help_panel=_CUT),
-]
-StrideOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Bases from one window to the next; default: the window.", rich_help_panel=_CUT
-    ),
-]
-MinLengthOption = Annotated[
-    int, typer.Option(help="Leave out records shorter than this.", rich_help_panel=_CUT)
-]
-StrandOption = Annotated[
-    str,
-    typer.Option(
-        metavar="+|-|both", help="As in the record, reverse complement.", rich_help_panel=_CUT
-    ),
-]
-MaxTokensOption = Annotated[
-    int | None,
-    typer.Option(help="A lower limit of tokens a window than the model's.", rich_help_panel=_CUT),
-]
-MaxUnknownOption = Annotated[
-    float,
-    typer.Option(help="Flag windows with a larger share of unknown tokens.", rich_help_panel=_CUT),
-]
-TokenizerOption = Annotated[
-    str | None,
-    typer.Option(
-        help="In place of the model's: kmer:k=12,stride=9, dnabert:k=6, hf...",
-        rich_help_panel=_CUT,
-    ),
-]
-TierOption = Annotated[
-    str,
-    typer.Option(
-        metavar="core|full", help="Core leaves out the costlier arrays.", rich_help_panel=_WHAT
-    ),
-]
-KeepOption = Annotated[
-    str,
-    typer.Option(
-        metavar="LIST",
-        help="Opt-in arrays: block_map, cls, logits, tracks; separated by commas.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-AnglesOption = Annotated[
-    str,
-    typer.Option(
-        metavar="default|all",
-        help="Pairwise angles at the embedding and layer outputs, or at all stations.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-ThetaOption = Annotated[
-    float,
-    typer.Option(help="Weights of at least this are confident.", rich_help_panel=_WHAT),
-]
-NearOption = Annotated[
-    int,
-    typer.Option(
-        help="Tokens from the diagonal that count as near (gates).", rich_help_panel=_WHAT
-    ),
-]
-ReduceOption = Annotated[
-    bool,
-    typer.Option(
-        "--reduce",
-        help="Store no statistics of windows, only their means by record and sums by cohort.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-SpectraOption = Annotated[
-    int,
-    typer.Option(
-        metavar="K",
-        help="Exact spectra of K windows of every partition, in the group `spectra`.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-BitroundOption = Annotated[
-    int | None,
-    typer.Option(
-        metavar="BITS",
-        help="Keep this many mantissa bits of floats: lossy, smaller stores.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-DtypeOption = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|float32|float16|bfloat16",
-        help="Auto: float16 on CUDA, float32 on a CPU.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-ImplOption = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|triton|numba|reference",
-        help="Kernels: auto is Triton on CUDA, Numba on a CPU.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-DeviceOption = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:1...", rich_help_panel=_MACHINE)
-]
-BatchOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Padded tokens of a batch; default: 4096 on a CPU, 65536 on CUDA.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-PartitionOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Windows of a partition, the unit of work; default: seconds of work.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-WorkersOption = Annotated[
-    int,
-    typer.Option(
-        help="Worker processes; more than one starts a Dask cluster here.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Compute threads a worker; default: cores / workers.", rich_help_panel=_MACHINE
-    ),
-]
-SchedulerOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="tcp://HOST:PORT",
-        help="A running Dask scheduler, whose workers see the store, the model and the shards.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-MemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Refuse a plan beyond this, like 8GB; default: what the machine has.",
-        rich_help_panel=_MACHINE,
-    ),
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run code that the model brings.", rich_help_panel=_MACHINE
-    ),
-]
+_GO_ON = "interrupted; give the same command again to go on"
 
 
 def _print_version(asked: bool) -> None:
@@ -271,39 +103,29 @@ def ingest(
         print_json({"shards": out, **facts})
     else:
         typer.echo(f"{facts['n_records']} records, {facts['n_bases']} bases in {out}")
+        if empty := int((found.lengths == 0).sum()):
+            typer.echo(f"records: {empty} of {facts['n_records']} have no bases")
 
 
 @app.command()
+@with_settings
 def plan(
     sources: SourcesArgument = None,
     *,
     model: ModelOption,
     sequences: SequencesOption = None,
+    labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
-    window: WindowOption = None,
-    stride: StrideOption = None,
-    min_length: MinLengthOption = 1,
-    strand: StrandOption = "+",
-    max_tokens: MaxTokensOption = None,
-    tokenizer: TokenizerOption = None,
-    tier: TierOption = "full",
-    keep: KeepOption = "",
-    angles: AnglesOption = "default",
-    reduce: ReduceOption = False,
-    dtype: DtypeOption = "auto",
-    impl: ImplOption = "auto",
-    device: DeviceOption = "auto",
-    batch_tokens: BatchOption = None,
-    partition_windows: PartitionOption = None,
     workers: WorkersOption = 1,
     threads: ThreadsOption = None,
+    scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
-    trust_remote_code: TrustOption = False,
     measure: Annotated[
         bool,
         typer.Option("--measure/--no-measure", help="Time a batch, to say how long the run takes."),
     ] = True,
     as_json: JsonOption = False,
+    settings: dict[str, Any],
 ) -> None:
     """Show what a run would do and cost, and stop."""
     from .preview import preview, preview_table
@@ -312,27 +134,14 @@ def plan(
         sources,
         model=model,
         sequences=sequences,
+        labels=labels,
         annotations=annotations,
         workers=workers,
         threads=threads,
+        scheduler=scheduler,
         memory=memory,
         measure=measure,
-        window=window,
-        stride=stride,
-        min_length=min_length,
-        strand=strand,
-        max_tokens=max_tokens,
-        tokenizer=tokenizer,
-        tier=tier,
-        keep=keep,
-        angles=angles,
-        reduce=reduce,
-        dtype=dtype,
-        impl=impl,
-        device=device,
-        batch_tokens=batch_tokens,
-        partition_windows=partition_windows,
-        trust_remote_code=trust_remote_code,
+        **settings,
     )
     if as_json:
         print_json(found)
@@ -341,6 +150,7 @@ def plan(
 
 
 @app.command()
+@with_settings
 def run(
     sources: SourcesArgument = None,
     *,
@@ -349,32 +159,12 @@ def run(
     sequences: SequencesOption = None,
     labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
-    window: WindowOption = None,
-    stride: StrideOption = None,
-    min_length: MinLengthOption = 1,
-    strand: StrandOption = "+",
-    max_tokens: MaxTokensOption = None,
-    max_unknown: MaxUnknownOption = 0.5,
-    tokenizer: TokenizerOption = None,
-    tier: TierOption = "full",
-    keep: KeepOption = "",
-    angles: AnglesOption = "default",
-    theta: ThetaOption = 0.3,
-    near: NearOption = 4,
-    reduce: ReduceOption = False,
-    spectra: SpectraOption = 0,
-    bitround: BitroundOption = None,
-    dtype: DtypeOption = "auto",
-    impl: ImplOption = "auto",
-    device: DeviceOption = "auto",
-    batch_tokens: BatchOption = None,
-    partition_windows: PartitionOption = None,
     workers: WorkersOption = 1,
     threads: ThreadsOption = None,
     scheduler: SchedulerOption = None,
     memory: MemoryOption = None,
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    settings: dict[str, Any],
 ) -> None:
     """Measure all windows of a database. Stopped? Give the same command again."""
     from . import stages
@@ -392,32 +182,14 @@ def run(
             scheduler=scheduler,
             memory=memory,
             subscribers=listeners,
-            window=window,
-            stride=stride,
-            min_length=min_length,
-            strand=strand,
-            max_tokens=max_tokens,
-            max_unknown=max_unknown,
-            tokenizer=tokenizer,
-            tier=tier,
-            keep=keep,
-            angles=angles,
-            theta=theta,
-            near=near,
-            reduce=reduce,
-            spectra=spectra,
-            bitround=bitround,
-            dtype=dtype,
-            impl=impl,
-            device=device,
-            batch_tokens=batch_tokens,
-            partition_windows=partition_windows,
-            trust_remote_code=trust_remote_code,
+            **settings,
         )
     if as_json:
         print_json(done)
     else:
-        typer.echo(_flagged(done.counts))
+        for line in done.input.lines() if done.input else ():
+            typer.echo(line)
+        _tell_windows(done)
         typer.echo(f'{done.store}: bertgeom.open("{done.store}") in Python')
 
 
@@ -435,7 +207,9 @@ def status(store: StoreArgument, as_json: JsonOption = False) -> None:
     typer.echo(f"windows     {found.windows_done} of {found.windows}")
     typer.echo(f"partitions  {found.partitions_done} of {found.partitions}")
     typer.echo(f"row groups  {found.groups_written} of {found.groups}")
-    typer.echo(_flagged(found.counts))
+    for line in found.input.lines() if found.input else ():
+        typer.echo(line)
+    _tell_windows(found)
 
 
 @app.command()
@@ -523,7 +297,7 @@ def demo(
     found = overview(where)
     print_rich(gate_table(found))
     print_rich(cone_table(found))
-    typer.echo(_flagged(done.counts))
+    _tell_windows(done)
     typer.echo(f"store: {where}")
     typer.echo(f"report: {_demo_report(where, out / 'report.html')}")
 
@@ -569,6 +343,15 @@ def print_rich(value: Any) -> None:
     show(value)
 
 
+def _tell_windows(found: Status) -> None:
+    """Flagged windows, and the shares of unknown and cut off tokens."""
+    from .progress import share_lines
+
+    typer.echo(_flagged(found.counts))
+    for line in share_lines(found):
+        typer.echo(line)
+
+
 def _flagged(counts: dict[str, int]) -> str:
     """Windows by flag, those that are met."""
     from bertgeom.variables import FLAGS
@@ -587,32 +370,70 @@ def _command() -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 wrong usage."""
-    from bertgeom.errors import BertgeomError
-
     arguments = sys.argv[1:] if arguments is None else arguments
     # Understood before and after the name of the command.
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = _command().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
+        with _signals_interrupt():
+            code = _command().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
         if code == _INTERRUPTED:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except BertgeomError as error:
-        return _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        return _fail("interrupted; give the same command again to go on", 1, False)
+        return _fail(_GO_ON, 1, False)
     except Exception as error:
-        # The command line library's own errors know how to show themselves.
-        show = getattr(error, "show", None)
-        if callable(show):
-            show()
-            return int(getattr(error, "exit_code", 2))
-        if isinstance(error, typer.Abort):
-            return _fail("interrupted; give the same command again to go on", 1, False)
-        reason = " ".join(str(error).split()) or "no message"
-        text = f"{type(error).__name__}: {reason}; run again with --debug to see where"
-        return _fail(text, 1, debug)
+        return _failed(error, debug)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP, which batch schedulers and closed terminals send, act like Ctrl-C.
+
+    A second one ends the process at once. An ignored signal stays ignored, as under nohup.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    """Tell an error on one line; the exit code."""
+    from bertgeom.errors import BertgeomError
+    from bertgeom.storage import reason
+    from bertgeom.urls import shown_url, without_secrets
+
+    if isinstance(error, BertgeomError):
+        return _fail(str(error), error.exit_code, debug)
+    # The command line library's own errors know how to show themselves.
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, typer.Abort):
+        return _fail(_GO_ON, 1, False)
+    if isinstance(error, BrokenPipeError):
+        # Who reads the output has gone: nothing more can be printed, at the exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        place = shown_url(error.filename)
+        text = f"{place}: expected a file that can be used, found: {reason(error)}"
+        return _fail(f"{text}; check the path and the permissions", 1, debug)
+    text = without_secrets(str(error)) or "no message"
+    return _fail(f"{type(error).__name__}: {text}; run again with --debug to see where", 1, debug)
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

@@ -33,7 +33,7 @@ T = TypeVar("T")
 #: Batches that are tokenised before the device asks for them.
 _AHEAD = 2
 #: What is known of a window even where its statistics are missing.
-_ALWAYS = {"n_tokens", "n_unknown", "n_ambiguous", "truncated", "group_tokens"}
+_ALWAYS = {"n_tokens", "n_content", "n_unknown", "n_ambiguous", "truncated", "group_tokens"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ def prepare(place: Workplace, partition: int) -> Iterator[Prepared]:
     for i, rows in enumerate(groups):
         encoded = tokenizer.encode_batch([bases(int(row)) for row in rows])
         yield Prepared(partition, rows, windows, encoded, i == len(groups) - 1)
+
+
+def window_bases(place: Workplace, windows: Windows) -> Callable[[int], np.ndarray]:
+    """The bases of some windows that lie side by side, on their strand, by row."""
+    return _read_bases(place, windows)
 
 
 def encode_windows(place: Workplace, windows: Windows) -> EncodedBatch:
@@ -148,8 +153,9 @@ def _blank(place: Workplace, batch: Prepared) -> Results:
     results["record_index"][:] = windows.record
     results["start"][:], results["stop"][:] = windows.start, windows.stop
     results["strand"][:] = windows.strand
-    short = windows.stop - windows.start < place.settings.window
-    results["flags"][:] = np.where(short & (windows.start == 0), flag_bit("short"), 0)
+    results["n_content"] = np.zeros(len(windows), np.uint32)
+    short = place.plan.index.short(windows)
+    results["flags"][:] = np.where(short, flag_bit("short"), 0)
     results["flags"] |= np.uint16(flag_bit("empty"))
     if place.labels is not None:
         results["label"][:] = place.labels[windows.record]
@@ -200,6 +206,7 @@ def measure_batch(
     values["flags"] = flags | np.where(unknown, flag_bit("unknown"), 0).astype(flags.dtype)
     told = {
         "n_tokens": encoded.lengths,
+        "n_content": content,
         "n_unknown": encoded.n_unknown,
         "n_ambiguous": encoded.n_ambiguous,
         "truncated": encoded.truncated,
@@ -291,11 +298,19 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def counts(results: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """What a completion record tells: windows, tokens, and windows by flag."""
+    """What a completion record tells: windows, tokens, and windows by flag.
+
+    Args:
+        results: arrays by name; without `n_content`, which is in no store, content tokens are
+            left out.
+    """
     flags = results["flags"]
+    sums = {"content_tokens": "n_content", "unknown_tokens": "n_unknown"}
+    sums["truncated_windows"] = "truncated"
     return {
         "windows": len(flags),
         "tokens": int(results["n_tokens"].sum()),
+        **{name: int(results[of].sum()) for name, of in sums.items() if of in results},
         **{name: int((flags & flag_bit(name) != 0).sum()) for name in variables.FLAGS},
     }
 

@@ -34,6 +34,29 @@ class Ingested(Event):
 
 
 @dataclass(frozen=True)
+class Cutting(Event):
+    """Windows are being cut by tokens; sent now and then with the totals so far."""
+
+    bases: int
+    total: int
+    windows: int
+
+
+@dataclass(frozen=True)
+class FilesLeftOut(Event):
+    """Files of a folder that were not taken for sequences, by their endings."""
+
+    files: int
+    example: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.files} files of the folder do not end like FASTA or FASTQ and are left out, "
+            f"{self.example} among them"
+        )
+
+
+@dataclass(frozen=True)
 class ModelLoaded(Event):
     """The model is ready."""
 
@@ -122,7 +145,7 @@ def history(log: Callable[[Mapping[str, Any]], None]) -> Subscriber:
     """Writes every event but the frequent ones to the run history, with time and host."""
 
     def note(event: Event) -> None:
-        if isinstance(event, Measured | Ingesting):
+        if isinstance(event, Measured | Ingesting | Cutting):
             return
         log(
             {
@@ -151,6 +174,10 @@ class LogLines:
         elif isinstance(event, Ingested):
             how = "kept from an earlier start" if event.reused else "read"
             self._say(f"{event.records} records, {event.bases} bases {how}")
+        elif isinstance(event, Cutting):
+            self._now_and_then(
+                lambda: f"cut {event.bases} of {event.total} bases into {event.windows} windows"
+            )
         elif isinstance(event, ModelLoaded):
             self._say(f"model {event.model} on {event.device} in {event.dtype}")
         elif isinstance(event, Started):
@@ -165,6 +192,8 @@ class LogLines:
             self._now_and_then(self._progress)
         elif isinstance(event, Damaged):
             self._say(event.what)
+        elif isinstance(event, FilesLeftOut):
+            self._say(str(event))
         elif isinstance(event, Finished):
             self._say(f"{event.store} complete: {event.windows} windows, {event.seconds:.1f} s")
 
@@ -220,6 +249,8 @@ class ProgressBar:
         elif isinstance(event, Ingested):
             self._show("reading records", event.records, event.records)
             self._remove()
+        elif isinstance(event, Cutting):
+            self._show("cutting windows (bases)", event.total, event.bases)
         elif isinstance(event, ModelLoaded):
             self._progress.console.print(
                 f"model {event.model} on {event.device} in {event.dtype}", markup=False
@@ -238,6 +269,8 @@ class ProgressBar:
             self._advance(new)
         elif isinstance(event, Damaged):
             self._progress.console.print(event.what, markup=False)
+        elif isinstance(event, FilesLeftOut):
+            self._progress.console.print(str(event), markup=False)
         elif isinstance(event, Finished):
             self.close()
 

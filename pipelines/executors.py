@@ -16,10 +16,11 @@ from itertools import islice
 from typing import Any, Protocol, Self
 
 from bertgeom.errors import BertgeomError, StoreError, UsageError
-from bertgeom.storage import Storage
+from bertgeom.storage import Storage, reason
 
 from .compute import measure_partitions
 from .events import Event, Measured
+from .workers import GUARD
 from .workplace import Workplace, set_threads, workplace_with_model
 from .writing import run_partition, write_group, write_partition
 
@@ -130,25 +131,29 @@ class Dask:
     _resources: dict[str, float] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
-        from distributed import Client
-
         if self.scheduler is None:
-            self._cluster = _local_cluster(self.workers, self.threads, self.device)
+            self._cluster = self._started_cluster()
             self.local_workers = self.workers
         try:
-            self._client = Client(self._cluster or self.scheduler, timeout=_CONNECT_SECONDS)
-        except (OSError, TimeoutError) as error:
+            self._client = _connect(self._cluster or self.scheduler)
+        except UsageError:
             self.__exit__()
-            raise UsageError(
-                f"expected a Dask scheduler at {self.scheduler}, found none in "
-                f"{_CONNECT_SECONDS} s; start one with: dask scheduler"
-            ) from error
+            raise
         known = self._client.scheduler_info(n_workers=-1)["workers"]
         if self.scheduler is not None:
             self.workers = max(1, len(known))
         if any("GPU" in (w.get("resources") or {}) for w in known.values()):
             self._resources = {"GPU": 1}
         return self
+
+    def _started_cluster(self) -> Any:
+        try:
+            return _local_cluster(self.workers, self.threads, self.device)
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise UsageError(
+                f"expected {self.workers} worker processes to start, found: {reason(error)}; if a "
+                f"script calls bertgeom, {GUARD}; otherwise lower --workers"
+            ) from error
 
     def __exit__(self, *error: object) -> None:
         if self._client is not None:
@@ -194,6 +199,38 @@ class Dask:
         )
 
 
+def _connect(scheduler: Any) -> Any:
+    """A client of a cluster or of the scheduler at an address.
+
+    Raises:
+        UsageError: if no scheduler answers.
+    """
+    from distributed import Client
+
+    try:
+        return Client(scheduler, timeout=_CONNECT_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise UsageError(
+            f"expected a Dask scheduler at {scheduler}, found none in "
+            f"{_CONNECT_SECONDS} s; start one with: dask scheduler"
+        ) from error
+
+
+def workers_at(scheduler: str) -> int:
+    """Number of workers of a running scheduler.
+
+    Raises:
+        UsageError: if no scheduler answers, or it has no workers.
+    """
+    with _connect(scheduler) as client:
+        workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    if not workers:
+        raise UsageError(
+            f"expected workers at {scheduler}, found none; start some with: dask worker {scheduler}"
+        )
+    return workers
+
+
 def _work_partition(url: str, model: str, threads: int, partition: int) -> list[Event]:
     return run_partition(workplace_with_model(url, model, threads), partition)
 
@@ -204,6 +241,8 @@ def _work_group(url: str, model: str, threads: int, group: int) -> list[Event]:
 
 def _result(future: Any) -> list[Event]:
     from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+    from distributed.comm import CommClosedError
 
     try:
         return future.result()
@@ -214,6 +253,11 @@ def _result(future: Any) -> list[Event]:
             f"expected {future.key.rsplit('-', 1)[0]} to finish, found {_LOST_WORKERS} workers "
             "lost with it, perhaps for want of memory; lower --batch-tokens or --workers and give "
             "the same command again, finished work is kept"
+        ) from error
+    except (FutureCancelledError, CommClosedError) as error:
+        raise StoreError(
+            f"expected {future.key.rsplit('-', 1)[0]} to finish, found the Dask scheduler lost; "
+            "start it and give the same command again, finished work is kept"
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,15 +12,15 @@ from bertgeom.config import check_same
 from bertgeom.errors import UsageError
 from bertgeom.fasta import Chunk, read_chunks
 from bertgeom.sequences import Sequences, is_complete, open_sequences, write_sequences
-from bertgeom.sources import Source, expand_sources, open_raw
+from bertgeom.sources import Digest, Source, expand_sources, open_source
 from bertgeom.storage import Storage
+from bertgeom.urls import shown_url
 
-from .events import Bus, Event, Ingested, Ingesting
+from .events import Bus, Event, FilesLeftOut, Ingested, Ingesting
 from .workplace import SEQUENCES, lasting_path
 
 #: One source or several: files, folders, globs, fsspec URLs, a store of sequence shards.
 Sources = str | Path | Sequence[str | Path]
-_BLOCK = 2**22
 
 
 def outside_shards(sources: Sources | None, sequences: str | Path | None) -> str | None:
@@ -29,7 +28,7 @@ def outside_shards(sources: Sources | None, sequences: str | Path | None) -> str
     if sequences is not None:
         if sources:
             raise UsageError("expected either sources or --sequences, found both")
-        return lasting_path(str(sequences))
+        return _kept(str(sequences))
     listed = as_list(sources)
     if not listed:
         raise UsageError(
@@ -40,7 +39,21 @@ def outside_shards(sources: Sources | None, sequences: str | Path | None) -> str
         raise UsageError(
             f"expected one store of sequence shards as the only source, found {len(listed)} sources"
         )
-    return lasting_path(shards[0]) if shards else None
+    return _kept(shards[0]) if shards else None
+
+
+def _kept(url: str) -> str:
+    """Where shards lie, as the store keeps it: whoever opens the store reads it.
+
+    Raises:
+        UsageError: for a URL that carries a password or a token.
+    """
+    if shown_url(url) != url:
+        raise UsageError(
+            f"expected the URL of sequence shards without user, password or query, found some in "
+            f"{url}; give credentials by the environment, the store keeps this URL"
+        )
+    return lasting_path(url)
 
 
 def ingest_into(
@@ -57,16 +70,34 @@ def ingest_into(
 
 
 def ingest_sources(storage: Storage, sources: Sources | None, bus: Bus) -> Sequences:
-    files = expand_sources(as_list(sources))
-    facts = source_facts(files)
+    left_out: list[str] = []
+    files = expand_sources(as_list(sources), left_out)
+    if left_out:
+        bus.send(FilesLeftOut(len(left_out), sorted(left_out)[0]))
     if is_complete(storage):
         found = Sequences(storage)
+        facts = source_facts(files)
         check_same(storage.url, _by_number(found.attributes["sources"]), _by_number(facts))
         bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], True))
         return found
-    found = write_sequences(storage, _told(read_chunks(files), bus.send), facts)
+    # The facts are there when the last piece was read: a pipe can be read once only.
+    digests: list[Digest] = []
+    facts = []
+    pieces = _with_facts(read_chunks(files, digests), files, digests, facts)
+    found = write_sequences(storage, _told(pieces, bus.send), facts)
     bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], False))
     return found
+
+
+def _with_facts(
+    pieces: Iterable[Chunk],
+    files: Sequence[Source],
+    digests: Sequence[Digest],
+    facts: list[dict[str, Any]],
+) -> Iterator[Chunk]:
+    """The same pieces; at their end `facts` has what is known of every file."""
+    yield from pieces
+    facts += [d.facts(source) for d, source in zip(digests, files, strict=True)]
 
 
 def _by_number(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -98,13 +129,11 @@ def as_list(sources: Sources | None) -> list[str]:
 
 def source_facts(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """Name without folders, size in bytes and SHA-256 of every file, as stored."""
-    return [_facts(source.url) for source in sources]
+    return [_facts(source) for source in sources]
 
 
-def _facts(url: str) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    with open_raw(url) as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-    return {"name": url.rsplit("/", 1)[-1], "size": size, "sha256": digest.hexdigest()}
+def _facts(source: Source) -> dict[str, Any]:
+    digests: list[Digest] = []
+    with open_source(source, digests):
+        pass
+    return digests[0].facts(source)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -27,19 +28,43 @@ class Windows:
         record: int64 (n,), index of the record.
         start, stop: int64 (n,), bases in the record.
         strand: int8 (n,), +1 or -1.
+        n_tokens: int64 (n,), tokens of the windows where they were cut by tokens, else None.
     """
 
     record: np.ndarray
     start: np.ndarray
     stop: np.ndarray
     strand: np.ndarray
+    n_tokens: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.record)
 
     def take(self, rows: np.ndarray) -> Windows:
         """Those at `rows`, in that order."""
-        return Windows(self.record[rows], self.start[rows], self.stop[rows], self.strand[rows])
+        tokens = None if self.n_tokens is None else self.n_tokens[rows]
+        return Windows(
+            self.record[rows], self.start[rows], self.stop[rows], self.strand[rows], tokens
+        )
+
+
+class Index(Protocol):
+    """All windows of a database by number: of equal bases, or cut by tokens."""
+
+    @property
+    def n_windows(self) -> int: ...
+    @property
+    def longest(self) -> int:
+        """Bases of the longest window."""
+        ...
+
+    def windows(self, first: int, stop: int) -> Windows:
+        """Windows number first..stop."""
+        ...
+
+    def short(self, windows: Windows) -> np.ndarray:
+        """bool: the only window of a record, shorter than others."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +97,15 @@ class WindowIndex:
     def n_windows(self) -> int:
         return int(self._first[-1]) * self._strands
 
+    @property
+    def longest(self) -> int:
+        """Bases of a whole window."""
+        return self.size
+
+    def short(self, windows: Windows) -> np.ndarray:
+        """bool: the only window of a record, shorter than a whole one."""
+        return (windows.stop - windows.start < self.size) & (windows.start == 0)
+
     def windows(self, first: int, stop: int) -> Windows:
         """Windows number first..stop."""
         number = np.arange(first, stop)
@@ -103,7 +137,7 @@ class Plan:
         batch_tokens: padded tokens of a batch at most, but at least one window.
     """
 
-    index: WindowIndex
+    index: Index
     partition_windows: int
     group_windows: int
     batch_tokens: int
@@ -170,5 +204,7 @@ def window_index(lengths: np.ndarray, settings: Settings) -> WindowIndex:
 
 
 def planned_tokens(tokenizer: Tokenizer, windows: Windows) -> np.ndarray:
-    """int64 (n,): tokens of windows, an upper bound where the tokenizer knows no better."""
+    """int64 (n,): tokens of windows, an upper bound where nobody knows better."""
+    if windows.n_tokens is not None:
+        return windows.n_tokens
     return np.asarray(tokenizer.count_tokens(windows.stop - windows.start), dtype=np.int64)

@@ -8,8 +8,10 @@ from bertgeom import store
 from bertgeom.errors import StoreError
 
 from .events import Bus, Damaged, Event, GroupWritten, PartitionDone
+from .input_summary import InputSummary
 from .plan import Plan
 from .workplace import Workplace, open_workplace
+from .writing import summed
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,11 @@ class Status:
         store: its place. complete: whether finalise is through.
         windows, partitions: in all; `_done`: with results on disk.
         groups, groups_written: row groups in all, and in their final chunks.
-        counts: tokens, and windows by flag, of what is in final chunks.
+        counts: tokens, and windows by flag, of what is in final chunks; those that every row
+            group tells. See `shares`.
         missing: the first partitions that are still to do.
         seconds: compute time of the partitions that the run history knows.
+        input: what the run was given and what of it is left out; None in older stores.
     """
 
     store: str
@@ -36,6 +40,63 @@ class Status:
     counts: dict[str, int]
     missing: tuple[int, ...]
     seconds: float
+    input: InputSummary | None = None
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a user must know of a run's tokens, in per cent of what is in final chunks.
+
+    Attributes:
+        unknown_tokens: unknown ones among the tokens that stand for bases.
+        unknown_windows: windows flagged `unknown`, with more of them than --max-unknown.
+        truncated_windows: windows of which tokens were cut off.
+
+    Each is None where the store does not say: nothing is written yet, or row groups were
+    written by a version that did not count it.
+    """
+
+    unknown_tokens: float | None
+    unknown_windows: float | None
+    truncated_windows: float | None
+
+
+def shares(found: Status) -> Shares:
+    """The shares of a run's unknown and truncated tokens."""
+    counts = found.counts
+
+    def share(part: str, whole: str) -> float | None:
+        if part not in counts or not counts.get(whole):
+            return None
+        return 100 * counts[part] / counts[whole]
+
+    return Shares(
+        share("unknown_tokens", "content_tokens"),
+        share("unknown", "windows"),
+        share("truncated_windows", "windows"),
+    )
+
+
+def share_lines(found: Status) -> list[str]:
+    """The shares for people; the last line says what to do about windows that were cut off."""
+    values = shares(found)
+    lines = [
+        f"unknown tokens: {_percent(values.unknown_tokens)}, "
+        f"windows with too many of them: {_percent(values.unknown_windows)}",
+        f"windows cut off at the longest input: {_percent(values.truncated_windows)}",
+    ]
+    if values.truncated_windows:
+        lines.append(
+            "warning: the bases behind the cut are in no window; give a smaller --window, or "
+            "leave --window and --stride out"
+        )
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "not recorded"
+    return "0 %" if value == 0 else f"{value:.3g} %"
 
 
 @dataclass
@@ -106,10 +167,7 @@ def status(url: str) -> Status:
     place = open_workplace(str(url))
     attributes = store.check_format(place.storage, store.FORMAT)
     tracker = Tracker.of(place, None)
-    counts: dict[str, int] = {}
-    for group in sorted(tracker.written):
-        for name, n in place.folder.read_group(group)["counts"].items():
-            counts[name] = counts.get(name, 0) + n
+    counts = summed([place.folder.read_group(g)["counts"] for g in sorted(tracker.written)])
     missing = tracker.missing()
     seconds = sum(
         line["seconds"] for line in place.folder.history() if line["event"] == "PartitionDone"
@@ -126,4 +184,5 @@ def status(url: str) -> Status:
         counts,
         tuple(missing[:10]),
         round(seconds, 3),
+        place.folder.read_input(),
     )

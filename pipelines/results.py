@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertgeom import store
 from bertgeom.errors import UsageError
-from bertgeom.storage import Storage, writing
+from bertgeom.files import replacing_folder, write_text
+from bertgeom.storage import Storage
 
 if TYPE_CHECKING:
     import xarray
 
+#: Format of a zarr group that may be replaced: a result, not a store.
+FORMAT = "bertgeom-result"
 SUFFIXES = (".zarr", ".json", ".tsv")
 
 
@@ -27,25 +31,29 @@ def write_dataset(dataset: xarray.Dataset, path: str | Path) -> Path:
     names) and value.
 
     Raises:
-        UsageError: for another suffix.
+        UsageError: for another suffix, or something else at `path`.
         StoreError: if the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"expected a file {', '.join(SUFFIXES)}, found {path.name}")
-    with writing(str(path)):
-        if path.suffix == ".zarr":
-            with warnings.catch_warnings():
-                # zarr announces that strings may be stored differently one day.
-                warnings.simplefilter("ignore")
-                dataset.to_zarr(path, mode="w", zarr_format=3, consolidated=False)
-            return path
-        if path.suffix == ".json":
-            text = json.dumps(as_json(dataset), indent=1) + "\n"
-        else:
-            text = "".join(f"{line}\n" for line in as_lines(dataset))
-        Storage(str(path.parent)).write(path.name, text.encode())
+    if path.suffix == ".zarr":
+        with replacing_folder(path, _is_result) as draft, warnings.catch_warnings():
+            # zarr announces that strings may be stored differently one day.
+            warnings.simplefilter("ignore")
+            dataset.to_zarr(draft, mode="w", zarr_format=3, consolidated=False)
+            store.Arrays(Storage(str(draft))).update_attributes({"format": FORMAT})
+        return path
+    if path.suffix == ".json":
+        text = json.dumps(as_json(dataset), indent=1) + "\n"
+    else:
+        text = "".join(f"{line}\n" for line in as_lines(dataset))
+    write_text(path, text)
     return path
+
+
+def _is_result(folder: Path) -> bool:
+    return store.is_store(Storage(str(folder)), FORMAT)
 
 
 def as_json(dataset: xarray.Dataset) -> dict[str, Any]:
@@ -57,7 +65,7 @@ def as_json(dataset: xarray.Dataset) -> dict[str, Any]:
 def as_lines(dataset: xarray.Dataset) -> Iterator[str]:
     """Tab-separated lines: header, then one number a line."""
     dims = [str(dim) for dim in dataset.sizes]
-    yield "\t".join(["array", *dims, "value"])
+    yield tsv_line(["array", *dims, "value"])
     names = {
         dim: dataset[dim].values.tolist() if dim in dataset.coords else range(dataset.sizes[dim])
         for dim in dims
@@ -70,7 +78,18 @@ def as_lines(dataset: xarray.Dataset) -> Iterator[str]:
             for column, position in zip(used, place, strict=True):
                 cells[column] = str(position)
             text = "" if isinstance(value, float) and math.isnan(value) else f"{value}"
-            yield "\t".join([str(name), *cells, text])
+            yield tsv_line([str(name), *cells, text])
+
+
+def tsv_line(cells: Iterable[object]) -> str:
+    """Cells with tabs between; names that hold tabs, line ends or quotes are quoted as in CSV."""
+    return "\t".join(map(_quoted, map(str, cells)))
+
+
+def _quoted(text: str) -> str:
+    if not any(c in text for c in '\t\n\r"'):
+        return text
+    return '"' + text.replace('"', '""') + '"'
 
 
 def _clean(value: Any) -> Any:

@@ -3,11 +3,14 @@
     run/run.json                      what the run is: identity, settings, plan
     run/labels.i4                     label code of every record, if there are labels
     run/annotations.json              regions by record, if there are annotations
+    run/windows.safetensors           windows that were cut by tokens, see `token_windows`
+    run/input.json                    counts of records, labels and regions, used and left out
     run/partitions/00000042.spool     results of a finished partition, until its row group is whole
     run/groups/00000003.sums          sums of a row group by cohort
     run/groups/00000003.records       sums of a row group by record, with --reduce
     run/groups/00000003.spectra       spectra of sampled windows, with --spectra
     run/groups/00000003.json          completion record of a row group: counts, checksums
+    run/lock                          held while a run is at work, see `claims`
     run/history.jsonl                 when, where, how long; the only file with a clock in it
 
 A file is there whole or not at all. Nothing counts as done without its file.
@@ -18,8 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +34,12 @@ from bertgeom.annotations import Annotations
 from bertgeom.errors import StoreError
 from bertgeom.storage import Storage
 
+from .input_summary import InputSummary
+
 FOLDER = "run"
-_RUN, _LABELS, _LOCK, _HISTORY = "run.json", "labels.i4", "lock", "history.jsonl"
-_ANNOTATIONS = "annotations.json"
+_RUN, _LABELS, _HISTORY = "run.json", "labels.i4", "history.jsonl"
+_ANNOTATIONS, _WINDOWS = "annotations.json", "windows.safetensors"
+_INPUT = "input.json"
 _SPOOL = ".spool"
 #: Kinds of what a row group keeps beside its chunks, as its completion record names them.
 BESIDE = ("sums", "spectra", "records")
@@ -72,28 +77,6 @@ class RunFolder:
         """Make the folder; harmless when repeated."""
         store.create_plain_group(self.storage, "bookkeeping of the run; no arrays")
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep a second run off this store; the lock of a killed process is void.
-
-        Raises:
-            StoreError: if another process has it. Remote stores are not locked.
-        """
-        if self.storage.folder is None:
-            yield
-            return
-        import fcntl
-
-        with (self.storage.folder / _LOCK).open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"{self.store.url}: expected to be the only run on this store, found another "
-                    "one at work; wait for it or choose another --out"
-                ) from None
-            yield
-
     def read_run(self) -> dict[str, Any] | None:
         """What the run is, None before it was set up."""
         if not self.storage.exists(_RUN):
@@ -120,6 +103,22 @@ class RunFolder:
 
     def write_annotations(self, annotations: Annotations) -> None:
         self.storage.write(_ANNOTATIONS, json.dumps(annotations.settings()).encode())
+
+    def read_windows(self) -> bytes:
+        """The windows that were cut by tokens; nothing if the file is gone."""
+        return self.storage.read(_WINDOWS) if self.storage.exists(_WINDOWS) else b""
+
+    def write_windows(self, data: bytes) -> None:
+        self.storage.write(_WINDOWS, data)
+
+    def read_input(self) -> InputSummary | None:
+        """What the run was given, None in stores that do not say."""
+        if not self.storage.exists(_INPUT):
+            return None
+        return InputSummary.of_json(json.loads(self.storage.read(_INPUT)))
+
+    def write_input(self, summary: InputSummary) -> None:
+        self.storage.write(_INPUT, json.dumps(summary.to_json(), indent=2).encode())
 
     def spooled(self) -> list[int]:
         """Partitions whose results wait for their row group."""

@@ -18,6 +18,7 @@ from bertgeom.annotations import Annotations, record_intervals, region_attention
 from bertgeom.config import check_same
 from bertgeom.dataset import flagged
 from bertgeom.errors import StoreError
+from bertgeom.region_placement import place_regions
 from bertgeom.rollout import attention_rollout
 from bertgeom.spectra import captured_spectra, spectra_dataset
 
@@ -175,7 +176,8 @@ def store_regions(
     import torch
     import xarray
 
-    annotations.require(open_workplace(str(path)).sequences.ids())
+    sequences = open_workplace(str(path)).sequences
+    annotations, _ = place_regions(annotations, sequences.ids(), sequences.lengths)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _REGION}
     shares, places = [], []
     for sample in sampled_windows(path, n, model=model, exclude_flags=exclude_flags):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +13,44 @@ import numpy as np
 
 from bertgeom import store
 from bertgeom.annotations import Annotations
-from bertgeom.cohorts import assign_labels, read_labels
 from bertgeom.config import Settings, check_same, fingerprint
 from bertgeom.errors import InputError, ModelError, UsageError
+from bertgeom.labels import LabelledRecords, label_records, read_labels
 from bertgeom.layout import Shape, row_group
+from bertgeom.region_placement import AnnotationSummary, place_regions
 from bertgeom.sequences import Sequences
 from bertgeom.storage import Storage
 from bertgeom.variables import DEFINITIONS_VERSION
 
 from . import cost
-from .plan import window_index
+from .events import Cutting, Event
+from .input_summary import InputSummary
+from .plan import Index, window_index
 from .run_spectra import SAMPLING
+from .rundir import RunFolder
+from .token_windows import TokenWindows, by_tokens, cut_windows, record_pieces
+from .unknown import check_known
 from .workplace import Workplace, lasting_path, model_identity, shape_to_json
 
 if TYPE_CHECKING:
     import xarray
 
     from bertgeom.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run that was set up, before anything of it is written.
+
+    Attributes:
+        place: the run. codes: (records,) label codes, None without labels.
+        annotations: on the records of the database. summary: what was given and left out.
+    """
+
+    place: Workplace
+    codes: np.ndarray | None
+    annotations: Annotations | None
+    summary: InputSummary
 
 
 def draw_up(
@@ -40,19 +63,27 @@ def draw_up(
     labels: str | Path | None = None,
     annotations: Annotations | None = None,
     elsewhere: str | None = None,
-) -> tuple[Workplace, np.ndarray | None]:
-    """A run on these sequences, and the label code of every record. Nothing is written.
+    send: Callable[[Event], None] = lambda event: None,
+) -> Drawn:
+    """A run on these sequences, and what it was given. Nothing is written.
 
     Args:
         elsewhere: URL of the sequence shards, None if they lie in the store.
+        send: takes the events of cutting windows by tokens.
 
     Raises:
         InputError: if there is nothing to measure.
+        ModelError: if most tokens are unknown, unless that is allowed.
+        MismatchError: names what differs from the run that the store was made by.
     """
+    known = RunFolder(storage).read_run()
+    if known is not None and "windows" not in known["identity"]:
+        settings = _by_bases(settings, encoder)
     resolved, shape = resolve(settings, encoder, annotations)
-    codes, names = _labels(labels, sequences)
-    if annotations is not None:
-        annotations.require(sequences.ids())
+    labelled = _labels(labels, sequences)
+    codes = None if labelled is None else labelled.codes.astype("<i4")
+    names = None if labelled is None else list(labelled.names)
+    annotations, placed = _placed(annotations, sequences)
     identity = {
         "definitions_version": DEFINITIONS_VERSION,
         "model": model_identity(encoder),
@@ -62,11 +93,12 @@ def draw_up(
         "label_names": names,
         "annotations": None if annotations is None else fingerprint(annotations.settings()),
     }
-    index = window_index(sequences.lengths, resolved)
+    index: Index = _index(storage, encoder, sequences, resolved, identity, known, send)
     if not index.n_windows:
         raise InputError(
             "at least one window",
-            f"{len(sequences.lengths)} records without one",
+            f"{len(sequences.lengths)} records without one, {_n_empty(sequences)} without bases",
+            source=", ".join(str(s["name"]) for s in sequences.attributes["sources"][:4]),
             remedy=f"lower --min-length ({resolved.min_length}) or check the input",
         )
     facts = {
@@ -77,9 +109,73 @@ def draw_up(
         "group_windows": row_group(shape, resolved.partition_windows or 1, index.n_windows),
         "model": lasting_path(model),
         "sequences": elsewhere,
-        "sampling": SAMPLING,
+        "sampling": SAMPLING if known is None else known.get("sampling"),
     }
-    return Workplace(storage, facts, encoder, sequences), codes
+    cut = index if isinstance(index, TokenWindows) else None
+    place = Workplace(storage, facts, encoder, sequences, cut)
+    # A run that is under way was let through already.
+    if known is None and not settings.allow_unknown:
+        check_known(place)
+    summary = InputSummary(
+        len(sequences.lengths),
+        _n_empty(sequences),
+        None if labelled is None else labelled.summary,
+        placed,
+    )
+    return Drawn(place, codes, annotations, summary)
+
+
+def _by_bases(settings: Settings, encoder: Encoder) -> Settings:
+    """Windows of equal bases, as stores have them that were set up before windows of tokens."""
+    if not by_tokens(encoder.tokenizer, settings.window, settings.stride):
+        return settings
+    return replace(settings, window=encoder.tokenizer.window_bases())
+
+
+def _index(
+    storage: Storage,
+    encoder: Encoder,
+    sequences: Sequences,
+    resolved: Settings,
+    identity: dict[str, Any],
+    known: Mapping[str, Any] | None,
+    send: Callable[[Event], None],
+) -> Index:
+    """The windows; those that are cut by tokens become a part of the identity."""
+    if resolved.window is not None:
+        return window_index(sequences.lengths, resolved)
+    if known is not None:
+        old = dict(known["identity"])
+        cut = old.pop("windows")
+        check_same(storage.url, old, identity)
+        data = RunFolder(storage).read_windows()
+        if hashlib.sha256(data).hexdigest() == cut["sha256"]:
+            identity["windows"] = cut
+            return TokenWindows.of_bytes(data, cut["sha256"], resolved.strand, storage.url)
+    total = int(sequences.lengths.sum())
+    index = cut_windows(
+        encoder.tokenizer,
+        record_pieces(sequences),
+        strand=resolved.strand,
+        min_length=resolved.min_length,
+        on_bases=every_second(lambda bases, n: send(Cutting(bases, total, n))),
+    )
+    digest = hashlib.sha256(index.to_bytes()).hexdigest()
+    identity["windows"] = {"cut": "tokens", "n_windows": index.n_windows, "sha256": digest}
+    return index
+
+
+def every_second(action: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """The same action, left out if the last one was less than a second ago."""
+    last = time.monotonic()
+
+    def sometimes(a: int, b: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            action(a, b)
+
+    return sometimes
 
 
 def resolve(
@@ -91,6 +187,7 @@ def resolve(
         UsageError: for settings that do not go with the model.
     """
     tokenizer, device = encoder.tokenizer, encoder.device.type
+    tokens = by_tokens(tokenizer, settings.window, settings.stride)
     window = settings.window or tokenizer.window_bases()
     if settings.min_length > window:
         raise UsageError(
@@ -117,8 +214,8 @@ def resolve(
     size = cost.bytes_per_window(shape)
     resolved = replace(
         settings,
-        window=window,
-        stride=settings.stride or window,
+        window=None if tokens else window,
+        stride=None if tokens else settings.stride or window,
         max_tokens=encoder.max_tokens,
         dtype=str(encoder.dtype).removeprefix("torch."),
         device=device,
@@ -130,7 +227,10 @@ def resolve(
 
 
 def set_up(
-    place: Workplace, codes: np.ndarray | None, annotations: Annotations | None = None
+    place: Workplace,
+    codes: np.ndarray | None,
+    annotations: Annotations | None = None,
+    summary: InputSummary | None = None,
 ) -> None:
     """Make the arrays of a run, or check that they were made by the same run.
 
@@ -140,22 +240,42 @@ def set_up(
     known = place.folder.read_run()
     if known is not None:
         check_same(place.storage.url, known["identity"], place.facts["identity"])
+        _keep_windows(place)
         return
     if codes is not None:
         place.folder.write_labels(codes)
     if annotations is not None:
         place.folder.write_annotations(annotations)
+    _keep_windows(place)
+    if summary is not None:
+        place.folder.write_input(summary)
     names = store.create(place.storage, place.layout, _attributes(place), _weights(place))
     place.folder.write_run({**place.facts, "constants": names})
 
 
-def _labels(
-    labels: str | Path | None, sequences: Sequences
-) -> tuple[np.ndarray | None, list[str] | None]:
-    if labels is None:
+def _keep_windows(place: Workplace) -> None:
+    """Write the windows that were cut by tokens, unless they are there."""
+    if place.cut is None:
+        return
+    data = place.cut.to_bytes()
+    if place.folder.read_windows() != data:
+        place.folder.write_windows(data)
+
+
+def _labels(labels: str | Path | None, sequences: Sequences) -> LabelledRecords | None:
+    return None if labels is None else label_records(read_labels(labels), sequences.ids())
+
+
+def _placed(
+    annotations: Annotations | None, sequences: Sequences
+) -> tuple[Annotations | None, AnnotationSummary | None]:
+    if annotations is None:
         return None, None
-    table = read_labels(labels)
-    return assign_labels(table, sequences.ids()).astype("<i4"), list(table.names)
+    return place_regions(annotations, sequences.ids(), sequences.lengths)
+
+
+def _n_empty(sequences: Sequences) -> int:
+    return int((sequences.lengths == 0).sum())
 
 
 def _weights(place: Workplace) -> xarray.Dataset | None:

@@ -10,25 +10,26 @@ and may be killed at any moment.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bertgeom import store
 from bertgeom.annotations import read_annotations
 from bertgeom.config import Settings
-from bertgeom.errors import BertgeomError, StoreError
+from bertgeom.errors import StoreError
 from bertgeom.sequences import MEMBERS, Sequences
-from bertgeom.storage import Storage, writing
+from bertgeom.storage import Storage, explain_write_errors
 
 from . import cohort_sums, cost, record_means, run_spectra
+from .claims import check_place, claimed
 from .events import Bus, Finished, ModelLoaded, Started, Subscriber, history
 from .executors import Executor, choose
-from .ingestion import Sources, ingest_into, ingest_sources, outside_shards
+from .ingestion import Sources, as_list, ingest_into, ingest_sources, outside_shards
 from .progress import Status, Tracker, status
 from .rundir import FOLDER, RunFolder
 from .setting import draw_up, set_up
+from .workers import check_script
 from .workplace import SEQUENCES, Workplace, load_model, open_workplace
 from .writing import write_group
 
@@ -62,7 +63,7 @@ def run(
         out: folder or fsspec URL of the store.
         sequences: sequence shards made by `ingest`, in place of `sources`.
         labels: table `record<TAB>label`, see `bertgeom.cohorts.read_labels`.
-        annotations: BED or GFF3 file of regions in record coordinates: the token groups of
+        annotations: BED, GFF3 or GTF file of regions in record coordinates: the token groups of
             `attention_group_mass`, see `bertgeom.annotations.read_annotations`.
         workers: worker processes; more than one starts a Dask cluster on this machine.
         threads: compute threads of a worker; default: the cores divided by the workers.
@@ -73,7 +74,8 @@ def run(
 
     Raises:
         UsageError: for impossible settings. InputError: for sources that cannot be read.
-        ModelError: for a model that cannot be loaded or observed.
+        ModelError: for a model that cannot be loaded or observed, or whose tokenizer does not
+            know most of the input.
         MismatchError: if the store was made with another model, input or setting.
         PlanError: if the plan does not fit the memory.
         StoreError: if the store cannot be written.
@@ -81,39 +83,46 @@ def run(
     begin = time.monotonic()
     options = Settings.of(**settings)
     storage, elsewhere = Storage(str(out)), outside_shards(sources, sequences)
-    _check_place(storage, store.FORMAT)
+    given = (model, labels, annotations, sequences)
+    inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
+    check_place(storage, store.FORMAT, inputs)
+    check_script(workers)
     bus = Bus(list(subscribers))
     encoder = load_model(str(model), options)
+    encoder.probe()
     bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
-    with _fresh(storage), writing(storage.url):
+    regions = None if annotations is None else read_annotations(annotations)
+    with claimed(storage, store.FORMAT, inputs) as storage, explain_write_errors(storage.url):
         folder = RunFolder(storage)
         store.create_root(storage)
         folder.create()
-        with folder.alone():
-            bus.subscribers.append(history(folder.log))
-            shards = ingest_into(storage, sources, elsewhere, bus)
-            regions = None if annotations is None else read_annotations(annotations)
-            place, codes = draw_up(
-                storage,
-                encoder,
-                str(model),
-                shards,
-                options,
-                labels=labels,
-                annotations=regions,
-                elsewhere=elsewhere,
-            )
-            executor = choose(place, workers, threads, scheduler)
-            if executor.local_workers:
-                budget = cost.budget_bytes(memory)
-                cost.check_memory(project(place, executor.threads), budget, executor.local_workers)
-            left = place.plan.n_windows - Tracker.of(place, None).windows_done()
-            cost.check_disk(place.layout, storage, left)
-            set_up(place, codes, regions)
-            with executor:
-                execute(place, executor, bus)
-            done = finalise(storage.url)
-            bus.send(Finished(storage.url, done.windows, time.monotonic() - begin))
+        bus.subscribers.append(history(folder.log))
+        shards = ingest_into(storage, sources, elsewhere, bus)
+        drawn = draw_up(
+            storage,
+            encoder,
+            str(model),
+            shards,
+            options,
+            labels=labels,
+            annotations=regions,
+            elsewhere=elsewhere,
+            send=bus.send,
+        )
+        place = drawn.place
+        executor = choose(place, workers, threads, scheduler)
+        if executor.local_workers:
+            budget = cost.budget_bytes(memory)
+            cost.check_memory(project(place, executor.threads), budget, executor.local_workers)
+        left = place.plan.n_windows - Tracker.of(place, None).windows_done()
+        cost.check_disk(place.layout, storage, left)
+        set_up(place, drawn.codes, drawn.annotations, drawn.summary)
+        if storage.journal is not None:
+            storage.journal.close()
+        with executor:
+            execute(place, executor, bus)
+        done = finalise(storage.url)
+        bus.send(Finished(storage.shown, done.windows, time.monotonic() - begin))
     bus.close()
     return done
 
@@ -131,8 +140,11 @@ def ingest(
         MismatchError: if the shards are there and were made from other sources.
     """
     storage, bus = Storage(str(out)), Bus(list(subscribers))
-    _check_place(storage, store.SEQUENCE_FORMAT)
-    with _fresh(storage), writing(storage.url):
+    inputs = as_list(sources)
+    with (
+        claimed(storage, store.SEQUENCE_FORMAT, inputs) as storage,
+        explain_write_errors(storage.url),
+    ):
         store.create_root(storage, store.SEQUENCE_FORMAT)
         found = ingest_sources(storage, sources, bus)
     bus.close()
@@ -168,12 +180,12 @@ def finalise(url: str) -> Status:
         return found
     if found.missing:
         raise StoreError(
-            f"{url}: expected all {found.partitions} partitions, found "
+            f"{place.storage.shown}: expected all {found.partitions} partitions, found "
             f"{found.partitions - found.partitions_done} missing, the first "
             f"{found.missing[0]}; give the bertgeom run command again"
         )
     tracker = Tracker.of(place, Bus())
-    with writing(url):
+    with explain_write_errors(url):
         for group in tracker.whole_groups():
             write_group(place, group)
         place.storage.sweep()
@@ -208,34 +220,7 @@ def project(place: Workplace, threads: int) -> cost.Memory:
         place.shape,
         batch_tokens=settings.batch_tokens or 1,
         partition_windows=settings.partition_windows or 1,
-        window=settings.window or 1,
+        window=place.plan.index.longest,
         n_windows=place.plan.n_windows,
         threads=threads,
     )
-
-
-@contextmanager
-def _fresh(storage: Storage) -> Iterator[None]:
-    """Take back a store that was not there before if setting it up fails for good reason."""
-    fresh = not storage.exists(store.METADATA)
-    try:
-        yield
-    except BertgeomError:
-        if fresh and not storage.exists(f"{FOLDER}/run.json"):
-            storage.remove("")
-        raise
-
-
-def _check_place(storage: Storage, kind: str) -> None:
-    """Refuse to write into something else.
-
-    Raises:
-        StoreError: for a folder with other contents, or a store of another version.
-    """
-    if storage.exists(store.METADATA):
-        store.check_format(storage, kind)
-    elif storage.names(""):
-        raise StoreError(
-            f"{storage.url}: expected a new folder or a store, found a folder with other "
-            "contents; choose another --out"
-        )

@@ -19,8 +19,9 @@ from bertgeom.layout import Layout, Shape
 from bertgeom.sequences import Sequences, open_sequences
 from bertgeom.storage import Storage
 
-from .plan import Plan, window_index
+from .plan import Index, Plan, window_index
 from .rundir import RunFolder
+from .token_windows import TokenWindows
 
 if TYPE_CHECKING:
     from bertgeom.annotations import Annotations
@@ -41,12 +42,14 @@ class Workplace:
         facts: the contents of `run/run.json`.
         encoder: the model, None where nothing is computed (status, finalise).
         shards: the sequences, if they are open already.
+        cut: the windows, if they were cut by tokens just now.
     """
 
     storage: Storage
     facts: dict[str, Any]
     encoder: Encoder | None = None
     shards: Sequences | None = None
+    cut: TokenWindows | None = None
 
     @property
     def loaded(self) -> Encoder:
@@ -93,10 +96,21 @@ class Workplace:
     def plan(self) -> Plan:
         settings = self.settings
         return Plan(
-            window_index(self.sequences.lengths, settings),
+            self._index,
             settings.partition_windows or 1,
             self.facts["group_windows"],
             settings.batch_tokens or 1,
+        )
+
+    @property
+    def _index(self) -> Index:
+        known = self.facts["identity"].get("windows")
+        if known is None:
+            return window_index(self.sequences.lengths, self.settings)
+        if self.cut is not None:
+            return self.cut
+        return TokenWindows.of_bytes(
+            self.folder.read_windows(), known["sha256"], self.settings.strand, self.storage.url
         )
 
     @cached_property

@@ -13,7 +13,7 @@ import numpy as np
 
 from bertgeom import store
 from bertgeom.layout import missing_value
-from bertgeom.storage import writing
+from bertgeom.storage import explain_write_errors
 from bertgeom.variables import Variable
 
 from . import run_spectra
@@ -57,7 +57,9 @@ def write_partition(
             _write_group(place, group, [told], [results], lambda name, a, b: results[name][a:b])
         )
     else:
-        with writing(f"partition {partition} of {place.storage.url}"):
+        with explain_write_errors(
+            place.storage.url, f"partition {partition} of {place.storage.shown}"
+        ):
             place.folder.write_spool(partition, results, place.fingerprint, told)
     seconds = time.monotonic() - begin
     done = PartitionDone(partition, told, seconds, socket.gethostname(), os.getpid())
@@ -117,7 +119,7 @@ def _write_group(
     first, stop = place.plan.group(group)
     labels, flags = gather("label", 0, stop - first), gather("flags", 0, stop - first)
     sums = GroupSums(len(cohort_names(place)), labels, flags)
-    with writing(f"row group {group} of {place.storage.url}"):
+    with explain_write_errors(place.storage.url, f"row group {group} of {place.storage.shown}"):
         by_record = None
         if place.settings.reduce:
             by_record = RecordSums(gather("record_index", 0, stop - first), flags)
@@ -133,7 +135,7 @@ def _write_group(
         facts: dict[str, Any] = {
             "fingerprint": place.fingerprint,
             "windows": [first, stop],
-            "counts": {name: sum(t[name] for t in told) for name in told[0]},
+            "counts": summed(told),
             **dict.fromkeys(BESIDE),
             "files": {key: list(entry) for key, entry in sorted(files.items())},
         }
@@ -143,6 +145,12 @@ def _write_group(
         place.folder.write_group(group, facts)
     size = sum(entry[0] for entry in files.values())
     return GroupWritten(group, len(files), size, time.monotonic() - begin)
+
+
+def summed(told: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several parts together, without those that a part does not tell."""
+    names = [name for name in told[0] if all(name in part for part in told)] if told else []
+    return {name: sum(part[name] for part in told) for name in names}
 
 
 def _write_chunks(

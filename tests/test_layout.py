@@ -123,7 +123,8 @@ for name in {sorted(expected)!r}:
 def test_importing_the_package_is_light() -> None:
     for package, heavy in (
         ("bertgeom", {"torch", "transformers", "numba", "triton", "xarray"}),
-        ("bertgeom.kernels", {"transformers", "numba", "triton"}),
+        ("bertgeom.kernels", {"torch", "transformers", "numba", "triton"}),
+        ("bertgeom.config", {"torch", "transformers", "numba", "triton", "xarray"}),
     ):
         code = f"import sys, {package}; print(sorted({heavy!r} & set(sys.modules)))"
         done = subprocess.run(

@@ -414,7 +414,7 @@ def _of_double_products(blas, q, k):
 
 @inner
 def _in_double(n, d, address, row):
-    x = numba.carray(floats_at(address), (n * row,), np.float32)
+    x = numba.carray(floats_at(address), ((n - 1) * row + d,), np.float32)
     copy = np.empty((n, d))
     for i in range(n):
         for c in range(d):

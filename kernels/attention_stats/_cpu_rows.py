@@ -110,11 +110,11 @@ def put_back(row, first, last, inverse, lifted):
 
 
 @inner
-def add_near(block, i0, c0, begin, end, n, near, content, columns, sums):
+def add_near(block, i0, c0, c1, begin, end, near, content, columns, sums):
     """Adds up the near cells of rows begin to end of a block; returns their squares.
 
     Args:
-        block: weights of the rows from i0 and the columns from c0 on.
+        block: weights of the rows from i0 on and of the columns c0 to c1; others hold none.
         columns: column sums to add to.
         sums: (2, 2 near + 1) sums of the near diagonals, all cells and content cells.
     """
@@ -122,7 +122,7 @@ def add_near(block, i0, c0, begin, end, n, near, content, columns, sums):
     for o in range(-near, near + 1):
         every = 0.0
         of_content = 0.0
-        for i in range(max(begin, -o), min(end, n - o)):
+        for i in range(max(begin, c0 - o), min(end, c1 - o)):
             p = block[i - i0, i + o - c0]
             columns[i + o] += p
             every += p
@@ -263,5 +263,7 @@ def smallest_count(row, n_visible, low, top, guess, step):
             stride *= f32(2)
     if under and over:
         step = f32(0.5) * (step + (hi - lo) / (hi * (c_lo - c_hi)))
-    k = np.int64(min(max(c_hi + most, c_hi + f32(1)), c_lo))
+    k = min(max(c_hi + most, c_hi + f32(1)), c_lo)
+    # It is an index: of a NaN, none.
+    k = np.int64(k) if k >= f32(0) else 0
     return k, f32(0.5) * (lo + hi) if under and over else t, step

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from .._amx import BLOCK, STEP, in_blocks
-from .._cpu import inner
+from .._cpu import inner, jit
 from .._cpu_vectors import TILE, floats_at
 from ._cpu_products import pieces_floats
 from ._cpu_rows import LANES, padded
@@ -24,12 +24,16 @@ PHASES = 16
 
 
 class Heads(NamedTuple):
-    """Where the n x d matrices of a (B, H, N, d) float32 tensor lie: strides in elements."""
+    """Where the n x d matrices of a (B, H, N, d) float32 tensor lie: strides in elements.
+
+    `end` is the address behind the last element.
+    """
 
     address: int
     batch: int
     head: int
     row: int
+    end: int
 
 
 class Settings(NamedTuple):
@@ -166,8 +170,13 @@ def block_width(n, reach):
     return padded(min(n, rows_at_once(n, reach) + 2 * reach + STEP))
 
 
+@inner
 def scratch_floats(n, head_dim, near, theta, reach):
-    """Float32 elements that `cut` takes, all pieces rounded up to LANES."""
+    """Float32 elements that `cut` takes, all pieces rounded up to LANES.
+
+    A longer head may need less: up to RESIDENT_TOKENS all weights are kept, and the blocks of
+    rows of a longer one come to more or less than _BLOCK_WEIGHTS.
+    """
     ld = padded(n) + LANES
     if is_resident(n, reach):
         weights = in_blocks(n) * padded(n)
@@ -178,6 +187,16 @@ def scratch_floats(n, head_dim, near, theta, reach):
     vectors = 10 * ld + padded(n + 1) + PHASES * (2 * ld + TILE)
     pieces = padded(pieces_floats(n, head_dim))
     return vectors + small + found + padded(4 * head_dim**2) + pieces + weights
+
+
+@jit
+def most_floats(lengths, head_dim, near, theta, reach):
+    """The largest `scratch_floats` of all lengths (B,) int32, 0 left out."""
+    most = 0
+    for n in lengths:
+        if n > 0:
+            most = max(most, scratch_floats(np.int64(n), head_dim, near, theta, reach))
+    return most
 
 
 @inner

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 #: Codes of `gate` in order; the code of "no gate holds half of the mass" follows them.
 GATES = (
@@ -17,6 +19,10 @@ GATES = (
 )
 GATE_MIXED = len(GATES)
 MAX_GROUPS = 16
+TIERS = ("core", "full")
+IMPLEMENTATIONS = ("triton", "numba", "reference")
+MAX_NEAR = 64
+MAX_OFFSET_SIDE = 32
 
 #: Stretches of the block map; token t of n belongs to stretch t * N_BLOCKS // n.
 N_BLOCKS = 16
@@ -65,3 +71,41 @@ class Options:
     rows: bool
     columns: bool
     cones: bool = False
+
+
+def fault(name: str, value: Any) -> str | None:
+    """What is wrong with the value of an option, "expected ..., found ..."; None: nothing.
+
+    The only ranges of these options there are: settings of a run ask here too. Loads neither
+    torch nor Numba.
+    """
+    ok, expected = _RANGES[name]
+    return None if ok(value) else f"expected {expected}, found {value!r}"
+
+
+def _number(value: Any) -> bool:
+    real = isinstance(value, int | float) or hasattr(value, "__float__")
+    return real and not isinstance(value, bool | str)
+
+
+def _whole(least: int, most: float) -> Any:
+    def ok(value: Any) -> bool:
+        whole = hasattr(value, "__index__") and not isinstance(value, bool)
+        return bool(whole and least <= value <= most)
+
+    return ok
+
+
+_RANGES: dict[str, tuple[Any, str]] = {
+    "scale": (lambda x: _number(x) and math.isfinite(x) and x > 0, "a positive number"),
+    "window": (lambda x: x is None or _whole(0, math.inf)(x), "None or at least 0"),
+    "tier": (lambda x: x in TIERS, "'core' or 'full'"),
+    "theta": (lambda x: _number(x) and 0 < x <= 1, "a share in (0, 1]"),
+    "near": (_whole(0, MAX_NEAR), f"0 to {MAX_NEAR} tokens"),
+    "n_offset_side": (_whole(1, MAX_OFFSET_SIDE), f"1 to {MAX_OFFSET_SIDE} bins"),
+    "n_groups": (_whole(0, MAX_GROUPS), f"0 to {MAX_GROUPS} groups"),
+    "impl": (
+        lambda x: x in ("auto", *IMPLEMENTATIONS),
+        f"'auto' or one of {', '.join(IMPLEMENTATIONS)}",
+    ),
+}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .._dispatch import resolve
-from ._options import MAX_GROUPS, Options
+from ._options import Options, fault
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MODULES = {"triton": "gpu", "numba": "cpu", "reference": "reference"}
@@ -212,17 +211,18 @@ def _options(
     columns: bool,
     cones: bool = False,
 ) -> Options:
-    for what, ok, expected, found in (
-        ("scale", math.isfinite(scale) and scale > 0, "a positive number", scale),
-        ("window", window is None or window >= 0, "None or at least 0", window),
-        ("tier", tier in ("core", "full"), "'core' or 'full'", tier),
-        ("theta", 0 < theta <= 1, "a share in (0, 1]", theta),
-        ("near", 0 <= near <= 64, "0 to 64 tokens", near),
-        ("n_offset_side", 1 <= n_offset_side <= 32, "1 to 32 bins", n_offset_side),
-        ("n_groups", 0 <= n_groups <= MAX_GROUPS, f"0 to {MAX_GROUPS} groups", n_groups),
+    for name, value in (
+        ("scale", scale),
+        ("window", window),
+        ("tier", tier),
+        ("theta", theta),
+        ("near", near),
+        ("n_offset_side", n_offset_side),
+        ("n_groups", n_groups),
     ):
-        if not ok:
-            raise ValueError(f"{what}: expected {expected}, found {found!r}")
+        wrong = fault(name, value)
+        if wrong:
+            raise ValueError(f"{name}: {wrong}")
     return Options(
         scale=scale,
         window=window,

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from .. import _amx
 from .._cpu import (
+    CHECKED,
+    check_extent,
     claim,
     dgemm_address,
     inner,
@@ -76,6 +78,7 @@ from ._cpu_work import (
     block_width,
     cut,
     is_resident,
+    most_floats,
     padded_rows,
     rows_at_once,
     scratch_floats,
@@ -113,10 +116,9 @@ def run(
     shapes, n_results = _shapes(batch, n_heads, n_slots, options)
     results = torch.empty(n_results)
     settings = _settings(n_slots, options, _amx.usable())
-    n_floats = _scratch_floats(
-        max(n_tokens), head_dim, settings.near, settings.theta, settings.reach
-    )
-    scratch, n_floats = scratch_address(torch.get_num_threads(), n_floats)
+    n_floats = most_floats(lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach)
+    n_places = torch.get_num_threads()
+    scratch, n_floats = scratch_address(n_places, n_floats)
     counters = np.zeros(2, np.int64)
     arguments = (
         counters,
@@ -131,6 +133,7 @@ def run(
         shapes,
         scratch,
         n_floats,
+        n_places,
     )
     on_torch_threads(_sweep, *arguments)
     if query.dtype != output.dtype:
@@ -147,7 +150,9 @@ def _readable(x: Tensor) -> Tensor:
 
 def _heads(x: Tensor) -> Heads:
     batch, head, row, _ = x.stride()
-    return Heads(x.data_ptr(), batch, head, max(row, x.shape[-1]))
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    end = x.data_ptr() + 4 * (last + 1)
+    return Heads(x.data_ptr(), batch, head, max(row, x.shape[-1]), end)
 
 
 def _slots(x: Tensor | None, batch: int, n_slots: int, dtype: type) -> np.ndarray:
@@ -157,10 +162,6 @@ def _slots(x: Tensor | None, batch: int, n_slots: int, dtype: type) -> np.ndarra
 @functools.lru_cache(maxsize=64)
 def _no_slots(batch: int, n_slots: int, dtype: type) -> np.ndarray:
     return np.zeros((batch, n_slots), dtype)
-
-
-#: From Python: the same few sizes again and again.
-_scratch_floats = functools.lru_cache(maxsize=64)(scratch_floats)
 
 
 @functools.lru_cache(maxsize=64)
@@ -229,11 +230,16 @@ def _sweep(team, counters, *arguments):
         return
     (
         blas, settings, sizes, tensors, lengths, special, groups, results, shapes, memory, n_floats,
+        n_places,
     ) = arguments  # fmt: skip
     values = values_at(results, shapes)
     batch, n_heads, repeat, d = sizes
     query, key, value, output = tensors
-    scratch = memory + 4 * n_floats * claim(counters, 1)
+    place = claim(counters, 1)
+    if place >= n_places:
+        # More threads than there is memory for; those before take all heads.
+        return
+    scratch = memory + 4 * n_floats * place
     while True:
         item = claim(counters, 0)
         if item >= batch * n_heads:
@@ -243,6 +249,10 @@ def _sweep(team, counters, *arguments):
         _leave_out(values, b, h, n)
         if n == 0:
             continue
+        if CHECKED:
+            for heads, one in ((query, h), (key, h // repeat), (value, h // repeat), (output, h)):
+                address, row = _matrix(heads, b, one)
+                check_extent(address, (n - 1) * row + d, heads.address, heads.end)
         matrices = (
             _matrix(query, b, h),
             _matrix(key, b, h // repeat),
@@ -280,6 +290,8 @@ def _matrix(heads, b, h):
 def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch, n_floats):
     """All statistics of one head of n >= 1 tokens."""
     near = settings.near
+    if scratch_floats(n, d, near, settings.theta, settings.reach) > n_floats:
+        raise IndexError("attention_stats: scratch memory too small for a head; please report it")
     work = cut(scratch, n_floats, n, d, near, settings.theta)
     for j in range(n):
         work.content[j] = special[j] == 0
@@ -327,6 +339,14 @@ def _block(n, reach, i0, work):
 
 
 @inner
+def _check_blocks(work, address, rows, columns, pitch):
+    """Whether the whole blocks that the tile unit writes lie in the memory of the weights."""
+    written = (_amx.in_blocks(rows) - 1) * pitch + _amx.in_blocks(columns)
+    begin = np.int64(work.weights.ctypes.data)
+    check_extent(address, written, begin, begin + 4 * work.weights.size)
+
+
+@inner
 def _first_look(blas, pieces, settings, n, d, matrices, work, out):
     """Output and everything that one sweep can sum; returns the extreme weights."""
     _, _, (value, value_row), (output, output_row) = matrices
@@ -352,13 +372,15 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
         for i in range(i0, i1):
             if (i - i0) % group == 0:
                 there, end = weights + 4 * (i - i0) * pitch, min(i + group, i1)
+                if CHECKED and pieces.used:
+                    _check_blocks(work, there, end - i, c1 - c0, pitch)
                 logits(blas, pieces, settings.scale, d, matrices, i, end, c0, c1, there, pitch)
             for line in range(0, 4 * d, 64):
                 prefetch(value + 4 * i * value_row + line)
                 prefetch_to_write(output + 4 * i * output_row + line)
             while i >= stretch_end:
                 purity += add_near(
-                    block, i0, c0, summed, i, n, near, content, near_column, near_sums
+                    block, i0, c0, c1, summed, i, near, content, near_column, near_sums
                 )
                 summed = i
                 end_stretch(stretch, n, work)
@@ -373,7 +395,8 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
             highs[i] = high
             inverses[i] = inverse
             entropies[i] = math.log(total) - _LN2 * moment * inverse
-            begin, stop = max(c0, i - near), min(n, i + near + 1)
+            # Near cells outside of the block's columns are invisible: `near` may exceed `reach`.
+            begin, stop = max(c0, i - near), min(c1, i + near + 1)
             start = n - 1 - i + c0
             phase = start % PHASES
             lift(row, begin - c0, stop - c0, lifted)
@@ -398,7 +421,7 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
             if settings.full:
                 k, guess, step = smallest_count(row, last - first, low, inverse, guess, step)
                 work.k_rows[k] += 1
-        purity += add_near(block, i0, c0, summed, i1, n, near, content, near_column, near_sums)
+        purity += add_near(block, i0, c0, c1, summed, i1, near, content, near_column, near_sums)
         summed = i1
         sgemm(
             blas, 0, 0, i1 - i0, d, c1 - c0, f32(1),
@@ -458,6 +481,8 @@ def _look_again(blas, pieces, settings, n, d, matrices, work, smallest, factor):
         pitch = block.shape[1]
         mirrored = work.weights[half : half + block.size].reshape(block.shape)
         here = np.int64(block.ctypes.data)
+        if CHECKED and pieces.used:
+            _check_blocks(work, here, i1 - i0, c1 - c0, pitch)
         logits(blas, pieces, settings.scale, d, matrices, i0, i1, c0, c1, here, pitch)
         sgemm(
             blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,

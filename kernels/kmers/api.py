@@ -59,6 +59,7 @@ def encode_kmers(
             f"expected counts of shape {starts.shape} and ids int32 (B, N), "
             f"found {counts.shape} and {ids.dtype} {ids.shape}"
         )
+    _check_counts(counts, first)
     if ids.shape[0] != starts.size or (counts.size and first + counts.max() > ids.shape[1]):
         raise ValueError(f"expected room for every k-mer, found ids of shape {ids.shape}")
     if _resolve(impl) == "reference":
@@ -136,6 +137,9 @@ def encode_split(
         ValueError, TypeError: for arrays of another shape or dtype, or an incomplete table.
     """
     bases, starts, stops = _check_rows(bases, starts, stops)
+    _check_singles(singles)
+    if first < 0 or room < 0:
+        raise ValueError(f"expected first and room of at least 0, found {first} and {room}")
     if not table.complete or (singles[np.frombuffer(b"ACGT", np.uint8)] < 0).any():
         raise ValueError(
             f"expected all {4**table.k} k-mers and the single bases A, C, G, T, found "
@@ -227,6 +231,8 @@ def encode_singles(
     """
     counts = np.ascontiguousarray(counts, dtype=np.int64)
     bases, starts, _ = _check_rows(bases, starts, starts + counts)
+    _check_singles(singles)
+    _check_counts(counts, first)
     if ids.dtype != np.int32 or ids.ndim != 2 or ids.shape[0] != starts.size:
         raise ValueError(f"expected ids int32 ({starts.size}, N), found {ids.dtype} {ids.shape}")
     if counts.size and first + counts.max() > ids.shape[1]:
@@ -266,7 +272,10 @@ def kmer_places(
     """
     counts = np.ascontiguousarray(counts, dtype=np.int64)
     limits = np.ascontiguousarray(limits, dtype=np.int64)
-    if counts.size and (counts.min() < 0 or first + counts.max() > width):
+    _check_counts(counts, first)
+    if limits.shape != counts.shape:
+        raise ValueError(f"expected limits of shape {counts.shape}, found {limits.shape}")
+    if counts.size and first + counts.max() > width:
         raise ValueError(f"expected at most {width - first} k-mers a row, found {counts.max()}")
     from bertgeom.kernels.kmers import cpu
 
@@ -339,6 +348,18 @@ def check_bases(bases: np.ndarray) -> np.ndarray:
     if bases.dtype != np.uint8 or bases.ndim != 1:
         raise TypeError(f"expected bases as uint8 (n,), found {bases.dtype} {bases.shape}")
     return np.require(bases, requirements=("C", "W"))
+
+
+def _check_counts(counts, first):
+    if first < 0 or (counts.size and counts.min() < 0):
+        least = counts.min() if counts.size else 0
+        raise ValueError(f"expected first and counts of at least 0, found {first} and {least}")
+
+
+def _check_singles(singles):
+    """The loops read any of 256 bytes in it."""
+    if singles.dtype != np.int32 or singles.shape != (256,):
+        raise ValueError(f"expected singles int32 (256,), found {singles.dtype} {singles.shape}")
 
 
 def _check_rows(bases, starts, stops):

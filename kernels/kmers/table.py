@@ -128,12 +128,14 @@ def unpack_kmers(keys: np.ndarray, k: int) -> list[str]:
 def single_table(vocabulary: Mapping[str, int]) -> np.ndarray:
     """int32 (256,): byte -> token id of single letters, case folded; -1 without a token.
 
-    U has the id of T unless it has its own.
+    U has the id of T unless it has its own, and the other way round.
     """
     table = np.full(256, -1, dtype=np.int32)
     folded = {letter.upper(): i for letter, i in vocabulary.items() if len(letter) == 1}
     if "T" in folded:
         folded.setdefault("U", folded["T"])
+    elif "U" in folded:
+        folded["T"] = folded["U"]
     for letter, i in folded.items():
         table[[ord(letter), ord(letter.lower())]] = i
     return table

@@ -94,8 +94,8 @@ class _Work(NamedTuple):
     """Arrays of a call. B windows, N slots, D entries, K blocks, T tiles, S windows at a time."""
 
     flat: Any
-    """address, and in compiled code the float32 from there on: row i of window b begins at
-    start[b] + i * step[b]"""
+    """address and number of float32, and in compiled code their array: row i of window b begins
+    at start[b] + i * step[b]"""
     start: Any
     """(B,) int64, like step and lengths"""
     step: Any
@@ -213,7 +213,7 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
     n_pieces = at_a_time * piece_floats(n_slots, width) if by_unit(width) else 0
     memory = scratch_memory(n_pieces + n_floats)
     return _Work(
-        flat=lowest,
+        flat=(lowest, (max(_end(x) for x in states) - lowest) // 4),
         start=np.array([at + b * step for at, step, _ in places for b in range(windows)]),
         step=np.array([step for _, _, step in places]).repeat(windows),
         lengths=np.tile(lengths.numpy().astype(np.int64), len(states)),
@@ -245,6 +245,12 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
     )
 
 
+def _end(x: Tensor) -> int:
+    """Address behind the last entry of x."""
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr() + 4 * (last + 1)
+
+
 @functools.lru_cache(maxsize=64)
 def _tiles(n: int) -> Any:
     """First rows and columns of the tiles that cover the lower triangle of n x n, (T, 2) int64.
@@ -271,11 +277,14 @@ def _named(work: _Work, angles: list[bool]) -> dict[str, Tensor]:
 
 
 @jit
-def _claim_tasks(team, n_tasks, counters, tasks, blas, lowest, *arrays):
-    if started(team, (n_tasks, counters, tasks, blas, lowest, arrays)):
+def _claim_tasks(team, n_tasks, counters, tasks, blas, place, *arrays):
+    if started(team, (n_tasks, counters, tasks, blas, place, arrays)):
         return
-    w = _Work(floats_from(lowest), *arrays)
+    w = _Work(floats_from(place[0], place[1]), *arrays)
     mine = claim(counters, 1)
+    if tasks[0, 0] == _WINDOW and mine >= len(w.vectors):
+        # More threads than there is memory for; those before take all windows.
+        return
     scratch = np.zeros((TILE_ROWS, TILE_COLUMNS), np.float32)
     memory = unit_memory(w.pieces.size > 0, TILE_COLUMNS, w.vectors.shape[2])
     blocks = w.moments.shape[1]

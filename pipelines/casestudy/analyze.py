@@ -19,6 +19,7 @@ import numpy as np
 
 from bertgeom.dataset import attribute, label_codes
 from bertgeom.errors import InputError, StoreError, UsageError
+from bertgeom.files import replacing, write_text
 
 from ..summary import ALL, Summary, summarise
 from .domains import DOMAINS, N_AMINO, align, domain_of, reference_position, spike_annotations
@@ -180,8 +181,9 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _write(folder: Path, result: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
-    save_file(arrays, folder / ARRAYS)
-    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    with replacing(folder / ARRAYS) as draft:
+        save_file(arrays, draft)
+    write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
 
 
 def _is_store(source: str) -> bool:
@@ -223,11 +225,11 @@ def _measured(
             "labelled genomes with a spike", f"none of {len(skipped)} usable", source=source
         )
     fasta, table = folder / "spikes.fasta", folder / "labels.tsv"
-    with fasta.open("wb") as out:
+    with replacing(fasta, inputs=[source]) as draft, draft.open("wb") as out:
         for spike in spikes:
             out.write(b">" + spike.id.encode() + b"\n" + spike.bases.tobytes() + b"\n")
     rows = [f"{spike.id}\t{truth[spike.id]}\n" for spike in spikes]
-    table.write_text("record_id\tclass\n" + "".join(rows), "utf-8")
+    write_text(table, "record_id\tclass\n" + "".join(rows))
     tell(f"measure {len(spikes)} spikes")
     run(
         fasta,

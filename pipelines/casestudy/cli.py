@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bertgeom.errors import UsageError
+from bertgeom.files import replacing, write_text
 
 from .lineages import CLASSES
 
@@ -79,7 +80,7 @@ def spike(
     from .spike import Skipped, extract_all
 
     kept, left = 0, []
-    with open_fasta(out) as file:
+    with replacing(out, inputs=sources) as draft, open_fasta(draft) as file:
         records = read_records(expand_sources(sources))
         for found in extract_all(records, min_known=min_known):
             if isinstance(found, Skipped):
@@ -90,7 +91,7 @@ def spike(
                 kept += 1
     if skipped is not None:
         rows = "".join(f"{one.id}\t{one.reason}\n" for one in left)
-        skipped.write_text(f"record_id\treason\n{rows}", "utf-8")
+        write_text(skipped, f"record_id\treason\n{rows}", inputs=[*sources, out])
     typer.echo(f"{kept} spikes in {out}, {len(left)} genomes skipped")
 
 
@@ -173,7 +174,7 @@ def evaluate(
         summary = _summary(figures)
     text = json.dumps(figures, indent=1)
     if out is not None:
-        out.write_text(text + "\n", "utf-8")
+        write_text(out, text + "\n", inputs=[p for p in (fasta, labels) if p is not None])
     typer.echo(text if as_json else summary)
 
 

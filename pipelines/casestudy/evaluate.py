@@ -8,7 +8,6 @@ the first two.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bertgeom.errors import InputError
+from bertgeom.labels import read_labels as read_table
 
 from .calibrate import OTHER
 from .classify import Prediction, VariantClassifier
@@ -38,29 +38,32 @@ class Outcome:
 def read_labels(
     path: Path, classes: Sequence[str], relabel: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """record id -> class, from a TSV with the columns `record_id` and `class`.
+    """record id -> class, from a table as `bertgeom.labels.read_labels` takes it.
 
     `relabel` gives labels another meaning. Without one, labels that start with `other_` are
-    genomes outside the variants: `background`.
+    genomes outside the variants: `background`. A first row whose label is no class is a header.
 
     Raises:
-        InputError: a missing column or a label that is no class.
+        InputError: a label that is no class, or keys that are record indices.
     """
-    with path.open(encoding="utf-8", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t")
-        if not {"record_id", "class"} <= set(reader.fieldnames or ()):
+    table = read_table(path)
+    if table.keys_are_indices:
+        raise InputError("record ids as keys", "record indices", source=table.source)
+    labels = {}
+    for key, code in table.by_key.items():
+        label = (relabel or {}).get(table.names[code], table.names[code])
+        label = "background" if label.startswith("other_") else label
+        if label in classes:
+            labels[key] = label
+        elif key != table.first_key:
             raise InputError(
-                "the columns record_id and class", str(reader.fieldnames), source=str(path), line=1
+                f"a class of {', '.join(classes)}",
+                repr(label),
+                source=table.source,
+                line=(table.line or {}).get(key),
             )
-        labels = {}
-        for number, row in enumerate(reader, 2):
-            label = (relabel or {}).get(row["class"], row["class"])
-            label = "background" if label.startswith("other_") else label
-            if label not in classes:
-                raise InputError(
-                    f"a class of {', '.join(classes)}", repr(label), source=str(path), line=number
-                )
-            labels[row["record_id"]] = label
+    if not labels:
+        raise InputError("at least one labelled record", "a header alone", source=table.source)
     return labels
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bertgeom.errors import InputError, StoreError
+from bertgeom.files import write_text
 
 from .. import sections
 from ..figures import casestudy as figures
@@ -64,7 +65,7 @@ def report(
     labelled = next((found for found in judged if "forced" in found), None)
     page = build(summarise(dataset), result, arrays, labelled, simulated)
     text = page.render()
-    target.write_text(text, encoding="utf-8")
+    write_text(target, text, kind=".html", inputs=list(evaluation))
     return {"figures": page.n_figures, "bytes": len(text.encode())}
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from bertgeom.errors import UsageError
+from bertgeom.files import replacing
 
 from .fasta_out import open_fasta, write_record
 from .lineages import (
@@ -216,8 +217,10 @@ def write(
     """Write FASTA (compressed by its suffix) and a label TSV; returns the number written."""
     count = 0
     with (
-        open_fasta(fasta) as sequences,
-        labels.open("w", encoding="utf-8") as table,
+        replacing(fasta) as fasta_draft,
+        replacing(labels, inputs=[fasta]) as labels_draft,
+        open_fasta(fasta_draft) as sequences,
+        labels_draft.open("w", encoding="utf-8") as table,
     ):
         table.write("record_id\tclass\tlineage\tprofile\n")
         for sample in samples:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertgeom.annotations import (
+    Annotations,
     Region,
     alignment_of_cigar,
     group_regions,
@@ -21,6 +22,7 @@ from bertgeom.annotations import (
     token_share,
 )
 from bertgeom.errors import InputError, UsageError
+from bertgeom.region_placement import AnnotationSummary, place_regions
 
 BED = b"""track name=x
 # domains of a spike
@@ -86,7 +88,7 @@ def test_grouping_is_checked(tmp_path: Path) -> None:
     path = write(tmp_path / "a.bed", BED)
     with pytest.raises(UsageError, match="'name' or 'type'"):
         read_annotations(path, group_by="colour")
-    with pytest.raises(UsageError, match="expected GFF3 for groups by type"):
+    with pytest.raises(UsageError, match="expected GFF3 or GTF for groups by type, found BED"):
         read_annotations(path, group_by="type")
 
 
@@ -205,3 +207,103 @@ def test_regions_without_tokens_have_no_relative_mass() -> None:
     assert (found["mass"] == 0).all()
     assert torch.isnan(found["relative_mass"]).all()
     assert torch.isnan(found["confident_share"]).all()
+
+
+def placed(path: Path, records: dict[str, int]) -> tuple[Annotations, AnnotationSummary]:
+    lengths = np.array(list(records.values()))
+    return place_regions(read_annotations(path), list(records), lengths)
+
+
+def intervals(found: Annotations, sequence: str, group: str) -> list[tuple[int, int]]:
+    one = found.by_sequence[sequence][found.names.index(group)]
+    return list(zip(one.start.tolist(), one.stop.tolist(), strict=True))
+
+
+CIRCULAR = (
+    b"##gff-version 3\n##sequence-region c 1 3000\n"
+    b"c\tx\tregion\t1\t3000\t.\t+\t.\tID=c;Is_circular=true\n"
+    b"c\tx\tgene\t2801\t3200\t.\t-\t.\tID=geneO;Name=geneO\n"
+)
+
+
+def test_a_gene_across_a_circular_origin_is_wrapped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gff3", CIRCULAR)
+    found, summary = placed(path, {"c": 3000, "bare": 5})
+    assert intervals(found, "c", "geneO") == [(0, 200), (2800, 3000)]
+    assert (summary.wrapped, summary.cut, summary.bare_records) == (1, 0, 1)
+    assert "1 regions cross the origin" in " ".join(summary.lines())
+    with pytest.raises(InputError, match=r"expected a sequence of 2900 bases.*landmark of 3000"):
+        placed(path, {"c": 2900})
+
+
+def test_blocks_of_bed12_are_regions_and_the_span_is_not(tmp_path: Path) -> None:
+    line = b"c\t500\t2500\ttx\t0\t+\t500\t2500\t0\t2\t100,100,\t0,1900,\n"
+    found = read_annotations(write(tmp_path / "a.bed", line))
+    assert intervals(found, "c", "tx") == [(500, 600), (2400, 2500)]
+
+
+GTF = (
+    b'c\th\tgene\t11\t20\t.\t+\t.\tgene_id "g1"; gene_name "spike; S";\r\n'
+    b'c\th\texon\t15\t18\t.\t+\t0\tgene_id "g1"; transcript_id "t1"; gene_name "spike; S";\r\n'
+    b'c\th\texon\t31\t40\t.\t-\t0\tgene_id "g2"; transcript_id "";  # second\r\n'
+)
+
+
+def test_gtf_is_told_by_content_and_grouped_by_gene_or_type(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", b"#!genome-build x\n" + GTF)
+    found = read_annotations(path)
+    assert found.names == ("spike; S", "g2")
+    assert intervals(found, "c", "g2") == [(30, 40)]
+    assert read_annotations(path, group_by="type").names == ("gene", "exon")
+
+
+def test_parts_with_one_id_are_one_feature_and_parents_count_each(tmp_path: Path) -> None:
+    data = (
+        b"##gff-version 3\n"
+        b"c\tx\tCDS\t1\t5\t.\t+\t0\tID=p;Name=protein\n"
+        b"c\tx\tCDS\t11\t15\t.\t+\t0\tID=p\n"
+        b"c\tx\texon\t21\t25\t.\t+\t.\tParent=t1,t%2C2\n"
+        b">c\nACGT\n"
+    )
+    found = read_annotations(write(tmp_path / "a", data))
+    assert found.names == ("protein", "t1", "t,2")
+    assert intervals(found, "c", "protein") == [(0, 5), (10, 15)]
+
+
+def test_what_lies_outside_is_refused_or_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.bed", b"c\t0\t9\ta\nc\t5\t12\tb\nc\t1\t2\tb\nx\t1\t2\tb\n")
+    _, summary = placed(path, {"c": 10})
+    assert (summary.placed, summary.cut) == (3, 1)
+    assert (summary.absent_regions, summary.absent_records) == (1, 1)
+    with pytest.raises(InputError, match=r"line 2: expected regions inside the 5 bases.*'b'"):
+        placed(path, {"c": 5})
+    with pytest.raises(InputError, match="2 of 3 that end beyond"):
+        placed(path, {"c": 8})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"c\t1\t99999999999999999999999\n", "line 1: expected sequence, start < stop"),
+        (b"c\t1_0\t20\n", "line 1: expected sequence, start < stop"),
+        (b"chrom\tstart\tend\n", "line 1: expected sequence"),
+        (b"c\t0\t9\ta\t0\t+\t0\t9\t0\t2\t3,3\t0,1\n", "line 1: expected BED12 blocks"),
+        (b"c\t0\t9\ta\t0\t+\t0\t9\t0\t2\t3,3\t0\n", "line 1: expected BED12 blocks"),
+        (b"##gff-version 3\nc\ts\tt\t1\t4\t.\t.\t.\tgene g\n", "line 2: expected GFF3 attributes"),
+        (b'c\ts\tt\t1\t4\t.\t.\t.\tgene_id "x\n', "line 1: expected G"),
+        (b"c\t1\t2\tn\xe9\n", "line 1: expected regions .* UTF-8"),
+        (b"\xff\xfec\0\t\0", "UTF-16"),
+        (b"\x89PNG\0\0\1", "binary"),
+        (b"", "an empty file"),
+        (b"\x1f\x8b\x08\x00", "damaged or truncated"),
+    ],
+)
+def test_more_bad_files(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_annotations(write(tmp_path / "a", data))
+
+
+def test_records_called_track_and_old_line_ends_are_read(tmp_path: Path) -> None:
+    data = b"track name=x\rtrack\t1\t5\ta\rtracker\t1\t5\ta\r\r"
+    found = read_annotations(write(tmp_path / "a.bed", data))
+    assert sorted(found.by_sequence) == ["track", "tracker"]

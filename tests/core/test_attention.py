@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bertgeom
-from bertgeom import attention
+from bertgeom import recorder as recording
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.testing import (
     TINY_MODELS,
@@ -154,7 +154,7 @@ def test_stations_that_wait_for_others_are_measured_alike(monkeypatch: pytest.Mo
     together = bertgeom.measure(model, **asked)
     one = 4 * ids.numel() * model.config.hidden_size
     for waiting in (0, 2 * one + 1):
-        monkeypatch.setattr(attention, "_WAITING", waiting)
+        monkeypatch.setattr(recording, "WAITING", waiting)
         for name, x in bertgeom.measure(model, **asked).items():
             np.testing.assert_array_equal(x.values, together[name].values, err_msg=str(name))
 

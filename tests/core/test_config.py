@@ -20,12 +20,15 @@ from bertgeom.errors import MismatchError, UsageError
         ({"batch_tokens": 0}, "--batch-tokens"),
         ({"partition_windows": 0}, "--partition-windows"),
         ({"strand": "minus"}, r"--strand out of \+, -, both, found 'minus'"),
-        ({"tier": "all"}, "--tier out of core, full"),
+        ({"tier": "all"}, "--tier: expected 'core' or 'full'"),
         ({"keep": "cls,everything"}, "--keep out of block_map, cls, logits, tracks"),
         ({"tier": "core", "keep": "tracks"}, "--tier full"),
         ({"angles": "some"}, "--angles"),
-        ({"theta": 1.0}, "--theta between 0 and 1"),
-        ({"near": 0}, "--near"),
+        ({"theta": 1.5}, r"--theta: expected a share in \(0, 1\], found 1.5"),
+        ({"theta": float("nan")}, "--theta"),
+        ({"near": 100}, "--near: expected 0 to 64 tokens, found 100"),
+        ({"near": 2.5}, "--near"),
+        ({"near": True}, "--near"),
         ({"max_unknown": 1.5}, "--max-unknown"),
         ({"bitround": 24}, "--bitround between 1 and 23"),
         ({"impl": "cuda"}, "--impl"),
@@ -73,3 +76,27 @@ def test_every_difference_is_named() -> None:
 
 def test_lists_and_tuples_are_the_same_in_json() -> None:
     check_same("s.zarr", {"keep": ["cls"]}, {"keep": ("cls",)})
+
+
+EDGES: dict[str, tuple[Any, ...]] = {
+    "near": (-1, 0, 1, 64, 65, 2.5, "4", None),
+    "theta": (0, 1e-9, 0.3, 1.0, 1.0001, -0.1, float("nan"), "0.3"),
+    "tier": ("core", "full", "all", ""),
+    "impl": ("auto", "triton", "numba", "reference", "cuda", ""),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_a_setting_has_one_range_from_the_command_line_to_the_kernel(name: str) -> None:
+    from bertgeom.attention import MeasureSettings
+    from bertgeom.kernels.attention_stats._options import fault
+
+    for value in EDGES[name]:
+        refused = []
+        for make in (Settings, MeasureSettings):
+            try:
+                make(**{name: value})
+                refused.append(False)
+            except UsageError:
+                refused.append(True)
+        assert refused == [fault(name, value) is not None] * 2, value

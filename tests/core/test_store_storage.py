@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from bertgeom import storage as module
-from bertgeom.errors import StoreError
-from bertgeom.storage import PARTIAL, Storage, patiently, writing
+from bertgeom.errors import InputError, StoreError
+from bertgeom.journal import Journal
+from bertgeom.storage import (
+    PARTIAL,
+    Storage,
+    explain_write_errors,
+    shown_url,
+    with_retries,
+    without_secrets,
+)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -94,22 +102,89 @@ def test_short_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
             raise OSError(errno.ECONNRESET, "connection reset")
         return "done"
 
-    assert patiently(flaky) == "done"
+    assert with_retries(flaky, "s3://b/x") == "done"
     assert len(calls) == 3
 
 
-def test_lasting_and_hopeless_failures_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.0)
-    for code, attempts in ((errno.ECONNRESET, 4), (errno.ENOSPC, 1), (errno.EROFS, 1)):
-        calls = []
+def test_a_place_that_stays_silent_is_one_line_after_the_stated_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.1)
+    calls = []
 
-        def broken(code: int = code, calls: list[int] = calls) -> None:
-            calls.append(1)
-            raise OSError(code, "broken")
+    def broken() -> None:
+        calls.append(1)
+        raise OSError(errno.EIO, "500 Internal Server Error at https://me:pw@host/x?token=secret")
 
-        with pytest.raises(OSError, match="broken"):
-            patiently(broken)
-        assert len(calls) == attempts
+    with pytest.raises(StoreError, match=r"s3://b/x: expected an answer within") as caught:
+        with_retries(broken, "s3://b/x")
+    assert len(calls) > 2
+    assert "https://host/x" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "pw" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("x"), FileExistsError("x"), KeyError("bug")])
+def test_an_answer_is_not_asked_for_again(error: Exception) -> None:
+    calls = []
+
+    def answer() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        with_retries(answer, "s3://b/x")
+    assert len(calls) == 1
+
+
+def test_a_forbidden_place_is_reported_at_once() -> None:
+    def forbidden() -> None:
+        raise PermissionError(errno.EACCES, "Forbidden")
+
+    with pytest.raises(
+        StoreError, match=r"s3://b/x: expected access.*Forbidden; check the address"
+    ):
+        with_retries(forbidden, "s3://b/x")
+
+
+def test_urls_are_shown_without_secrets() -> None:
+    assert shown_url("https://me:pw@host:80/a/b.fa?sig=1#x") == "https://host:80/a/b.fa"
+    assert shown_url("s3://key:secret@bucket/a") == "s3://bucket/a"
+    assert shown_url("zip://a.fa::https://me@h/x.zip?t=1") == "zip://a.fa::https://h/x.zip"
+    assert shown_url("/tmp/a#b?c@d") == "/tmp/a#b?c@d"
+    assert without_secrets("at\n'https://u:p@h/x?y' and tcp://u:p@h:1") == (
+        "at 'https://h/x' and tcp://h:1"
+    )
+
+
+def test_a_draft_of_somebody_else_is_seen_and_never_swept(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    (tmp_path / "thesis.partial").write_text("years of work")
+    storage.sweep()
+    assert storage.names("") == ["thesis.partial"]
+
+
+def test_a_name_is_taken_once(storage: Storage) -> None:
+    assert storage.create("lock", b"first")
+    assert not storage.create("lock", b"second")
+    assert storage.read("lock") == b"first"
+
+
+def test_what_was_made_is_taken_back_and_nothing_else(storage: Storage) -> None:
+    storage.write("theirs/a", b"x")
+    journal = Journal()
+    noted = Storage(storage.url, journal)
+    noted.write("ours/deep/b", b"x")
+    noted.write("theirs/c", b"x")
+    if storage.folder is not None:
+        noted.write("theirs/a", b"y")
+    storage.write("ours/d", b"x")
+    journal.take_back()
+    assert not storage.exists("ours/deep")
+    assert storage.exists("ours/d")
+    assert storage.names("theirs") == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +197,7 @@ def test_lasting_and_hopeless_failures_are_reported(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_a_failure_to_write_is_one_line_with_a_remedy(code: int, remedy: str) -> None:
-    with pytest.raises(StoreError) as caught, writing("x.zarr"):
+    with pytest.raises(StoreError) as caught, explain_write_errors("x.zarr"):
         raise OSError(code, "reason of the system")
     text = str(caught.value)
     assert "x.zarr" in text
@@ -130,3 +205,13 @@ def test_a_failure_to_write_is_one_line_with_a_remedy(code: int, remedy: str) ->
     assert remedy in text
     assert "give the same command again" in text
     assert "\n" not in text
+
+
+def test_a_file_elsewhere_is_named_as_the_culprit(tmp_path: Path) -> None:
+    missing = tmp_path / "labels.tsv"
+    with (
+        pytest.raises(InputError, match=r"labels\.tsv: expected a file that can be read") as caught,
+        explain_write_errors(tmp_path / "x.zarr"),
+    ):
+        missing.read_text()
+    assert "x.zarr" not in str(caught.value)

@@ -492,7 +492,10 @@ def test_single_base_models_need_none_of_their_code(tmp_path, name):
         ({"bertgeom_tokenizer.json": "{}"}, 'expected a JSON object with "kind"'),
         ({"bertgeom_tokenizer.json": '{"kind": "kmer"}'}, "expected a vocabulary vocab.txt"),
         (
-            {"bertgeom_tokenizer.json": '{"kind": "kmer", "k": 3}', "vocab.txt": "[PAD]\nACG\n"},
+            {
+                "bertgeom_tokenizer.json": '{"kind": "kmer", "k": 3, "case": "lower"}',
+                "vocab.txt": "[PAD]\nACG\n",
+            },
             "expected lower-case 3-mers in the vocabulary, found none among 2 lines",
         ),
         (

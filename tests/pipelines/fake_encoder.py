@@ -49,6 +49,9 @@ class FakeEncoder:
     def max_tokens(self) -> int:
         return self.tokenizer.max_tokens
 
+    def probe(self) -> None:
+        """Every model is accepted."""
+
     def measure(self, batch: TokenBatch, settings: MeasureSettings) -> dict[str, np.ndarray]:
         rows = len(batch.ids)
         if rows > self.capacity:

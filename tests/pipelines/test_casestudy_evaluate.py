@@ -125,8 +125,10 @@ def test_labels_are_read_and_relabelled(tmp_path):
     assert found == {"x": "background", "y": "background", "z": "alpha"}
     with pytest.raises(InputError, match=r"line 4: expected a class of .*'alpha'"):
         read_labels(table, ("background", "gh"))
+    table.write_text("strain,clade\nx,gh\n")
+    assert read_labels(table, CLASSES, {"gh": "background"}) == {"x": "background"}
     table.write_text("id\tclass\n")
-    with pytest.raises(InputError, match="record_id"):
+    with pytest.raises(InputError, match="at least one labelled record"):
         read_labels(table, CLASSES)
 
 

@@ -7,12 +7,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import bertgeom
+from bertgeom.config import Settings
+from bertgeom.pipelines import cli
 from bertgeom.pipelines.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
@@ -275,6 +278,37 @@ def test_a_plan_is_shown_and_nothing_is_written(
     for words in ("windows of 20 bases", "FLOP", "store, a window", "windows/s", "activations"):
         assert words in text
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_plan_takes_the_options_of_a_run() -> None:
+    run, plan = (
+        {option.name: option for option in cli._command().commands[name].params}
+        for name in ("run", "plan")
+    )
+    only_run, only_plan = {"out"}, {"measure"}
+    assert set(run) - only_run == set(plan) - only_plan
+    assert {field.name for field in fields(Settings)} <= set(plan)
+    for name in set(run) - only_run:
+        about = [(o.opts, o.default, o.help, o.rich_help_panel) for o in (run[name], plan[name])]
+        assert about[0] == about[1]
+
+
+def test_a_plan_takes_regions_labels_and_spectra(
+    command: Command, tiny_model: Path, fasta: Path, tmp_path: Path
+) -> None:
+    names = [line[1:].split()[0] for line in fasta.read_text().splitlines() if line[:1] == ">"]
+    regions, labels = tmp_path / "regions.bed", tmp_path / "labels.tsv"
+    regions.write_text(f"{names[0]}\t0\t10\tgene\n{names[0]}\t5\t12\tother\n")
+    labels.write_text(f"{names[0]}\ta\n")
+    options = ["--model", tiny_model, "--window", 20, "--threads", 1, "--spectra", 2, "--json"]
+    tables = ["--annotations", regions, "--labels", labels]
+    code, text, err = command("plan", fasta, *options, *tables)
+    assert code == 0, err
+    assert json.loads(text)["spectra"] > 0
+    labels.write_text("nobody\ta\n")
+    code, _, err = command("plan", fasta, *options, *tables)
+    assert code == 1
+    assert "labels of records of this database" in err
 
 
 def test_bench_passes_its_arguments_on(capfd: pytest.CaptureFixture[str]) -> None:

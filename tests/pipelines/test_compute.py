@@ -92,7 +92,10 @@ def test_windows_are_flagged_with_the_reason(run: Callable[..., Any], tmp_path: 
     assert found == [{"short"}, {"unknown"}, set(), {"short", "empty"}]
     assert done.counts == {
         "windows": 4,
-        "tokens": 10 + 2 + 20 + 20 + 2,
+        "tokens": 12 + 20 + 20 + 2,
+        "content_tokens": 10 + 18 + 18,
+        "unknown_tokens": 18,
+        "truncated_windows": 0,
         **dict.fromkeys(FLAGS, 0),
         "short": 2,
         "unknown": 1,
