@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
+import zarr
 
 import bertgeom
 from bertgeom.cohorts import store_sums
