@@ -190,9 +190,8 @@ def portable(dataset: xarray.Dataset) -> xarray.Dataset:
             variable.dtype.kind == "f"
             and np.dtype(variable.encoding.get("dtype", "f4")).kind != "f"
         ):
-            variable.encoding = {
-                k: v for k, v in variable.encoding.items() if k not in ("dtype", "_FillValue")
-            }
+            kept = ("chunks", "preferred_chunks", "source")
+            variable.encoding = {k: v for k, v in variable.encoding.items() if k in kept}
     return out
 
 
