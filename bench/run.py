@@ -96,12 +96,20 @@ def side_by_side(
     return seconds
 
 
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile; of one value three times that value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4)
+    return low, middle, high
+
+
 def summary(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
     """Median seconds of every variant, and quartiles of its ratio to `base` within rounds."""
     table = {}
     for name, times in seconds.items():
         ratios = [t / b for t, b in zip(times, seconds[base], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = quartiles(ratios)
         table[name] = {
             "seconds_median": statistics.median(times),
             "seconds_min": min(times),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.run import environment, save
+from bench.run import environment, quartiles, save
 from bertgeom.fasta import read_chunks
 from bertgeom.kernels.kmers import count_ambiguous, reference, reverse_complement
 from bertgeom.tokens import (
@@ -148,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     results: dict[str, Any] = {"environment": environment("cpu"), "rates": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, work in workloads(Path(folder), options.genomes).items():
-            low, middle, high = statistics.quantiles(rates(*work, options.rounds), n=4)
+            low, middle, high = quartiles(list(rates(*work, options.rounds)))
             results["rates"][name] = {"q25": low, "median": middle, "q75": high}
     copy = results["rates"]["copy"]["median"]
     if options.json:

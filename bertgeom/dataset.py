@@ -139,6 +139,16 @@ def flagged(flags: np.ndarray, truncated: np.ndarray, names: Iterable[str]) -> n
     return found
 
 
+def flag_names(flags: np.ndarray) -> np.ndarray:
+    """Names of the flags of every window, commas between, (windows,) object; "" for none."""
+    distinct, place = np.unique(flags.astype(np.int64), return_inverse=True)
+    texts = [
+        ",".join(name for name in variables.FLAGS if bits & variables.flag_bit(name))
+        for bits in distinct.tolist()
+    ]
+    return np.array(texts, dtype=object)[place]
+
+
 def check_flags(names: Iterable[str]) -> tuple[str, ...]:
     """Names of flags, each once; a text is split at its commas.
 
@@ -180,9 +190,8 @@ def portable(dataset: xarray.Dataset) -> xarray.Dataset:
             variable.dtype.kind == "f"
             and np.dtype(variable.encoding.get("dtype", "f4")).kind != "f"
         ):
-            variable.encoding = {
-                k: v for k, v in variable.encoding.items() if k not in ("dtype", "_FillValue")
-            }
+            kept = ("chunks", "preferred_chunks", "source")
+            variable.encoding = {k: v for k, v in variable.encoding.items() if k in kept}
     return out
 
 

@@ -137,8 +137,14 @@ class Encoder:
 
         Raises:
             ModelError: for an architecture that cannot be observed, with the reason.
+            UsageError: for kernels that cannot run here.
         """
-        probe(self.model, pad_id=self.tokenizer.pad_id, max_tokens=self.max_tokens)
+        probe(
+            self.model,
+            pad_id=self.tokenizer.pad_id,
+            max_tokens=self.max_tokens,
+            impl=self.attention_impl,
+        )
 
     def _forward(
         self,

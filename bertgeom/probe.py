@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bertgeom.attention import record
-from bertgeom.errors import BertgeomError, ModelError
+from bertgeom.errors import BertgeomError, ModelError, UsageError
+from bertgeom.kernels import ImplementationUnavailableError
 from bertgeom.observed import observed
 
 #: Tokens of the longer window; the other one is half as long.
@@ -17,13 +18,13 @@ _TOKENS = 24
 _TOLERANCE = {4: 1e-3, 2: 5e-2}
 
 
-def probe(model: Any, *, pad_id: int, max_tokens: int) -> None:
+def probe(model: Any, *, pad_id: int, max_tokens: int, impl: str = "auto") -> None:
     """Compare a recorded forward pass with the model's own eager attention.
 
     Args:
         model: a transformers encoder in eval mode, loaded with `attn_implementation="bertgeom"`.
         pad_id: token id at padding.
-        max_tokens: most tokens of a window.
+        max_tokens: most tokens of a window. impl: of the kernels.
 
     Raises:
         ModelError: if the architecture cannot be observed, if a recorded output differs from the
@@ -33,11 +34,13 @@ def probe(model: Any, *, pad_id: int, max_tokens: int) -> None:
     inputs = _windows(model, pad_id, min(_TOKENS, max_tokens))
     options = {"output_hidden_states": True, "return_dict": True}
     try:
-        with torch.inference_mode(), record(tier="core") as recorder:
+        with torch.inference_mode(), record(tier="core", impl=impl) as recorder:
             found = model(**inputs, **options)
         with torch.inference_mode():
             plain = observed(model, "eager")(**inputs, **options)
         arrays = recorder.arrays()
+    except ImplementationUnavailableError as error:
+        raise UsageError(f"--impl {impl}: {error}") from error
     except BertgeomError:
         raise
     except Exception as error:

@@ -22,6 +22,7 @@ _NAME_ATTRIBUTES = ("Name", "ID", "gene", "Parent")
 _GTF_NAMES = ("gene_name", "gene_id", "transcript_id")
 _COORDINATE = re.compile(r"[0-9]{1,15}")
 _GTF_PAIR = re.compile(r'\s*([^\s";=]+)\s+("(?:[^"\\]|\\.)*"|[^\s";]+)\s*(?:;|$)')
+_STRANDS = {"+", "-", ".", "?"}
 _WHAT = "regions in BED, GFF3 or GTF"
 
 
@@ -200,6 +201,8 @@ def _one_based(fields: list[str], kind: str, circular: bool) -> tuple[int, int]:
 
 def _gff(fields: list[str], number: int, found: RegionFile, names: _Names) -> list[Region]:
     start, stop = _one_based(fields, "GFF3", True)
+    if fields[6] not in _STRANDS:
+        raise _MalformedLine("GFF3 with one of + - . ? as the strand")
     attributes = _gff_attributes(fields[8])
     sequence, kind = unquote(fields[0]), unquote(fields[2])
     if attributes.get("Is_circular", "").lower() == "true":

@@ -51,10 +51,12 @@ def attention_rollout(
         where the window has no token `row`.
 
     Raises:
-        UsageError: for no layers, unequal shapes, or a residual outside [0, 1].
+        UsageError: for no layers, unequal shapes, a row that no window has, or a residual outside [0, 1].
     """
     _check(layers, windows, residual)
     batch, _, n, d = layers[0][0].shape
+    if not 0 <= row < n:
+        raise UsageError(f"expected a row below {n}, the number of tokens, found {row}")
     device = layers[0][0].device
     scale = d**-0.5 if scale is None else scale
     if lengths is None:

@@ -504,7 +504,7 @@ def _load_identity(dataset: xarray.Dataset, where: str) -> xarray.Dataset:
         for name, array in dataset.variables.items()
         if (array.dims == ("window",) and name in named)
         or array.dims in (("sample",), ("record",))
-        or name in dataset.coords
+        or (name in dataset.coords and array.ndim == 1)
     ]
     for name in names:
         try:

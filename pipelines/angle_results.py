@@ -14,7 +14,7 @@ import numpy as np
 from bertgeom.errors import UsageError
 from bertgeom.files import write_text
 
-from .results import write_dataset
+from .results import tsv_line, write_dataset
 
 if TYPE_CHECKING:
     import xarray
@@ -77,7 +77,7 @@ def write_result(result: xarray.Dataset, path: str | Path) -> Path:
     if path.suffix == ".json":
         text = json.dumps(result_as_json(result), indent=2) + "\n"
     elif path.suffix == ".tsv":
-        text = "".join("\t".join(map(str, line)) + "\n" for line in _as_lines(result))
+        text = "".join(f"{tsv_line(line)}\n" for line in _as_lines(result))
     else:
         raise UsageError(f"expected a file .json, .tsv or .zarr, found {path.name}")
     write_text(path, text)

@@ -262,8 +262,8 @@ def angles(
 
     dataset = bertgeom.open(store)
     codes, names = (None, None) if labels is None else _cohorts(dataset, labels)
-    chosen = check_flags(exclude_flags)
-    settings = AngleSettings(vectors, hidden_state, tile, bins, impl, device, chosen)
+    left_out = check_flags(exclude_flags)
+    settings = AngleSettings(vectors, hidden_state, tile, bins, impl, device, left_out)
     place = work or Path(f"{out or store}.work")
     if rows is not None:
         job = prepare(dataset, place, codes=codes, cohorts=names, settings=settings)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
+
+from .screen import plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +55,8 @@ def rollout_table(result: xarray.Dataset) -> Table:
             start, stop = (int(one[f"token_{end}"].values[j]) for end in ("start", "stop"))
             place = f" ({start}-{stop})" if start >= 0 else ""
             cells.append(f"{j}: {values[j]:.3f}{place}")
-        table.add_row(str(int(one["window_index"])), str(one["record_id"].values), ", ".join(cells))
+        record = plain(one["record_id"].values)
+        table.add_row(str(int(one["window_index"])), record, ", ".join(cells))
     return table
 
 
@@ -89,7 +93,9 @@ def contrast_table(result: xarray.Dataset) -> Table:
     from bertgeom import contrasts
 
     first, second = result.attrs["first"], result.attrs["second"]
-    table = Table(title=f"{first} against {second}, strongest heads", title_justify="left")
+    unit = f", {result.attrs['unit']}s" if "unit" in result.attrs else ""
+    title = f"{plain(first)} against {plain(second)}{unit}, strongest heads"
+    table = Table(title=title, title_justify="left")
     for name in ("statistic", "where", "difference", "Cohen's d", "q"):
         table.add_column(name)
     numbers = {"difference", "cohens_d", "t", "df", "p", "q"}
@@ -100,7 +106,7 @@ def contrast_table(result: xarray.Dataset) -> Table:
         if seen[name] > 3:
             continue
         place = " ".join(f"{k} {v}" for k, v in row.items() if k not in numbers | {"statistic"})
-        values = [f"{row[k]:.3g}" for k in ("difference", "cohens_d", "q")]
+        values = [_number(row[k], ".3g") for k in ("difference", "cohens_d", "q")]
         table.add_row(name, place, *values)
     return table
 
@@ -117,7 +123,7 @@ def distribution_table(result: xarray.Dataset) -> Table:
     one = result.isel(cohort=0)
     names = ("mean", "variance", "skewness", "kurtosis", "jarque_bera_per_entry")
     rows = {name.replace("_", " "): one[f"stream_{name}"].values for name in names}
-    title = f"entries of the token vectors, cohort {result['cohort'].values[0]}"
+    title = f"entries of the token vectors, cohort {plain(result['cohort'].values[0])}"
     return _table(title, "station", result["station"].values, rows)
 
 
@@ -132,9 +138,9 @@ def angle_table(result: xarray.Dataset) -> Table:
     for a, first in enumerate(names):
         for b in range(a, len(names)):
             one = result.isel(cohort=a, other_cohort=b)
-            values = [f"{float(one[part]):.2f}" for part in parts]
-            table.add_row(first, names[b], f"{int(one['n_pairs']):,}", *values)
-    values = [f"{float(result[f'all_{part}']):.2f}" for part in parts]
+            values = [_number(one[part], ".2f") for part in parts]
+            table.add_row(plain(first), plain(names[b]), f"{int(one['n_pairs']):,}", *values)
+    values = [_number(result[f"all_{part}"], ".2f") for part in parts]
     table.add_row("all", "all", f"{int(result['all_n_pairs']):,}", *values)
     return table
 
@@ -146,5 +152,11 @@ def _table(title: str, first: str, names: Any, columns: dict[str, Any]) -> Table
     for name in (first, *columns):
         table.add_column(name, justify="right")
     for i, name in enumerate(names):
-        table.add_row(str(name), *(f"{float(values[i]):.4g}" for values in columns.values()))
+        table.add_row(plain(name), *(_number(values[i], ".4g") for values in columns.values()))
     return table
+
+
+def _number(value: Any, form: str) -> str:
+    """A number for a cell, empty where it is missing."""
+    number = float(value)
+    return "" if math.isnan(number) else format(number, form)

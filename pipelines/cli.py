@@ -425,6 +425,8 @@ def _failed(error: Exception, debug: bool) -> int:
 
     if isinstance(error, BertgeomError):
         return _fail(str(error), error.exit_code, debug)
+    if type(error).__module__.startswith("bertgeom.kernels"):
+        return _fail(str(error), 1, debug)
     # The command line library's own errors know how to show themselves.
     show = getattr(error, "show", None)
     if callable(show):

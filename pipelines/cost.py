@@ -247,7 +247,7 @@ def parse_bytes(text: str) -> int:
     except ValueError:
         value = -1.0
     if found is None or value <= 0:
-        raise UsageError(f"expected a size like 8GB, found {text!r}")
+        raise UsageError(f"expected --memory as a size like 8GB, found {text!r}")
     return int(value * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bertgeom.dataset import flag_names, without_flagged
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.files import check_target, replacing
 
@@ -36,25 +37,39 @@ def register(app: typer.Typer) -> None:
         level: Annotated[
             str, typer.Option(metavar="|".join(LEVELS), help="What a row of the table is.")
         ] = "head",
+        exclude_flags: Annotated[
+            str,
+            typer.Option(
+                metavar="LIST", help="Leave out windows with one of these flags, commas between."
+            ),
+        ] = "",
     ) -> None:
         """Write a flat table: a row a window, a station or a head, a column an array."""
-        rows = export(store, out, level)
+        rows = export(store, out, level, exclude_flags=exclude_flags)
         typer.echo(f"{rows} rows in {out}")
 
 
-def export(store: str | Path, out: str | Path, level: str = "head") -> int:
+def export(
+    store: str | Path,
+    out: str | Path,
+    level: str = "head",
+    *,
+    exclude_flags: str | Iterable[str] = (),
+) -> int:
     """Write the arrays of a level as columns; returns the number of rows.
 
-    Every row begins with its window's record, place, strand, flags and label. Arrays with
+    Every row begins with its window's record, place, strand, flags (names, commas between) and
+    label (its name, empty without one). Arrays with
     further dimensions (spectra, histograms, profiles) come as one column a position, named
     `array.position`, as `gate_mass.closed`.
 
     Args:
         store: a finished store. out: .tsv, .tsv.gz or .parquet (needs pyarrow).
         level: "window", "station" or "head".
+        exclude_flags: windows with one of these flags are left out.
 
     Raises:
-        UsageError: for an unknown level or file ending, or if pyarrow is missing.
+        UsageError: for an unknown level, flag or file ending, or if pyarrow is missing.
         StoreError: if there is no store.
     """
     import bertgeom
@@ -65,7 +80,7 @@ def export(store: str | Path, out: str | Path, level: str = "head") -> int:
     if not path.name.endswith(_ENDINGS):
         raise UsageError(f"expected a file that ends in {', '.join(_ENDINGS)}, found {path.name}")
     check_target(path)
-    dataset = bertgeom.open(store)
+    dataset = without_flagged(bertgeom.open(store), exclude_flags)
     dims = LEVELS[level]
     if not any(array.dims[: len(dims)] == dims for array in dataset.data_vars.values()):
         raise StoreError(
@@ -101,7 +116,7 @@ def _columns(dataset: xarray.Dataset, level: str) -> list[str]:
         str(name)
         for name, array in dataset.data_vars.items()
         if array.dims[: len(dims)] == dims
-        and name not in identity
+        and name not in (*identity, "label_code")
         and (len(array.dims) <= len(dims) + 1)
         and "token" not in array.dims
         and not (level == "window" and len(array.dims) > 1 and array.dims[1] in _INNER)
@@ -125,7 +140,9 @@ def _flat(part: xarray.Dataset, level: str, start: int) -> pandas.DataFrame:
     table = {"window": np.repeat(columns["window"], repeat)}
     for name in part.variables:
         if part[name].dims == ("window",):
-            table[str(name)] = np.repeat(part[name].values, repeat)
+            values = part[name].values
+            values = flag_names(values) if name == "flags" else values
+            table[str(name)] = np.repeat(values, repeat)
     for axis, dim in enumerate(dims[1:], start=1):
         values = part[dim].values
         before, after = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))

@@ -110,17 +110,21 @@ class Page:
         title: of the page, lead: one sentence below it.
         sections: name of the anchor, heading, content.
         n_figures: figures so far.
+        caution: sentence at the head of every section that is added, if any.
     """
 
     title: str
     lead: str
     sections: list[tuple[str, str, Html]] = field(default_factory=list)
     n_figures: int = 0
+    caution: str = ""
 
     def add(self, anchor: str, heading: str, *parts: object) -> None:
         """Add a section; parts that are empty are left out, and so is an empty section."""
         content = join(part for part in parts if part)
         if content:
+            if self.caution:
+                content = join([paragraph(self.caution, class_="warn"), content])
             self.sections.append((anchor, heading, content))
 
     def figure(

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from bertgeom.errors import UsageError
+from bertgeom.dataset import attribute, check_flags
+from bertgeom.errors import StoreError, UsageError
 from bertgeom.files import check_target, write_text
 from bertgeom.variables import FLAGS
 
@@ -24,21 +25,28 @@ from . import sections
 from .figures import style
 from .figures.cohorts import Plane, plane
 from .page import Html, Page, codes, facts, join, paragraph, table, tiles
-from .summary import SAMPLE, Summary, summarise
+from .summary import SAMPLE, Kept, Summary, summarise
 
 if TYPE_CHECKING:
     import xarray
 
 
 def report(
-    store: str | Path | xarray.Dataset, out: str | Path, *, n_sample: int = SAMPLE
+    store: str | Path | xarray.Dataset,
+    out: str | Path,
+    *,
+    n_sample: int = SAMPLE,
+    exclude_flags: str | Iterable[str] = (),
+    unit: str = "record",
 ) -> dict[str, int]:
     """Write the report of a store.
 
     Args:
         store: folder or URL of a store made by `bertgeom run`, or the dataset itself.
         out: HTML file to write.
-        n_sample: windows in distributions and scatter plots at most, evenly spaced.
+        n_sample: windows in distributions and scatter plots at most.
+        exclude_flags: windows with one of these flags are left out.
+        unit: "record" or "window", what counts once in effect sizes.
 
     Returns:
         `figures` and `bytes` of the report.
@@ -46,13 +54,21 @@ def report(
     Raises:
         StoreError: no store there, or of another format version.
         ImplementationUnavailableError: matplotlib is not installed.
-        UsageError: `out` is a folder, or lies in a folder that does not exist.
+        UsageError: `out` is a folder, or lies in a folder that does not exist; an unknown flag
+            or unit.
     """
     target = writable(out)
     with style.settings():
         pass
     dataset = opened(store) if isinstance(store, str | Path) else store
-    page = build(summarise(dataset, n_sample=n_sample))
+    found = summarise(
+        dataset,
+        n_sample=n_sample,
+        exclude_flags=check_flags(exclude_flags),
+        unit=unit,
+        kept=_kept(store, dataset),
+    )
+    page = build(found)
     text = page.render()
     write_text(target, text, kind=".html")
     return {"figures": page.n_figures, "bytes": len(text.encode())}
@@ -67,6 +83,7 @@ def build(summary: Summary) -> Page:
         f"{summary.counts.measured:,} windows of {summary.counts.records:,} records.",
     )
     page.add("analysed", "What was analysed", *analysed(summary))
+    page.caution = "Most tokens here are unknown ones." if mostly_unknown(summary) else ""
     page.add("heads", "What the heads do", sections.gates(page, summary))
     page.add("reach", "How far attention reaches", sections.reach(page, summary))
     page.add("regions", "Attention on regions", sections.groups(page, summary))
@@ -77,6 +94,7 @@ def build(summary: Summary) -> Page:
     page.add(
         "cohorts", "What sets cohorts apart", sections.cohorts(page, summary, cls_planes(summary))
     )
+    page.caution = ""
     page.add("definitions", "Definitions", sections.definitions(summary))
     return page
 
@@ -84,8 +102,8 @@ def build(summary: Summary) -> Page:
 def analysed(summary: Summary) -> list[Html]:
     """Counts, provenance, sources, flags, cohorts."""
     counts, attributes = summary.counts, summary.attributes
-    parts = [tiles(sections.overview(summary))]
-    if attributes.get("complete") is False:
+    parts = [tiles(sections.overview(summary)), *cautions(summary)]
+    if "complete" in attributes and not attributes["complete"]:
         parts.append(
             paragraph(
                 "The run has not finished: windows still to come are missing here.", class_="warn"
@@ -110,9 +128,9 @@ def analysed(summary: Summary) -> list[Html]:
             f"{counts.tokens_least:,} to {counts.tokens_most:,}, median "
             f"{counts.tokens_median:,.0f}",
         ),
-        ("unknown tokens", f"{counts.unknown:,}"),
+        ("unknown tokens", f"{counts.unknown:,} ({counts.unknown_share:.1%})"),
         ("ambiguous bases", f"{counts.ambiguous:,}"),
-        ("windows cut off", f"{counts.truncated:,}"),
+        ("windows cut off", f"{counts.truncated:,} ({counts.truncated_share:.1%})"),
     ]
     parts.append(facts(entries))
     parts.append(_sources(attributes.get("sources")))
@@ -123,6 +141,52 @@ def analysed(summary: Summary) -> list[Html]:
         rows = [(name, f"{n:,}") for name, n in counts.cohorts.items()]
         parts.append(table("Measured windows by cohort.", ["cohort", "windows"], rows))
     return parts
+
+
+def cautions(summary: Summary) -> list[Html]:
+    """What stands between the numbers and the genomes: unknown tokens, and bases cut off."""
+    counts, parts = summary.counts, []
+    if mostly_unknown(summary):
+        parts.append(
+            f"{counts.unknown_share:.1%} of all tokens are unknown to the tokenizer. What follows "
+            "describes how the model treats its unknown token, and says little about these "
+            "genomes: draw no conclusion about them."
+        )
+    elif counts.unknown:
+        parts.append(
+            f"{counts.unknown_share:.1%} of all tokens are unknown to the tokenizer; "
+            f"{counts.flags.get('unknown', 0):,} windows are flagged for it "
+            "(--exclude-flags unknown leaves them out)."
+        )
+    if counts.truncated:
+        parts.append(
+            f"{counts.truncated_share:.1%} of the windows were cut off at the model's longest "
+            "input: their last bases are in no number here (--exclude-flags truncated leaves "
+            "these windows out)."
+        )
+    if not counts.measured:
+        parts.append("No window has statistics: there is nothing to show.")
+    return [paragraph(text, class_="warn") for text in parts]
+
+
+def mostly_unknown(summary: Summary) -> bool:
+    """Whether most tokens say nothing."""
+    return summary.counts.unknown_share > 0.5
+
+
+def _kept(store: str | Path | xarray.Dataset, dataset: xarray.Dataset) -> Kept | None:
+    """What a store made with --reduce keeps; None of other stores."""
+    if not isinstance(store, str | Path):
+        return None
+    settings = attribute(dataset, "settings", {})
+    if not (isinstance(settings, dict) and settings.get("reduce")):
+        return None
+    if not attribute(dataset, "complete"):
+        raise StoreError(
+            f"{store}: expected a finished run, for its sums by cohort, found an unfinished one; "
+            "give the bertgeom run command again"
+        )
+    return Kept(opened(store, "cohorts").load(), opened(store, "records").load())
 
 
 def model_name(attributes: dict[str, Any]) -> str:
@@ -188,8 +252,8 @@ def writable(out: str | Path) -> Path:
     return check_target(target, kind=".html")
 
 
-def opened(store: str | Path) -> xarray.Dataset:
-    """A store, finished or not.
+def opened(store: str | Path, group: str | None = None) -> xarray.Dataset:
+    """A store or one of its groups, finished or not.
 
     Raises:
         StoreError: none there, or of another format version.
@@ -199,7 +263,7 @@ def opened(store: str | Path) -> xarray.Dataset:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnfinishedStoreWarning)
-        return open_store(store)
+        return open_store(store, group=group)
 
 
 def _sources(sources: object, most: int = 50) -> Html:
@@ -254,7 +318,17 @@ def register(app: typer.Typer) -> None:
         sample: Annotated[
             int, typer.Option(min=3, help="Windows in distributions and scatter plots at most.")
         ] = SAMPLE,
+        exclude_flags: Annotated[
+            str,
+            typer.Option(
+                metavar="LIST", help="Leave out windows with one of these flags, commas between."
+            ),
+        ] = "",
+        unit: Annotated[
+            str,
+            typer.Option(metavar="window|record", help="What counts once in effect sizes."),
+        ] = "record",
     ) -> None:
         """Write one HTML file that says what the heads and layers do."""
-        found = report(store, out, n_sample=sample)
+        found = report(store, out, n_sample=sample, exclude_flags=exclude_flags, unit=unit)
         typer.echo(f"{out}: {found['figures']} figures, {found['bytes'] / 1e6:.1f} MB")

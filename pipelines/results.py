@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ def as_json(dataset: xarray.Dataset) -> dict[str, Any]:
 def as_lines(dataset: xarray.Dataset) -> Iterator[str]:
     """Tab-separated lines: header, then one number a line."""
     dims = [str(dim) for dim in dataset.sizes]
-    yield "\t".join(["array", *dims, "value"])
+    yield tsv_line(["array", *dims, "value"])
     names = {
         dim: dataset[dim].values.tolist() if dim in dataset.coords else range(dataset.sizes[dim])
         for dim in dims
@@ -78,7 +78,18 @@ def as_lines(dataset: xarray.Dataset) -> Iterator[str]:
             for column, position in zip(used, place, strict=True):
                 cells[column] = str(position)
             text = "" if isinstance(value, float) and math.isnan(value) else f"{value}"
-            yield "\t".join([str(name), *cells, text])
+            yield tsv_line([str(name), *cells, text])
+
+
+def tsv_line(cells: Iterable[object]) -> str:
+    """Cells with tabs between; names that hold tabs, line ends or quotes are quoted as in CSV."""
+    return "\t".join(map(_quoted, map(str, cells)))
+
+
+def _quoted(text: str) -> str:
+    if not any(c in text for c in '\t\n\r"'):
+        return text
+    return '"' + text.replace('"', '""') + '"'
 
 
 def _clean(value: Any) -> Any:

@@ -17,7 +17,7 @@ from bertgeom import store
 from bertgeom.annotations import Annotations, record_intervals, region_attention, token_share
 from bertgeom.config import check_same
 from bertgeom.dataset import flagged
-from bertgeom.errors import StoreError
+from bertgeom.errors import StoreError, UsageError
 from bertgeom.region_placement import place_regions
 from bertgeom.rollout import attention_rollout
 from bertgeom.spectra import captured_spectra, spectra_dataset
@@ -129,14 +129,22 @@ def store_rollout(
     rows, places = [], []
     for sample in sampled_windows(path, n, model=model, exclude_flags=exclude_flags):
         calls = sample.captured.calls
-        values = attention_rollout(
-            [(call.query, call.key) for call in calls],
-            scale=calls[0].scale,
-            windows=[call.window for call in calls],
-            row=row,
-        )
-        rows.append((values[0].cpu().numpy(), sample.token_start, sample.token_stop))
+        values = np.full(len(sample.token_start), np.nan)
+        if row < len(values):
+            rolled = attention_rollout(
+                [(call.query, call.key) for call in calls],
+                scale=calls[0].scale,
+                windows=[call.window for call in calls],
+                row=row,
+            )
+            values = rolled[0].cpu().numpy()
+        rows.append((values, sample.token_start, sample.token_stop))
         places.append(_place(sample))
+    if not any(row < len(values) for values, _, _ in rows):
+        longest = max(len(values) for values, _, _ in rows)
+        raise UsageError(
+            f"expected --row below {longest}, the tokens of the longest sampled window, found {row}"
+        )
     width = max(len(values) for values, _, _ in rows)
     texts = (
         ("rollout", np.nan, "1", f"share of token {row}'s output by input token"),

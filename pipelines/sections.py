@@ -43,8 +43,8 @@ def gates(page: Page, summary: Summary) -> Html:
     parts: list[object] = [
         paragraph(
             "A head is described by where its attention goes: eight shares that sum to 1, the "
-            f"gate spectrum. One gate dominates where it holds half of the mass. Of {n} heads: "
-            f"{spoken}."
+            "gate spectrum. One gate dominates where it holds half of the mass. "
+            + (f"Of {n} heads: {spoken}." if np.isfinite(mass).any() else "Nothing was measured.")
         ),
         bullets(join([Html(f"<b>{gate}</b>: "), GATE_MEANING[gate]]) for gate in GATES),
         page.figure(
@@ -443,13 +443,15 @@ def cohorts(
                     + ".",
                 )
             )
-    if len(summary.cohorts) > 1 and summary.has("attention_entropy"):
+    if len(summary.cohorts) > 1 and "attention_entropy" in summary.effects:
+        units = f"{summary.unit}s"
         parts.append(
             page.figure(
                 cohort_figures.effects(summary),
                 "Heads that tell cohorts apart",
                 "Effect size (Cohen's d) of the attention entropy, a cohort against all other "
-                "labelled windows: +1 means broader attention by one standard deviation.",
+                f"labelled {units}: +1 means broader attention by one standard deviation. Nothing "
+                f"is shown where a side has fewer than two {units} or nothing varies.",
                 ["attention_entropy", "label"],
                 "Heat map of cohorts by heads. " + _largest_effect(summary),
             )
@@ -473,12 +475,14 @@ def _largest_effect(summary: Summary) -> str:
     best = ("", 0, 0, 0.0)
     for cohort in summary.cohorts:
         d = np.nan_to_num(cohort_figures.cohens_d(summary, "attention_entropy", cohort))
+        if not d.size:
+            continue
         layer, head = np.unravel_index(np.abs(d).argmax(), d.shape)
         if abs(d[layer, head]) > abs(best[3]):
             best = (cohort, int(layer), int(head), float(d[layer, head]))
-    return (
-        f"The largest is {best[3]:+.1f}, {best[0]} in head {best[1]}.{best[2]}." if best[0] else ""
-    )
+    if not best[0]:
+        return "None can be told: too few records, or no spread."
+    return f"The largest is {best[3]:+.1f}, {best[0]} in head {best[1]}.{best[2]}."
 
 
 def definitions(summary: Summary) -> Html:
@@ -528,4 +532,8 @@ def overview(summary: Summary) -> list[tuple[str, str]]:
     ]
     if summary.cohorts:
         found.append(("labelled cohorts", f"{len(summary.cohorts)}"))
-    return [*found, ("windows without statistics", f"{counts.windows - counts.measured:,}")]
+    without = counts.windows - counts.measured - counts.excluded
+    found.append(("windows without statistics", f"{without:,}"))
+    if summary.excluded:
+        found.append((f"left out: {', '.join(summary.excluded)}", f"{counts.excluded:,}"))
+    return found

@@ -126,7 +126,7 @@ def draw_up(
         "model_id": _model_id(model),
         "sequences": elsewhere,
         "sources": sequences.attributes["sources"],
-        "sampling": SAMPLING,
+        "sampling": SAMPLING if known is None else known.get("sampling"),
     }
     cut = index if isinstance(index, TokenWindows) else None
     place = Workplace(storage, facts, encoder, sequences, cut)

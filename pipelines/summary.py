@@ -2,20 +2,34 @@
 
 A store is read array by array, chunk by chunk; no array is ever in memory as a whole. Means
 and variances are exact over all windows (merged by count, mean and M2, as in
-`bertgeom.cohorts`); distributions come from a sample of windows that depends on their
-number alone.
+`bertgeom.cohorts`); distributions come from a stratified sample of windows. Of a store made with
+--reduce, means and variances are those that the run has kept. Effect sizes count records once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertgeom import variables
-from bertgeom.cohorts import GATE_LABELS, GATE_SHARE, Moments, statistics_of
+from bertgeom.cohorts import (
+    GATE_LABELS,
+    GATE_SHARE,
+    Moments,
+    codes_of_records,
+    record_sums,
+    statistics_of,
+    store_sums,
+    sums_of_dataset,
+)
+from bertgeom.dataset import attribute, check_flags, excluded, label_codes
+from bertgeom.dataset import label_names as names_of
+from bertgeom.errors import UsageError
+
+from .sampling import stratified
 
 if TYPE_CHECKING:
     import xarray
@@ -26,6 +40,9 @@ ALL = "all windows"
 SAMPLE = 2000
 #: Numbers of one array that are in memory at a time.
 _AT_ONCE = 4 * 2**20
+PARTS = ("count", "mean", "m2")
+#: Statistics of which effect sizes are shown.
+EFFECTS = ("attention_entropy",)
 _SAMPLED = ("attention_k90_median", "cls", "logits", "cone_index", "n_tokens")
 
 
@@ -35,7 +52,8 @@ class Counts:
 
     Attributes:
         windows, records, tokens, unknown, ambiguous, truncated, measured: totals; `measured`
-            windows have statistics.
+            windows have statistics and are not excluded.
+        excluded: windows left out by their flags.
         flags: windows by name of the flag.
         cohorts: measured windows by cohort.
         tokens_median, tokens_least, tokens_most: valid tokens of measured windows.
@@ -53,6 +71,17 @@ class Counts:
     tokens_median: float
     tokens_least: int
     tokens_most: int
+    excluded: int = 0
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of all tokens that are unknown."""
+        return self.unknown / self.tokens if self.tokens else 0.0
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of the windows that were cut off."""
+        return self.truncated / self.windows if self.windows else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +96,9 @@ class Summary:
         counts: totals.
         attributes: of the store.
         static: arrays of the store without windows (spectra, weights), as they are.
+        effects: moments of `EFFECTS` by labelled cohort, `unit` by unit.
+        unit: "window" or "record", what counts once in effect sizes.
+        excluded: names of the flags whose windows are left out.
     """
 
     mean: xarray.Dataset
@@ -76,6 +108,9 @@ class Summary:
     counts: Counts
     attributes: dict[str, Any]
     static: xarray.Dataset
+    effects: dict[str, Moments] = field(default_factory=dict)
+    unit: str = "record"
+    excluded: tuple[str, ...] = ()
 
     @property
     def cohorts(self) -> list[str]:
@@ -104,52 +139,141 @@ class Summary:
         n, total = self.sample.sizes.get("window", 0), self.counts.measured
         if n == total:
             return f"all {total:,} measured windows"
-        return f"{n:,} of {total:,} measured windows, evenly spaced"
+        return f"a sample of {n:,} of {total:,} measured windows"
 
 
-def summarise(dataset: xarray.Dataset, *, n_sample: int = SAMPLE) -> Summary:
+def summarise(
+    dataset: xarray.Dataset,
+    *,
+    n_sample: int = SAMPLE,
+    exclude_flags: Iterable[str] = (),
+    unit: str = "record",
+    kept: Kept | None = None,
+) -> Summary:
     """Read a store (or the result of `bertgeom.measure`) once, chunk by chunk.
 
     Args:
         dataset: as `bertgeom.open` gives it.
         n_sample: windows of the sample at most.
+        exclude_flags: windows with one of these flags are left out.
+        unit: "record" or "window", what counts once in effect sizes.
+        kept: what a store made with --reduce holds in place of statistics of windows.
+
+    Raises:
+        UsageError: for an unknown flag or unit, and for flagged windows to be left out of means
+            that were taken already.
     """
+    if unit not in ("record", "window"):
+        raise UsageError(f"expected --unit out of window, record, found {unit!r}")
+    flags_out = check_flags(exclude_flags)
     n = dataset.sizes["window"]
     flags = _column(dataset, "flags", n)
-    label = _column(dataset, "label", n, -1)
-    measured = flags & variables.LOST == 0
+    out = excluded(dataset, flags_out)
+    if kept is not None and out.any():
+        raise UsageError(
+            "expected no --exclude-flags, found a store made with --reduce, which holds no "
+            "windows apart; run again without --reduce"
+        )
+    label = label_codes(dataset)
+    measured = (flags & variables.LOST == 0) & ~out
     names = label_names(dataset, int(label.max(initial=-1)) + 1)
     codes = np.where(measured, np.where(label >= 0, label, len(names)), -1)
-    chosen = _evenly(np.flatnonzero(measured), n_sample)
-    mean, variance = _moments(dataset, codes, names)
+    there = np.flatnonzero(measured)
+    record = _column(dataset, "record_index", n)
+    chosen = there[stratified(record[there], n_sample)]
+    mean, variance = _moments(dataset, codes, names) if kept is None else kept.moments(names)
+    named = np.where((codes >= 0) & (codes < len(names)), codes, -1)
+    if kept is not None:
+        effects = kept.effects(record, named, len(names), unit)
+    else:
+        effects = _effects(dataset, named, len(names), unit)
     return Summary(
         mean,
         variance,
         _sample(dataset, chosen),
         label[chosen].astype(np.int32),
-        _counts(dataset, flags, codes, names),
-        dict(dataset.attrs),
+        _counts(dataset, flags, codes, names, int(out.sum())),
+        {str(key): attribute(dataset, str(key)) for key in dataset.attrs},
         _static(dataset),
+        effects,
+        unit,
+        flags_out,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The groups `cohorts` and `records` of a store made with --reduce, in memory."""
+
+    cohorts: xarray.Dataset
+    records: xarray.Dataset
+
+    def moments(self, names: Sequence[str]) -> tuple[xarray.Dataset, xarray.Dataset]:
+        """Means and population variances by cohort, as `Summary` holds them."""
+        import xarray
+
+        means, variances = {}, {}
+        # Stores with very many labels keep the sums of all windows alone.
+        rows = 1 + len(names)
+        for statistic, moments in sums_of_dataset(self.cohorts).items():
+            array = self.cohorts[f"{statistic}_mean"]
+            means[statistic] = (array.dims, _to_rows(moments.mean, rows), array.attrs)
+            variances[statistic] = (array.dims, _to_rows(moments.variance(0), rows), array.attrs)
+        if "block_map_mean" in self.cohorts:
+            array = self.cohorts["block_map_mean"]
+            means["block_map"] = (array.dims, _to_rows(array.values, rows), array.attrs)
+        coords = {str(k): c for k, c in self.cohorts.coords.items() if k != "cohort"}
+        coords["cohort"] = [ALL, *names]
+        if "gate_mass" in means:
+            coords["gate_name"] = ("gate", list(variables.GATES))
+        return xarray.Dataset(means, coords=coords), xarray.Dataset(variances, coords=coords)
+
+    def effects(
+        self, record: np.ndarray, codes: np.ndarray, n_labels: int, unit: str
+    ) -> dict[str, Moments]:
+        """Moments of `EFFECTS` by label; codes (windows,) of the labels."""
+        if unit == "record":
+            found = [name for name in EFFECTS if f"{name}_mean" in self.records]
+            by_record = codes_of_records(record, codes, self.records.sizes["record"])
+            return record_sums(self.records, by_record, n_labels, found)
+        sums = sums_of_dataset(self.cohorts)
+        return {
+            name: Moments(
+                *(_to_rows(getattr(sums[name], part), 1 + n_labels)[1:] for part in PARTS)
+            )
+            for name in EFFECTS
+            if name in sums and len(sums[name].count) == 1 + n_labels
+        }
+
+
+def _to_rows(values: np.ndarray, rows: int) -> np.ndarray:
+    """The first dimension made `rows` long by missing values."""
+    missing = np.full((rows - len(values), *values.shape[1:]), np.nan)
+    return np.concatenate([values, missing]) if len(missing) else values
+
+
+def _effects(
+    dataset: xarray.Dataset, codes: np.ndarray, n_labels: int, unit: str
+) -> dict[str, Moments]:
+    """Moments of `EFFECTS` by label; windows where there are no records to speak of."""
+    found = [name for name in EFFECTS if name in dataset]
+    if not n_labels or not found:
+        return {}
+    unit = unit if "record_index" in dataset.variables else "window"
+    return store_sums(dataset, codes, n_labels, statistics=found, unit=unit)
 
 
 def label_names(dataset: xarray.Dataset, n_labels: int) -> list[str]:
     """Names of the labels, by code; "label 3" where the store does not tell."""
-    found = dataset.attrs.get("labels", [])
-    given = [str(name) for name in found] if isinstance(found, (list, tuple)) else []
-    return given + [f"label {i}" for i in range(len(given), n_labels)]
+    found = names_of(dataset)
+    found += [f"label {i}" for i in range(len(found), n_labels)]
+    return [f"{name} (label)" if name == ALL else name for name in found]
 
 
 def _column(dataset: xarray.Dataset, name: str, n: int, default: int = 0) -> np.ndarray:
     if name not in dataset:
         return np.full(n, default, dtype=np.int64)
     return np.asarray(dataset[name]).astype(np.int64)
-
-
-def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
-    if len(rows) <= most:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
 
 
 def _blocks(array: xarray.DataArray) -> Iterator[slice]:
@@ -173,16 +297,14 @@ def _moments(
     for statistic in statistics_of([str(name) for name in dataset.data_vars]):
         source = "gate" if statistic == GATE_SHARE else statistic
         array = dataset[source]
-        total = Moments.of(np.zeros((0, *_values(array[:0], statistic).shape[1:])), codes[:0], 0)
-        total = _no_moments(total, len(names) + 1)
+        total = Moments.none((len(names) + 1, *_values(array[:0], statistic).shape[1:]))
         for rows in _blocks(array):
             values = _values(array[rows], statistic)
             total = total.merge(Moments.of(values, codes[rows], len(names) + 1))
         total = _with_all(total, len(names))
         dims = ("cohort", *array.dims[1:], *(("gate_label",) if statistic == GATE_SHARE else ()))
         attributes = {k: array.attrs[k] for k in ("units", "description") if k in array.attrs}
-        mean = np.where(total.count > 0, total.mean, np.nan)
-        means[statistic] = (dims, mean, attributes)
+        means[statistic] = (dims, total.mean, attributes)
         variances[statistic] = (dims, total.variance(0), attributes)
     coords: dict[str, Any] = {
         str(name): coord
@@ -200,11 +322,6 @@ def _values(array: xarray.DataArray, statistic: str) -> np.ndarray:
     return (values[..., None] == np.arange(len(GATE_LABELS))).astype(np.float64)
 
 
-def _no_moments(like: Moments, n_cohorts: int) -> Moments:
-    shape = (n_cohorts, *like.mean.shape[1:])
-    return Moments(np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape))
-
-
 def _with_all(parts: Moments, n_named: int) -> Moments:
     """All cohorts merged, in front of the named ones; the unlabelled are left out."""
     total = Moments(parts.count[0], parts.mean[0], parts.m2[0])
@@ -212,8 +329,8 @@ def _with_all(parts: Moments, n_named: int) -> Moments:
         total = total.merge(Moments(parts.count[i], parts.mean[i], parts.m2[i]))
     return Moments(
         *(
-            np.concatenate([getattr(total, field)[None], getattr(parts, field)[:n_named]])
-            for field in ("count", "mean", "m2")
+            np.concatenate([getattr(total, part)[None], getattr(parts, part)[:n_named]])
+            for part in PARTS
         )
     )
 
@@ -244,7 +361,11 @@ def _static(dataset: xarray.Dataset) -> xarray.Dataset:
 
 
 def _counts(
-    dataset: xarray.Dataset, flags: np.ndarray, codes: np.ndarray, names: Sequence[str]
+    dataset: xarray.Dataset,
+    flags: np.ndarray,
+    codes: np.ndarray,
+    names: Sequence[str],
+    n_excluded: int,
 ) -> Counts:
     n = len(flags)
     measured = codes >= 0
@@ -266,4 +387,5 @@ def _counts(
         tokens_median=float(np.median(here)) if known else float("nan"),
         tokens_least=int(here.min()) if known else 0,
         tokens_most=int(here.max()) if known else 0,
+        excluded=n_excluded,
     )

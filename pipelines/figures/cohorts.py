@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertgeom.cohorts import Moments
+from bertgeom.contrasts import rounding, welch
+
 from ..summary import Summary
 from . import style
 
@@ -135,21 +138,24 @@ def effects(summary: Summary, statistic: str = "attention_entropy") -> Figure:
 
 
 def cohens_d(summary: Summary, statistic: str, cohort: str) -> np.ndarray:
-    """(mean of the cohort - mean of the other labelled windows) / pooled standard deviation.
+    """(mean of the cohort - mean of the other labelled ones) / pooled standard deviation.
 
-    From the means, variances and counts of cohorts alone; NaN where nothing varies.
+    Records or windows count once, as `summary.unit` says. NaN where either side has fewer than
+    2 of them, or where nothing but rounding varies.
     """
+    moments = summary.effects[statistic]
     index = summary.cohorts.index(cohort)
-    n = np.array([summary.counts.cohorts[c] for c in summary.cohorts], dtype=np.float64)
-    shape = (-1,) + (1,) * (summary.mean[statistic].ndim - 1)
-    weight = n.reshape(shape)
-    mean = np.nan_to_num(summary.mean[statistic].values[1:])
-    within = np.nan_to_num(summary.variance[statistic].values[1:]) * weight
-    other = np.arange(len(n)) != index
-    rest = max(float(n[other].sum()), 1.0)
-    rest_mean = (mean * weight)[other].sum(axis=0) / rest
-    rest_m2 = within[other].sum(axis=0) + (weight * (mean - rest_mean) ** 2)[other].sum(axis=0)
-    degrees = max(float(n.sum()) - 2, 1.0)
-    pooled = np.sqrt((within[index] + rest_m2) / degrees)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(pooled > 0, (mean[index] - rest_mean) / pooled, np.nan)
+    own = _row(moments, index)
+    rest = Moments.none(own.count.shape)
+    for other in range(len(summary.cohorts)):
+        if other != index:
+            rest = rest.merge(_row(moments, other))
+    both = Moments(
+        *(np.stack([getattr(own, p), getattr(rest, p)]) for p in ("count", "mean", "m2"))
+    )
+    dtype = str(summary.attributes.get("dtype", "float32"))
+    return welch(both, 0, 1, rounding(statistic, both, dtype))["cohens_d"]
+
+
+def _row(moments: Moments, index: int) -> Moments:
+    return Moments(moments.count[index], moments.mean[index], moments.m2[index])

@@ -322,3 +322,38 @@ def test_statistics_come_in_declared_order() -> None:
         "attention_entropy",
         "gate_share",
     ]
+
+
+def test_no_values_have_no_mean_however_they_are_merged() -> None:
+    nothing, some = Moments.none((1, 2)), Moments.of(np.array([[1.0, np.nan]]), np.zeros(1, int), 1)
+    for merged in (nothing.merge(some), some.merge(nothing)):
+        np.testing.assert_array_equal(merged.count, [[1, 0]])
+        np.testing.assert_array_equal(merged.mean, [[1, np.nan]])
+        np.testing.assert_array_equal(merged.m2, [[0, np.nan]])
+    assert np.isnan(nothing.merge(nothing).mean).all()
+
+
+@pytest.mark.parametrize(
+    ("spread", "told"), [(0.0, False), (2e-7, False), (1e-6, False), (1e-3, True)]
+)
+def test_a_spread_that_is_rounding_is_no_spread(spread: float, told: bool) -> None:
+    """Two cohorts of equal sequences whose statistics differ by their last bits alone."""
+    random = np.random.default_rng(0)
+    codes = np.repeat([0, 1], 20)
+    values = (5 + codes + spread * random.standard_normal(40)).astype(np.float32)[:, None, None]
+    moments = Moments.of(values, codes, 2)
+    found = contrast(sums_dataset({"attention_entropy": moments}, ["a", "b"]), "a", "b")
+    assert found.attention_entropy_difference == pytest.approx(-1, abs=1e-3)
+    for part in ("cohens_d", "t", "df", "p", "q"):
+        assert np.isfinite(found[f"attention_entropy_{part}"]).all() == told, part
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 5), (1, 5), (5, 1)])
+def test_cohorts_of_none_or_one_have_no_effect_size(first: int, second: int) -> None:
+    random = np.random.default_rng(0)
+    codes = np.repeat([0, 1], [first, second])
+    moments = Moments.of(random.random((first + second, 1, 1)), codes, 2)
+    found = contrast(sums_dataset({"attention_entropy": moments}, ["a", "b"]), "a", "b")
+    assert np.isnan(found.attention_entropy_difference).all() == (first == 0)
+    assert np.isnan(found.attention_entropy_cohens_d).all()
+    assert np.isnan(found.attention_entropy_p).all()

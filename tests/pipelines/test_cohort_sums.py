@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
+import zarr
 
 import bertgeom
 from bertgeom.cohorts import store_sums
@@ -88,15 +89,30 @@ def test_the_core_tier_has_no_block_maps(run: Callable[..., Any], tmp_path: Path
     assert found["cohort"].values.tolist() == [ALL]
 
 
-def test_a_cohort_without_windows_has_counts_of_zero(
-    run: Callable[..., Any], tmp_path: Path
+def test_a_cohort_without_windows_has_counts_of_zero_and_no_mean(
+    run: Callable[..., Any], fake: Any, tmp_path: Path
 ) -> None:
     table = tmp_path / "labels.tsv"
-    table.write_text("r0\tone\nr99\tnobody\n")
-    run(labels=table)
+    table.write_text("r0\tone\nr1\tnobody\n")
+    run(source=fake.write_fasta(tmp_path / "e.fa", (50, 0)), labels=table)
     found = cohorts(tmp_path / "x.zarr").sel(cohort="nobody")
     assert (found["attention_entropy_count"] == 0).all()
-    assert np.isnan(found["block_map_mean"]).all()
+    for name in ("attention_entropy_mean", "attention_entropy_m2", "block_map_mean"):
+        assert np.isnan(found[name]).all()
+    raw = xarray.open_zarr(tmp_path / "x.zarr", group="cohorts", consolidated=False)
+    assert np.isnan(raw["attention_entropy_mean"].sel(cohort="nobody")).all()
+
+
+def test_sums_of_earlier_stores_with_0_for_nothing_are_read_as_missing(
+    run: Callable[..., Any], fake: Any, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.tsv"
+    table.write_text("r0\tone\nr1\tnobody\n")
+    run(source=fake.write_fasta(tmp_path / "e.fa", (50, 0)), labels=table)
+    mean = zarr.open_array(tmp_path / "x.zarr" / "cohorts" / "attention_entropy_mean", mode="r+")
+    mean[2] = 0
+    found = cohorts(tmp_path / "x.zarr").sel(cohort="nobody")
+    assert np.isnan(found["attention_entropy_mean"]).all()
 
 
 def test_too_many_labels_leave_the_sum_of_all(

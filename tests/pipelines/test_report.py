@@ -146,9 +146,10 @@ def test_the_sample_is_bounded_even_and_without_missing_windows(data):
     found = summarise(data, n_sample=10)
     rows = found.sample["window"].values
     assert len(rows) == 10
-    assert rows[0] == 0
-    assert rows[-1] == 58
-    assert set(np.diff(rows)) <= {6, 7}
+    # One of every tenth of the 59 windows with statistics, at no fixed place in it.
+    edges = np.arange(11) * 59 // 10
+    assert ((rows >= edges[:-1]) & (rows < edges[1:])).all()
+    assert len(set(rows - edges[:-1])) > 2
     assert "10 of 59" in found.sampled
     np.testing.assert_array_equal(found.codes, np.asarray(data["label"])[rows])
 

@@ -1,0 +1,134 @@
+"""All code in the README and the docs: Python runs, commands are those of the command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bertgeom
+from bertgeom.pipelines import stages
+from bertgeom.pipelines.cli import _command
+from bertgeom.testing import save_tiny_classifier
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "bertgeom").glob("*.md")),
+]
+#: Not of this command line: make, pip, python and the like.
+_OTHERS = {"make", "pip", "python", "git", "cd", "zcat", "cat", "uv", "pytest"}
+
+
+def blocks(language: str) -> list[Any]:
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S):
+            line = text[: match.start()].count("\n") + 1
+            found.append(pytest.param(match[1], id=f"{page.name}:{line}"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the names that the examples use: genomes, labels, a model, a store."""
+    folder = tmp_path_factory.mktemp("docs")
+    random = np.random.default_rng(0)
+    text = "".join(f">r{i}\n{''.join(random.choice(list('ACGT'), 90))}\n" for i in range(4))
+    (folder / "genomes.fasta").write_text(text)
+    (folder / "labels.tsv").write_text("r0\ta\nr1\tb\nr2\ta\nr3\tb\n")
+    save_tiny_classifier(folder / "model")
+    stages.run(
+        folder / "genomes.fasta",
+        model=str(folder / "model"),
+        out=folder / "run.zarr",
+        labels=folder / "labels.tsv",
+        window=50,
+        keep="cls",
+        impl="reference",
+        threads=1,
+    )
+    return folder
+
+
+@pytest.fixture
+def names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Names that the examples take for granted."""
+    from transformers import AutoModel
+
+    monkeypatch.chdir(folder)
+    model = AutoModel.from_pretrained("model", attn_implementation="bertgeom").eval()
+    ids = torch.randint(5, 60, (2, 12))
+    mask = torch.ones_like(ids)
+    query, key, value = torch.randn(3, 2, 2, 12, 8)
+    return {
+        "bertgeom": bertgeom,
+        "AutoModel": AutoModel,
+        "model": model,
+        "ids": ids,
+        "mask": mask,
+        "name": "model",
+        "batch": {"input_ids": ids, "attention_mask": mask},
+        "query": query,
+        "key": key,
+        "value": value,
+        "lengths": torch.tensor([12, 7]),
+    }
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_of_the_docs_runs(code: str, names: dict[str, Any]) -> None:
+    exec(compile(code, "docs", "exec"), names)
+
+
+def commands() -> list[Any]:
+    found = []
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        lines = [
+            line[2:]
+            for match in re.finditer(r"^```console\n(.*?)^```", text, flags=re.M | re.S)
+            for line in match[1].replace("\\\n", " ").splitlines()
+            if line.startswith("$ ")
+        ]
+        inline = re.findall(r"`(bertgeom [a-z]+[^`\n]*)`", text)
+        found += [
+            pytest.param(c, id=f"{page.name}: {c[:50]}") for c in dict.fromkeys(lines + inline)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_of_the_docs_are_those_of_the_command_line(line: str) -> None:
+    """Names of commands and options exist; words in capitals stand for the user's own."""
+    words = shlex.split(line, comments=True)
+    words = words[words.index("|") + 1 :] if "|" in words else words
+    if words[0] in _OTHERS:
+        return
+    assert words[0] == "bertgeom", line
+    command = _command()
+    for i, word in enumerate(words[1:]):
+        children = getattr(command, "commands", None)
+        if children is None or word.startswith("-"):
+            break
+        if word == "...":
+            return
+        assert word.strip(",") in children, f"{line}: no command {word!r}"
+        command = children[word.strip(",")]
+        rest = words[i + 2 :]
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
+    for word in rest:
+        if word.startswith("--"):
+            assert word.split("=")[0].rstrip(",") in known, f"{line}: no option {word!r}"
+
+
+def test_there_is_code_to_run() -> None:
+    assert len(blocks("python")) >= 3
+    assert len(commands()) >= 8
