@@ -51,7 +51,8 @@ def attention_rollout(
         where the window has no token `row`.
 
     Raises:
-        UsageError: for no layers, unequal shapes, a row that no window has, or a residual outside [0, 1].
+        UsageError: for no layers, unequal shapes, a row that no window has, or a
+            residual outside [0, 1].
     """
     _check(layers, windows, residual)
     batch, _, n, d = layers[0][0].shape

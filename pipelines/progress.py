@@ -78,14 +78,23 @@ def shares(found: Status) -> Shares:
     )
 
 
+#: Share of unknown tokens above which they are the typical ones.
+MOST_UNKNOWN = 0.5
+
+
 def share_lines(found: Status) -> list[str]:
-    """The shares for people; the last line says what to do about windows that were cut off."""
+    """The shares for people, with a warning where they are large."""
     values = shares(found)
     lines = [
         f"unknown tokens: {_percent(values.unknown_tokens)}, "
         f"windows with too many of them: {_percent(values.unknown_windows)}",
         f"windows cut off at the longest input: {_percent(values.truncated_windows)}",
     ]
+    if values.unknown_tokens is not None and values.unknown_tokens > 100 * MOST_UNKNOWN:
+        lines.append(
+            "warning: most tokens are unknown to the tokenizer, and the numbers say little about "
+            "the sequences; choose another --model or --tokenizer"
+        )
     if values.truncated_windows:
         lines.append(
             "warning: the bases behind the cut are in no window; give a smaller --window, or "

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-
 from bertgeom.pipelines import stages
 from bertgeom.pipelines.cli import main
 

@@ -23,7 +23,7 @@ def write(path: Path, *records: str) -> Path:
 def test_mostly_unknown_tokens_are_refused_before_anything_is_there(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:
-    source = write(tmp_path / "codes.fa", *["RYKMSWBDHV" * 16] * 3)
+    source = write(tmp_path / "codes.fa", *["RYKMSWBDHV" * 16] * 8)
     with pytest.raises(ModelError, match=r"found 100 % unknown .*--allow-unknown") as caught:
         run(source=source)
     assert "\n" not in str(caught.value)
@@ -34,12 +34,14 @@ def test_mostly_unknown_tokens_are_refused_before_anything_is_there(
     assert run(source=source).complete
 
 
-def test_windows_full_of_n_are_no_reason_in_a_small_database(
+def test_a_handful_of_windows_is_measured_with_a_warning(
     run: Callable[..., Any], tmp_path: Path
 ) -> None:
     assert run(source=write(tmp_path / "n.fa", "N" * 60)).complete
     few = write(tmp_path / "few.fa", "ACGT" * 5, "N" * 60)
-    assert run("few.zarr", source=few).counts["unknown"] == 3
+    done = run("few.zarr", source=few)
+    assert done.counts["unknown"] == 3
+    assert any("most tokens are unknown" in line for line in share_lines(done))
 
 
 def test_a_database_of_n_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -50,11 +52,10 @@ def test_a_database_of_n_is_refused(run: Callable[..., Any], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("found", "too_many"),
     [
-        (UnknownTokens(64, 1000, 501, 900, 10), True),
-        (UnknownTokens(64, 1000, 500, 900, 10), False),
-        (UnknownTokens(3, 1000, 900, 200, 10), False),
-        (UnknownTokens(3, 1000, 900, 200, 101), True),
-        (UnknownTokens(1, 10, 10, 10, 10), False),
+        (UnknownTokens(64, 1000, 501), True),
+        (UnknownTokens(64, 1000, 500), False),
+        (UnknownTokens(8, 1000, 1000), True),
+        (UnknownTokens(7, 1000, 1000), False),
     ],
 )
 def test_the_rule(found: UnknownTokens, too_many: bool) -> None:
@@ -79,6 +80,7 @@ def test_records_of_an_older_version_do_not_say(copied: Path) -> None:
     record = json.loads(groups[0].read_text())
     for name in ("content_tokens", "unknown_tokens", "truncated_windows"):
         del record["counts"][name]
+    record.pop("checksum")
     groups[0].write_text(json.dumps(record, indent=2))
     found: Status = stages.status(str(copied))
     assert shares(found).unknown_tokens is None
