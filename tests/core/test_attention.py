@@ -268,7 +268,7 @@ def test_a_record_without_a_forward_says_so() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"tier": "everything"}, {"theta": 0.0}, {"near": 0}, {"angles": "some"}, {"keep": ("x",)}],
+    [{"tier": "everything"}, {"theta": 0.0}, {"near": -1}, {"angles": "some"}, {"keep": ("x",)}],
 )
 def test_wrong_options_are_usage_errors(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"), bertgeom.record(**options):

@@ -154,7 +154,7 @@ def test_urls_are_shown_without_secrets() -> None:
     assert shown_url("s3://key:secret@bucket/a") == "s3://bucket/a"
     assert shown_url("zip://a.fa::https://me@h/x.zip?t=1") == "zip://a.fa::https://h/x.zip"
     assert shown_url("/tmp/a#b?c@d") == "/tmp/a#b?c@d"
-    assert without_secrets("at\n'https://u:p@h/x?y' and tcp://u:p@h:1") == (
+    assert without_secrets("at 'https://u:p@h/x?y' and tcp://u:p@h:1") == (
         "at 'https://h/x' and tcp://h:1"
     )
 

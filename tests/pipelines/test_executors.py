@@ -133,7 +133,7 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
         return place
 
     monkeypatch.setattr(stages, "set_up", set_up_and_lose_the_bookkeeping)
-    with pytest.raises(StoreError, match="expected a store that bertgeom run has set up"):
+    with pytest.raises(StoreError, match=r"run\.json: expected what the run is"):
         start("lost", scheduler=scheduler)
 
 
