@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertgeom import manifest, sequences, store
+from bertgeom.advisories import advisories
 from bertgeom.errors import StoreError
 from bertgeom.storage import Storage
 from bertgeom.variables import LOST
@@ -32,7 +33,8 @@ class Report:
     """What `verify` found.
 
     Attributes:
-        problems: one line each; what is missing, changed or superfluous.
+        problems: one line each; what is missing, changed or superfluous, and faults of the version
+            that wrote the store which may have changed its numbers.
         files: files whose checksums were compared.
         windows: numbers of the windows that were measured again.
     """
@@ -73,6 +75,8 @@ def verify(
             problems += _unlisted(place)
     except StoreError as error:
         problems += [] if problems else [str(error)]
+    if sound:
+        problems += _advisories(place)
     chosen: list[int] = []
     comparisons: list[Comparison] = []
     if windows and sound:
@@ -102,6 +106,12 @@ def _elsewhere(place: Workplace) -> list[str]:
     """What is wrong with shards that lie in a store of their own."""
     where = place.facts["sequences"]
     return [] if where is None else [f"{where}: {x}" for x in sequences.damage(Storage(where))]
+
+
+def _advisories(place: Workplace) -> list[str]:
+    """Known faults of the version that wrote the store; rows not yet written have no tokens."""
+    arrays = store.Arrays(place.storage, read_only=True)
+    return advisories(store.check_format(place.storage, store.FORMAT), arrays.read("n_tokens"))
 
 
 def _unlisted(place: Workplace) -> list[str]:

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bertgeom import manifest
+from bertgeom import _version, manifest
 from bertgeom import store as store_module
 from bertgeom.errors import MismatchError, StoreError
 from bertgeom.pipelines import oracle as module
+from bertgeom.pipelines.cli import main
 from bertgeom.pipelines.events import PartitionDone
 from bertgeom.pipelines.stages import Status
 from bertgeom.pipelines.verify import verify
 from bertgeom.storage import Storage
+from bertgeom.tokens import DnabertKmer
 
 Run = Callable[..., Status]
 
@@ -118,3 +120,28 @@ def test_another_model_is_no_oracle(encoder: Any, whole: Path) -> None:
 def test_where_nothing_is_there_is_nothing_to_verify(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="expected a store that bertgeom run has set up"):
         verify(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_numbers_that_an_earlier_version_may_have_spoiled_are_named(
+    reduce: bool, encoder: Any, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.tokenizer = DnabertKmer(3, max_tokens=1500)
+    source = tmp_path / "long.fa"
+    records = {"whole": 1200, "less": 1000, "short": 300}
+    source.write_text("".join(f">{name}\n{'ACGGT' * (n // 5)}\n" for name, n in records.items()))
+
+    def made_by(version: str) -> Path:
+        monkeypatch.setattr(_version, "__version__", version)
+        run(f"{version}.zarr", source=source, window=1300, reduce=reduce)
+        return tmp_path / f"{version}.zarr"
+
+    mended = verify(made_by("0.2.0"), windows=0)
+    assert mended.agrees
+    old = made_by("0.1.0")
+    (problem,) = verify(old, windows=0).problems
+    assert "bertgeom 0.1.0 wrote this store on the CPU" in problem
+    assert "1 windows of 1000 to 1000 tokens may be wrong" in problem
+    assert "measure again with this version into a new store" in problem
+    assert main(["verify", str(old), "--windows", "0"]) == 1
+    assert main(["verify", str(tmp_path / "0.2.0.zarr"), "--windows", "0"]) == 0
