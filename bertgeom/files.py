@@ -163,6 +163,13 @@ def _explained(target: Path) -> Iterator[None]:
             raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until all files of a folder are on disk: what a rename then shows is whole."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _flush(file)
+
+
 def _flush(draft: Path) -> None:
     with draft.open("rb") as file:
         os.fsync(file.fileno())
@@ -190,9 +197,7 @@ def replacing_folder(
             target.parent.mkdir(parents=True, exist_ok=True)
             draft.mkdir()
             yield draft
-            for file in draft.rglob("*"):
-                if file.is_file():
-                    _flush(file)
+            sync_folder(draft)
             if target.exists():
                 target.rename(old)
             draft.rename(target)

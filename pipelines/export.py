@@ -11,6 +11,8 @@ import typer
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.files import check_target, replacing
 
+from .results import inputs_of
+
 if TYPE_CHECKING:
     import pandas
     import xarray
@@ -64,7 +66,7 @@ def export(store: str | Path, out: str | Path, level: str = "head") -> int:
         raise UsageError(f"expected --level out of {', '.join(LEVELS)}, found {level!r}")
     if not path.name.endswith(_ENDINGS):
         raise UsageError(f"expected a file that ends in {', '.join(_ENDINGS)}, found {path.name}")
-    check_target(path)
+    check_target(path, kind=".gz" if path.suffix == ".gz" else None, inputs=inputs_of(store))
     dataset = bertgeom.open(store)
     dims = LEVELS[level]
     if not any(array.dims[: len(dims)] == dims for array in dataset.data_vars.values()):

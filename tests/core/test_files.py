@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bertgeom import files
-from bertgeom.errors import BertgeomError, StoreError, UsageError
+from bertgeom.errors import StoreError, UsageError
 from bertgeom.files import replacing, replacing_folder, write_text
 
 FAULTS: dict[str, Callable[[], BaseException]] = {
@@ -145,7 +145,9 @@ def test_a_file_inside_of_an_input_is_never_replaced(tmp_path: Path) -> None:
     (model / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="inside of an input"):
         write_text(model / "config.json", "{}", inputs=[model])
-    with pytest.raises(BertgeomError, match="an input of this command"):
-        with replacing_folder(model, lambda folder: True, inputs=[model]):
-            pass
+    with (
+        pytest.raises(UsageError, match="an input of this command"),
+        replacing_folder(model, lambda folder: True, inputs=[model]),
+    ):
+        pass
     assert (model / "config.json").read_text() == "{}"
