@@ -235,7 +235,7 @@ def test_shipped_model_says_how_it_was_trained():
 
 
 def test_a_checkpoint_killed_between_its_renames_is_found_again(whole, tmp_path):
-    out, figures, _ = whole
+    _, figures, _ = whole
     assert train(tmp_path, TINY, device="cpu", stop_after=4) is None
     (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
     (tmp_path / "checkpoint.new").mkdir()

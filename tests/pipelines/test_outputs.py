@@ -18,7 +18,7 @@ COMMANDS = {
     "spectra, in the store": "spectra in/x.zarr -o in/x.zarr/run/run.json",
     "rollout, the model": "rollout in/x.zarr --model in/model -o in/model/config.json",
     "regions, the annotations": "regions in/x.zarr --annotations in/t.tsv -o in/t.tsv",
-    "regions, the model": "regions in/x.zarr --model in/model --annotations in/t.tsv -o in/model/a.tsv",
+    "regions, the model": "regions in/x.zarr --model in/model --annotations t -o in/model/a.tsv",
     "cohorts, the labels": "cohorts in/x.zarr --labels in/t.tsv -o in/t.tsv",
     "cohorts, a link to the labels": "cohorts in/x.zarr --labels in/t.tsv -o in/link.tsv",
     "distributions, the labels": "distributions in/x.zarr --labels in/t.tsv -o in/t.tsv",
