@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bertgeom.files import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Inputs take turns, so that no repetition finds its data in the cache.
 N_INPUTS = 3
@@ -366,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = {"error": f"{type(error).__name__}: {error}"[:2000]}
             traceback.print_exc(limit=8)
         results["parts"][name] = found | {"wall_seconds": round(time.perf_counter() - start, 1)}
-        (out / "gpu_suite.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_text(out / "gpu_suite.json", json.dumps(results, indent=1) + "\n")
     print_table(results)
     return int(any("error" in part for part in results["parts"].values()))
 

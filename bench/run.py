@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bertgeom.files import write_text
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "numba", "triton", "numpy")
 
@@ -70,7 +72,7 @@ def save(results: dict[str, Any], name: str) -> Path:
     """Write results into the folder of their device; returns the file."""
     path = RESULTS / results["environment"]["device"] / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    write_text(path, json.dumps(results, indent=1) + "\n")
     return path
 
 

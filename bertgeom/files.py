@@ -6,7 +6,9 @@ kinds, inputs of the command and anything inside of a store are refused.
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +36,7 @@ def replacing(
 
     Args:
         kind: ending that tells what may be replaced; default: that of `path`.
-        inputs: files that are read and must not be replaced.
+        inputs: files and folders that are read: the file must be none of them, nor in one.
 
     Raises:
         UsageError: as `check_target`. StoreError: if the file cannot be written.
@@ -50,6 +52,8 @@ def replacing(
     try:
         with _explained(target):
             yield draft
+            if not draft.exists():
+                raise StoreError(f"{target}: expected a file to be written, found nothing written")
             _flush(draft)
             if target.exists():
                 shutil.copymode(target, draft)
@@ -82,13 +86,15 @@ def check_target(
     target = Path(os.path.realpath(local_path(shown)))
     found = None
     try:
-        if target.is_dir():
+        if clash := _clash(target, inputs):
+            found = clash
+        elif target.is_dir():
             found = "a folder"
         elif not target.parent.is_dir():
             found = f"no folder {target.parent}; make it"
         elif os.path.lexists(target):
             target.stat()
-            found = _why_not(target, kind or target.suffix, inputs)
+            found = _why_not(target, kind or target.suffix)
         elif not os.access(target.parent, os.W_OK):
             found = f"that the folder {target.parent} is not writable"
         else:
@@ -101,11 +107,24 @@ def check_target(
     return target
 
 
-def _why_not(target: Path, kind: str, inputs: Sequence[str | Path]) -> str | None:
+def _clash(target: Path, inputs: Sequence[str | Path]) -> str | None:
+    """What an input has to do with a place that is to be written, None if nothing."""
+    for given in inputs:
+        if "://" in str(given):
+            continue
+        name = str(local_path(str(given)))
+        for one in [name, *(glob.glob(name) if glob.has_magic(name) else [])]:
+            path = Path(os.path.realpath(one))
+            same = path.exists() and target.exists() and path.samefile(target)
+            if same or path == target:
+                return "an input of this command"
+            if path.is_dir() and target.is_relative_to(path):
+                return f"a place inside of an input of this command, {one}"
+    return None
+
+
+def _why_not(target: Path, kind: str) -> str | None:
     """Why a file must not be replaced, None if it may."""
-    for one in inputs:
-        if os.path.exists(one) and os.path.samefile(one, target):
-            return "an input of this command"
     if not os.access(target, os.W_OK):
         return "a file that is not writable"
     if not target.is_file():
@@ -144,35 +163,32 @@ def _explained(target: Path) -> Iterator[None]:
             raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until all files of a folder are on disk: what a rename then shows is whole."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _flush(file)
+
+
 def _flush(draft: Path) -> None:
-    if not draft.exists():
-        raise StoreError(f"expected to write {draft.name}, found nothing written")
     with draft.open("rb") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
-def replacing_folder(path: str | Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+def replacing_folder(
+    path: str | Path, is_ours: Callable[[Path], bool], *, inputs: Sequence[str | Path] = ()
+) -> Iterator[Path]:
     """A new folder beside `path` that takes its name when the block ends well.
 
     Args:
         is_ours: whether a folder is of the same kind, and may be replaced.
+        inputs: files and folders that are read.
 
     Raises:
-        UsageError: for a file, a folder that is neither empty nor of this kind, or a place inside
-            of a store. StoreError: if it cannot be written.
+        UsageError: as `check_folder`. StoreError: if it cannot be written.
     """
-    target = Path(os.path.realpath(local_path(str(path))))
-    found = _store_around(target / "x")
-    if os.path.lexists(target) and not target.is_dir():
-        found = "a file"
-    elif target.is_dir() and any(target.iterdir()) and not is_ours(target):
-        found = "a folder with other contents"
-    if found is not None:
-        raise UsageError(
-            f"{path}: expected a new folder or one of the same kind, found {found}; choose "
-            "another --out"
-        )
+    target = check_folder(path, is_ours, inputs=inputs)
     draft, old = (
         target.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial") for _ in range(2)
     )
@@ -181,6 +197,7 @@ def replacing_folder(path: str | Path, is_ours: Callable[[Path], bool]) -> Itera
             target.parent.mkdir(parents=True, exist_ok=True)
             draft.mkdir()
             yield draft
+            sync_folder(draft)
             if target.exists():
                 target.rename(old)
             draft.rename(target)
@@ -189,3 +206,43 @@ def replacing_folder(path: str | Path, is_ours: Callable[[Path], bool]) -> Itera
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_folder(
+    path: str | Path, is_ours: Callable[[Path], bool], *, inputs: Sequence[str | Path] = ()
+) -> Path:
+    """The folder to write, links followed; see `replacing_folder` for the arguments.
+
+    Raises:
+        UsageError: for a file, a folder that is neither empty nor of this kind, a place inside of
+            a store, or a place that is, holds or lies in an input.
+    """
+    target = Path(os.path.realpath(local_path(str(path))))
+    found = _clash(target, inputs) or _store_around(target / "x")
+    if any(Path(os.path.realpath(one)).is_relative_to(target) for one in map(str, inputs)):
+        found = found or "a folder that holds an input of this command"
+    elif os.path.lexists(target) and not target.is_dir():
+        found = "a file"
+    elif target.is_dir() and any(target.iterdir()) and not is_ours(target):
+        found = "a folder with other contents"
+    if found is not None:
+        raise UsageError(
+            f"{path}: expected a new folder or one of the same kind, found {found}; choose "
+            "another --out"
+        )
+    return target
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Errors of safetensors that the system caused, as what they are: a full disk, no access."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        code = int(found[1])
+        raise OSError(code, os.strerror(code)) from error

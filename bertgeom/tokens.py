@@ -390,9 +390,16 @@ def save_kmer_tokenizer(folder: str | os.PathLike[str], tokenizer: KmerTokenizer
 
     k-mers are written in lower case. Ids that neither a special token nor a k-mer has become
     lines `[unused<id>]`.
+
+    Raises:
+        StoreError: if a file cannot be written.
     """
+    from bertgeom.files import write_text
+    from bertgeom.storage import explain_write_errors
+
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     names = {i: f"[{name.upper()}]" for name, i in tokenizer.special_ids.items()}
     names |= {i: kmer.lower() for kmer, i in tokenizer.table.vocabulary.items()}
     lines = [names.get(i, f"[unused{i}]") for i in range(max(names) + 1)]
@@ -405,8 +412,9 @@ def save_kmer_tokenizer(folder: str | os.PathLike[str], tokenizer: KmerTokenizer
         "max_tokens": tokenizer.max_tokens,
         "vocab": VOCABULARY_FILE,
     }
-    (folder / VOCABULARY_FILE).write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    # The settings, which tell that there is a tokenizer, come last.
+    write_text(folder / VOCABULARY_FILE, "".join(f"{line}\n" for line in lines))
+    write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def load_kmer_tokenizer(folder: str | os.PathLike[str]) -> KmerTokenizer:

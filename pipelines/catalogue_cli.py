@@ -81,6 +81,9 @@ def weights(
     from bertgeom.loading import load_model
     from bertgeom.weights import weight_statistics
 
+    from .results import check_out
+
+    check_out(out, model)
     logging.disable_progress_bar()
     loaded, _ = load_model(model, trust_remote_code)
     _show(weight_statistics(loaded), out, as_json, tables.weight_table)
@@ -103,8 +106,10 @@ def spectra(
     """
     from bertgeom.dataset import check_flags
 
+    from .results import check_out
     from .samples import store_spectra
 
+    check_out(out, store, model)
     found = store_spectra(store, windows, model=model, exclude_flags=check_flags(exclude_flags))
     _show(found, out, as_json, tables.spectra_table)
 
@@ -125,8 +130,10 @@ def rollout(
     """
     from bertgeom.dataset import check_flags
 
+    from .results import check_out
     from .samples import store_rollout
 
+    check_out(out, store, model)
     chosen = check_flags(exclude_flags)
     found = store_rollout(store, windows, model=model, row=row, exclude_flags=chosen)
     _show(found, out, as_json, tables.rollout_table)
@@ -155,8 +162,10 @@ def regions(
     from bertgeom.annotations import read_annotations
     from bertgeom.dataset import check_flags
 
+    from .results import check_out
     from .samples import store_regions
 
+    check_out(out, store, model, annotations)
     chosen = check_flags(exclude_flags)
     regions = read_annotations(annotations, group_by=group_by)
     found = store_regions(store, regions, windows, model=model, theta=theta, exclude_flags=chosen)
@@ -200,8 +209,10 @@ def cohorts(
     from bertgeom import contrasts
     from bertgeom.dataset import attribute
 
+    from .results import check_out
     from .sums import cohort_dataset
 
+    check_out(out, store, labels)
     dataset = bertgeom.open(store)
     counted = unit or ("record" if contrast else "window")
     sums = cohort_dataset(
@@ -259,7 +270,9 @@ def angles(
 
     from .angle_results import result_as_json, write_result
     from .angles import AngleSettings, database_angles, prepare, run_row
+    from .results import check_out
 
+    check_out(out, store, labels, work)
     dataset = bertgeom.open(store)
     codes, names = (None, None) if labels is None else _cohorts(dataset, labels)
     left_out = check_flags(exclude_flags)
@@ -317,6 +330,9 @@ def cluster(
     from bertgeom.dataset import label_names, without_flagged
     from bertgeom.errors import StoreError
 
+    from .results import check_out
+
+    check_out(out, store, labels)
     dataset = without_flagged(bertgeom.open(store), exclude_flags)
     if vectors not in dataset:
         raise StoreError(f"{store}: expected the array {vectors!r}, found none; run --keep cls")
@@ -359,9 +375,15 @@ def tracks(
     """
     import bertgeom
     from bertgeom.dataset import without_flagged
-    from bertgeom.files import write_text
+    from bertgeom.files import check_target, write_text
     from bertgeom.tracks import chromosome_sizes, export_tracks
 
+    from .results import inputs_of
+
+    inputs = inputs_of(store)
+    for one, others in ((out, [sizes]), (sizes, [out])):
+        if one is not None:
+            check_target(one, inputs=[*inputs, *filter(None, others)])
     dataset = bertgeom.open(store)
     files = export_tracks(
         without_flagged(dataset, exclude_flags),
@@ -373,7 +395,7 @@ def tracks(
     )
     if sizes is not None:
         text = "".join(f"{name}\t{length}\n" for name, length in chromosome_sizes(dataset))
-        write_text(sizes, text)
+        write_text(sizes, text, inputs=files)
         files.append(sizes)
     for file in files:
         typer.echo(str(file))
@@ -395,6 +417,9 @@ def distributions(
     from bertgeom.dataset import attribute, without_flagged
     from bertgeom.moments import distribution_analysis
 
+    from .results import check_out
+
+    check_out(out, store, labels)
     dataset = without_flagged(bertgeom.open(store), exclude_flags)
     codes, names = _cohorts(dataset, labels)
     hidden = attribute(dataset, "model")["hidden"]

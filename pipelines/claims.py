@@ -29,7 +29,7 @@ from .rundir import FOLDER, RunFolder
 
 #: Where the lock lies: that of a run stays, that of an ingest goes with it.
 LOCKS = {store.FORMAT: f"{FOLDER}/lock", store.SEQUENCE_FORMAT: "ingest.lock"}
-_LEASES = {kind: f"{key.removesuffix('lock')}{LEASE}" for kind, key in LOCKS.items()}
+LEASES = {kind: f"{key.removesuffix('lock')}{LEASE}" for kind, key in LOCKS.items()}
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 #: Attempts to lock a place that another process is taking back at the same time.
 _ATTEMPTS = 100
@@ -78,12 +78,12 @@ def exclusive_lock(storage: Storage, kind: str, journal: Journal) -> Iterator[No
     """
     folder = storage.folder
     if folder is None:
-        with lease(storage, _LEASES[kind]):
+        with lease(storage, LEASES[kind]):
             yield
         return
     file = _locked(storage, folder / LOCKS[kind], journal)
     if file is None:
-        with lease(storage, _LEASES[kind]):
+        with lease(storage, LEASES[kind]):
             yield
         return
     with file:
@@ -203,7 +203,7 @@ def _some(names: list[str]) -> str:
 
 def _is_unborn(storage: Storage, kind: str, names: list[str]) -> bool:
     """Whether there is nothing but the lock of a store that was never begun."""
-    own = {LOCKS[kind], _LEASES[kind]}
+    own = {LOCKS[kind], LEASES[kind]}
     listed = list(names)
     if kind == store.FORMAT and FOLDER in names:
         listed.remove(FOLDER)

@@ -12,6 +12,8 @@ from bertgeom.dataset import flag_names, without_flagged
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.files import check_target, replacing
 
+from .results import inputs_of
+
 if TYPE_CHECKING:
     import pandas
     import xarray
@@ -79,7 +81,7 @@ def export(
         raise UsageError(f"expected --level out of {', '.join(LEVELS)}, found {level!r}")
     if not path.name.endswith(_ENDINGS):
         raise UsageError(f"expected a file that ends in {', '.join(_ENDINGS)}, found {path.name}")
-    check_target(path)
+    check_target(path, kind=".gz" if path.suffix == ".gz" else None, inputs=inputs_of(store))
     dataset = without_flagged(bertgeom.open(store), exclude_flags)
     dims = LEVELS[level]
     if not any(array.dims[: len(dims)] == dims for array in dataset.data_vars.values()):

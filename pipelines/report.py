@@ -25,6 +25,7 @@ from . import sections
 from .figures import style
 from .figures.cohorts import Plane, plane
 from .page import Html, Page, codes, facts, join, paragraph, table, tiles
+from .results import inputs_of
 from .summary import SAMPLE, Kept, Summary, summarise
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def report(
         UsageError: `out` is a folder, or lies in a folder that does not exist; an unknown flag
             or unit.
     """
-    target = writable(out)
+    target = writable(out, inputs_of(store) if isinstance(store, str | Path) else ())
     with style.settings():
         pass
     dataset = opened(store) if isinstance(store, str | Path) else store
@@ -238,8 +239,8 @@ def clustering_scores(summary: Summary) -> list[dict[str, float] | None]:
     ]
 
 
-def writable(out: str | Path) -> Path:
-    """A file that can be written.
+def writable(out: str | Path, inputs: Sequence[str | Path] = ()) -> Path:
+    """A file that can be written, and is no input.
 
     Raises:
         UsageError: it is a folder, or lies in a folder that does not exist.
@@ -249,7 +250,7 @@ def writable(out: str | Path) -> Path:
         raise UsageError(f"expected a file to write the report to, found the folder {target}")
     if not target.absolute().parent.is_dir():
         raise UsageError(f"expected a folder {target.parent} for the report, found none; make it")
-    return check_target(target, kind=".html")
+    return check_target(target, kind=".html", inputs=inputs)
 
 
 def opened(store: str | Path, group: str | None = None) -> xarray.Dataset:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertgeom import store
-from bertgeom.errors import UsageError
-from bertgeom.files import replacing_folder, write_text
+from bertgeom.errors import StoreError, UsageError
+from bertgeom.files import check_folder, check_target, replacing_folder, write_text
 from bertgeom.storage import Storage
+
+from .rundir import FOLDER, RUN, RunFolder
 
 if TYPE_CHECKING:
     import xarray
@@ -50,6 +54,41 @@ def write_dataset(dataset: xarray.Dataset, path: str | Path) -> Path:
         text = "".join(f"{line}\n" for line in as_lines(dataset))
     write_text(path, text)
     return path
+
+
+def check_out(out: str | Path | None, *inputs: str | Path | None) -> None:
+    """Refuse a result's place before anything is computed for it.
+
+    Args:
+        out: where it will be written; nothing happens for None.
+        inputs: files and folders that the command reads; None for what was not given. Of a store
+            also its model is one.
+
+    Raises:
+        UsageError: for another suffix, something else at `out`, or an input.
+    """
+    if out is None:
+        return
+    path = Path(out)
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"expected a file {', '.join(SUFFIXES)}, found {path.name}")
+    given = inputs_of(*inputs)
+    if path.suffix == ".zarr":
+        check_folder(path, _is_result, inputs=given)
+    else:
+        check_target(path, inputs=given)
+
+
+def inputs_of(*given: str | Path | None) -> list[str]:
+    """What a command reads: the places it was given, and the models of the stores among them."""
+    found = []
+    for place in map(str, filter(None, given)):
+        found.append(place)
+        storage = Storage(place)
+        if storage.folder is not None and storage.exists(f"{FOLDER}/{RUN}"):
+            with suppress(StoreError):
+                found += filter(os.path.isdir, [(RunFolder(storage).read_run() or {})["model"]])
+    return found
 
 
 def _is_result(folder: Path) -> bool:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 RUN, LABELS, ANNOTATIONS = "run.json", "labels.i4", "annotations.json"
 WINDOWS, INPUT = "windows.safetensors", "input.json"
-_HISTORY = "history.jsonl"
+HISTORY = "history.jsonl"
 _SPOOL, _RECORD = ".spool", ".json"
 #: Kinds of what a row group keeps beside its chunks, as its completion record names them.
 BESIDE = ("sums", "spectra", "records")
@@ -338,14 +338,14 @@ class RunFolder:
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add a line to the run history."""
-        self.storage.append(_HISTORY, json.dumps(line) + os.linesep)
+        self.storage.append(HISTORY, json.dumps(line) + os.linesep)
 
     def history(self) -> list[dict[str, Any]]:
         """All lines of the run history; lines that cannot be read are left out."""
-        if not self.storage.exists(_HISTORY):
+        if not self.storage.exists(HISTORY):
             return []
         found = []
-        for line in self.storage.read(_HISTORY).decode("utf-8", "replace").splitlines():
+        for line in self.storage.read(HISTORY).decode("utf-8", "replace").splitlines():
             try:
                 fact = json.loads(line)
             except ValueError:

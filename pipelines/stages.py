@@ -29,6 +29,7 @@ from .ingestion import Sources, as_list, ingest_into, ingest_sources, outside_sh
 from .inventory import Kind, inspect, written_files
 from .mending import CHECKED_WHOLE, mend
 from .progress import Status, Tracker, status
+from .restart import forget_unstarted
 from .rundir import FOLDER, RUN, RunFolder
 from .setting import draw_up, input_files, set_up
 from .workers import check_script
@@ -109,6 +110,7 @@ def run(
     regions = None if annotations is None else read_annotations(annotations)
     with claimed(storage, store.FORMAT, inputs) as storage, explain_write_errors(storage.url):
         folder = RunFolder(storage)
+        forget_unstarted(storage)
         store.create_root(storage)
         folder.create()
         bus.subscribers.append(history(folder.log))

@@ -19,7 +19,8 @@ import numpy as np
 
 from bertgeom.dataset import attribute, label_codes
 from bertgeom.errors import InputError, StoreError, UsageError
-from bertgeom.files import replacing, write_text
+from bertgeom.files import check_target, replacing, system_errors, write_text
+from bertgeom.storage import explain_write_errors
 
 from ..summary import ALL, Summary, summarise
 from .domains import DOMAINS, N_AMINO, align, domain_of, reference_position, spike_annotations
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 STEP = 3
 KEEP = ("block_map", "cls", "logits", "tracks")
 RESULT, ARRAYS, STORE = "analysis.json", "arrays.safetensors", "run.zarr"
+#: What is measured, with genomes.
+SPIKES, LABELS = "spikes.fasta", "labels.tsv"
 _WINDOWS_AT_ONCE = 64
 _MAPS = 16
 
@@ -86,7 +89,12 @@ def analyze(
         StoreError: the store lacks labels or arrays that the analysis needs.
     """
     folder, settings = Path(out), settings or Settings()
-    folder.mkdir(parents=True, exist_ok=True)
+    given = [one for one in (source, labels, model) if isinstance(one, str | Path)]
+    written = [RESULT, ARRAYS, *([] if _is_store(str(source)) else [SPIKES, LABELS])]
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in written:
+        check_target(folder / name, inputs=given)
     skipped: list[dict[str, str]] = []
     store = str(source)
     if not _is_store(store):
@@ -181,7 +189,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _write(folder: Path, result: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
-    with replacing(folder / ARRAYS) as draft:
+    with replacing(folder / ARRAYS) as draft, system_errors():
         save_file(arrays, draft)
     write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
 
@@ -224,7 +232,7 @@ def _measured(
         raise InputError(
             "labelled genomes with a spike", f"none of {len(skipped)} usable", source=source
         )
-    fasta, table = folder / "spikes.fasta", folder / "labels.tsv"
+    fasta, table = folder / SPIKES, folder / LABELS
     with replacing(fasta, inputs=[source]) as draft, draft.open("wb") as out:
         for spike in spikes:
             out.write(b">" + spike.id.encode() + b"\n" + spike.bases.tobytes() + b"\n")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bertgeom.errors import UsageError
-from bertgeom.files import replacing, write_text
+from bertgeom.files import check_target, replacing, write_text
 
 from .lineages import CLASSES
 
@@ -80,6 +80,8 @@ def spike(
     from .spike import Skipped, extract_all
 
     kept, left = 0, []
+    if skipped is not None:
+        check_target(skipped, inputs=[*sources, out])
     with replacing(out, inputs=sources) as draft, open_fasta(draft) as file:
         records = read_records(expand_sources(sources))
         for found in extract_all(records, min_known=min_known):
@@ -131,7 +133,8 @@ def train(
                     f"{event.validation['loss']:.4f}, accuracy {event.validation['accuracy']:.4f}"
                 )
 
-        figures = run(out, settings, given=given, device=device, report=report)
+        inputs = [p for p in (fasta, labels) if p is not None]
+        figures = run(out, settings, given=given, device=device, report=report, inputs=inputs)
     if as_json:
         typer.echo(json.dumps(figures))
     else:
@@ -163,6 +166,9 @@ def evaluate(
 
     if (fasta is None) != (labels is None):
         raise UsageError("expected a FASTA and its label table, found only one of them")
+    inputs = [p for p in (fasta, labels, model) if p is not None]
+    if out is not None:
+        check_target(out, kind=".json", inputs=inputs)
     classifier = load_classifier(data.demo_model() if model is None else model)
     if fasta is None or labels is None:
         from .held_out import evaluate_held_out
@@ -174,7 +180,7 @@ def evaluate(
         summary = _summary(figures)
     text = json.dumps(figures, indent=1)
     if out is not None:
-        write_text(out, text + "\n", inputs=[p for p in (fasta, labels) if p is not None])
+        write_text(out, text + "\n", kind=".json", inputs=inputs)
     typer.echo(text if as_json else summary)
 
 

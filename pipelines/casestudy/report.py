@@ -19,7 +19,7 @@ from ..figures.cohorts import Plane, plane
 from ..page import Html, Page, bullets, details, join, paragraph, table, tag, tiles
 from ..report import analysed, opened, writable
 from ..summary import Summary, summarise
-from .analyze import ARRAYS, STEP, load
+from .analyze import ARRAYS, RESULT, STEP, load
 from .calibrate import OTHER, softmax
 from .domains import DOMAINS, N_AMINO, defining_amino_acids, domain_of
 
@@ -51,7 +51,8 @@ def report(
         StoreError: no analysis there, or of another store.
         InputError: an evaluation that is none.
     """
-    target = writable(out)
+    inputs = [*evaluation, *(Path(folder) / name for name in (RESULT, ARRAYS))]
+    target = writable(out, inputs)
     result, arrays = load(folder)
     place = Path(store) if store is not None else Path(folder) / result["store"]
     dataset = opened(place)
@@ -65,7 +66,7 @@ def report(
     labelled = next((found for found in judged if "forced" in found), None)
     page = build(summarise(dataset), result, arrays, labelled, simulated)
     text = page.render()
-    write_text(target, text, kind=".html", inputs=list(evaluation))
+    write_text(target, text, kind=".html", inputs=inputs)
     return {"figures": page.n_figures, "bytes": len(text.encode())}
 
 

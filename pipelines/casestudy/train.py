@@ -22,6 +22,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 from transformers import BertForSequenceClassification as Classifier
 
 from bertgeom.errors import MismatchError, ModelError
+from bertgeom.files import check_folder, replacing_folder, system_errors
+from bertgeom.storage import explain_write_errors
 from bertgeom.tokens import (
     SETTINGS_FILE,
     KmerTokenizer,
@@ -47,6 +49,7 @@ from .stream import (
 )
 
 _MODEL, _DROPOUT = 10, 11
+_FIGURES = "training.json"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def train(
     device: str = "auto",
     stop_after: int | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
+    inputs: Sequence[str | Path] = (),
 ) -> dict[str, Any] | None:
     """Train into a folder: `out/model` (the product) and `out/checkpoint` (to go on from).
 
@@ -85,14 +89,19 @@ def train(
         device: "auto", "cpu" or "cuda".
         stop_after: leave after this many steps of this call, to be continued later.
         report: called after every step.
+        inputs: files that were read for `given`; never written to.
 
     Returns:
         Figures of the run (also `out/model/training.json`), None if left early.
 
     Raises:
         MismatchError: the folder holds a run of other settings.
+        UsageError: it holds folders of these names that are not of a training, or an input.
+        StoreError: it cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with explain_write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    _check_folder(out, [*inputs, *(() if settings.init is None else [settings.init])])
     chosen = torch.device(_pick(device))
     tokenizer = _tokenizer(out, settings, given)
     torch.manual_seed(stream_seed(settings, _MODEL))
@@ -103,6 +112,22 @@ def train(
         return None
     loop.restore_best()
     return _finish(out / "model", loop)
+
+
+def _check_folder(out: Path, inputs: Sequence[str | Path]) -> None:
+    """Refuse folders of the same names that `train` has not written, and those of inputs."""
+    ours: dict[str, Callable[[Path], bool]] = {
+        "tokenizer": lambda folder: (folder / SETTINGS_FILE).is_file(),
+        "checkpoint": checkpoints.is_checkpoint,
+        "model": _is_product,
+    }
+    checkpoints.recover(out / "checkpoint")
+    for name, is_ours in ours.items():
+        check_folder(out / name, is_ours, inputs=inputs)
+
+
+def _is_product(folder: Path) -> bool:
+    return (folder / _FIGURES).is_file()
 
 
 def new_model(settings: TrainSettings, tokenizer: KmerTokenizer) -> Any:
@@ -321,8 +346,9 @@ def _finish(folder: Path, loop: _Loop) -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "threads": torch.get_num_threads(),
     }
-    write_model(folder, loop.model, loop.tokenizer, loop.settings, temperature, decision)
-    (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    with replacing_folder(folder, _is_product) as draft, system_errors():
+        write_model(draft, loop.model, loop.tokenizer, loop.settings, temperature, decision)
+        (draft / _FIGURES).write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
     return figures
 
 

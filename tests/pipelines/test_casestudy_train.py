@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -12,8 +13,8 @@ from transformers import (
 )
 
 from bertgeom import data
-from bertgeom.errors import MismatchError, UsageError
-from bertgeom.pipelines.casestudy import stream
+from bertgeom.errors import DamagedError, MismatchError, StoreError, UsageError
+from bertgeom.pipelines.casestudy import checkpoint, stream
 from bertgeom.pipelines.casestudy.lineages import CLASSES
 from bertgeom.pipelines.casestudy.settings import PRESETS, TrainSettings
 from bertgeom.pipelines.casestudy.simulate import draw
@@ -231,3 +232,59 @@ def test_shipped_model_says_how_it_was_trained():
     figures = json.loads((data.demo_model() / "training.json").read_text())
     assert figures["settings"] == PRESETS["small"].as_dict()
     assert figures["classes"] == list(CLASSES)
+
+
+def test_a_checkpoint_killed_between_its_renames_is_found_again(whole, tmp_path):
+    _, figures, _ = whole
+    assert train(tmp_path, TINY, device="cpu", stop_after=4) is None
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    (tmp_path / "checkpoint.new").mkdir()
+    (tmp_path / "checkpoint.new" / "model.safetensors").write_bytes(b"torn")
+    steps = []
+    assert train(tmp_path, TINY, device="cpu", report=lambda p: steps.append(p.step)) == figures
+    assert steps[0] == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "model", "tokenizer"]
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "model"])
+def test_a_full_disk_keeps_the_last_checkpoint_and_no_half_model(
+    where, whole, tmp_path, monkeypatch
+):
+    _, figures, _ = whole
+    assert train(tmp_path, TINY, device="cpu", stop_after=4) is None
+    before = {p.name: p.read_bytes() for p in (tmp_path / "checkpoint").iterdir()}
+
+    def full(*arguments, **options):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        if where == "checkpoint":
+            patch.setattr(checkpoint, "save_file", full)
+        else:
+            patch.setattr(BertForSequenceClassification, "save_pretrained", full)
+        with pytest.raises(StoreError, match="No space left on device; free some space"):
+            train(tmp_path, TINY, device="cpu")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "tokenizer"]
+    if where == "checkpoint":
+        kept = {p.name: p.read_bytes() for p in (tmp_path / "checkpoint").iterdir()}
+        assert kept == before
+    assert train(tmp_path, TINY, device="cpu") == figures
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoint", "tokenizer"])
+def test_folders_of_others_are_left_alone(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("mine")
+    with pytest.raises(UsageError, match="a folder with other contents"):
+        train(tmp_path, TINY, device="cpu")
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == [
+        name,
+        f"{name}/config.json",
+    ]
+
+
+def test_a_torn_checkpoint_is_one_line(tmp_path):
+    assert train(tmp_path, TINY, device="cpu", stop_after=1) is None
+    (tmp_path / "checkpoint" / "state.json").write_text('{"settings"')
+    with pytest.raises(DamagedError, match=r"checkpoint: expected a checkpoint .* delete"):
+        train(tmp_path, TINY, device="cpu")
