@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from bertgeom import variables
+from bertgeom.config import GROUP_BY
 from bertgeom.errors import InputError, UsageError
 from bertgeom.region_files import Region, RegionFile, read_regions
 
-#: What names a region: its own name, or (GFF3) its feature type.
-GROUP_BY = ("name", "type")
 #: Thresholds are lowered by this share, see `docs/statistics.md` section 8.
 _SLACK = 1e-5
 _CIGAR = re.compile(r"(\d+)([MIDNSHP=X])")

@@ -15,8 +15,11 @@ from bertgeom.kernels.attention_stats._options import fault as option_fault
 
 STRANDS = ("+", "-", "both")
 IMPLEMENTATIONS = ("auto", *KERNELS)
-#: Options that leave every number as it is: they may change from one start to the next.
-_FREE = {"trust_remote_code", "allow_unknown"}
+#: What names a region: its own name, or (GFF3, GTF) its feature type.
+GROUP_BY = ("name", "type")
+#: Options that leave every number as it is: they may change from one start to the next. What
+#: `group_by` decides is compared with the regions themselves.
+_FREE = {"trust_remote_code", "allow_unknown", "group_by"}
 #: Panels of the command line's help.
 CUT, WHAT, STORED = "Windows", "What to measure", "What to store"
 NUMBERS, MACHINE = "Precision", "Where to work"
@@ -71,6 +74,12 @@ class Settings:
         WHAT,
         metavar="default|all",
     )
+    group_by: str = _setting(
+        "name",
+        "What makes annotated regions one group: name, or type (GFF3, GTF).",
+        WHAT,
+        metavar="name|type",
+    )
     theta: float = _setting(0.3, "Weights of at least this are confident.", WHAT)
     near: int = _setting(4, "Tokens from the diagonal that count as near (gates).", WHAT)
     dtype: str = _setting(
@@ -123,6 +132,7 @@ class Settings:
                 raise UsageError(f"{_option(name)}: {wrong}")
         _at_least("spectra", self.spectra, 0)
         _one_of("strand", self.strand, STRANDS)
+        _one_of("group_by", self.group_by, GROUP_BY)
         _one_of("angles", self.angles, ("default", "all"))
         for name in self.keep:
             _one_of("keep", name, variables.KEEP)

@@ -1,8 +1,8 @@
 """Regions of records in BED, GFF3 and GTF files, told apart by content.
 
-The parsers of the field serve less than they cost here: gffutils and bcbio-gff read GFF through
-a database or Biopython objects, pyranges brings pandas and its own copy of all columns, and none
-of them reads BED blocks, circular landmarks and GTF alike. Needed are four columns of each.
+No parser of the field reads all three. gffutils keeps GFF3 and GTF in an SQLite database and reads
+no BED, bcbio-gff needs Biopython, biotite reads GFF3 alone, pyranges brings pandas. What is needed
+is a few columns of each line, and the number of the line that is wrong.
 
 Specifications: BED (UCSC, GA4GH BEDv1), GFF3 (Sequence Ontology, version 1.26), GTF 2.2.
 """

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertgeom.annotations import read_annotations
 from bertgeom.config import Settings
 from bertgeom.fasta import read_chunks
 from bertgeom.labels import label_records, read_labels
@@ -26,7 +25,7 @@ from .events import duration
 from .executors import workers_at
 from .ingestion import Sources, as_list, outside_shards
 from .plan import Index, Plan, planned_tokens, window_index
-from .setting import resolve
+from .setting import read_groups, resolve
 from .token_windows import cut_windows, record_pieces
 from .workplace import load_model, measure_settings_of, set_threads
 
@@ -105,7 +104,7 @@ def preview(
     options = Settings.of(**settings)
     elsewhere = outside_shards(sources, sequences)
     encoder = load_model(str(model), options)
-    regions = None if annotations is None else read_annotations(annotations)
+    regions = read_groups(annotations, options)
     if scheduler is not None:
         workers = workers_at(scheduler)
     resolved, shape = resolve(options, encoder, regions)

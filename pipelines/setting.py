@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 from bertgeom import store
-from bertgeom.annotations import Annotations
+from bertgeom.annotations import Annotations, read_annotations
 from bertgeom.config import Settings, check_same, fingerprint
 from bertgeom.errors import DamagedError, InputError, ModelError, StoreError, UsageError
 from bertgeom.labels import LabelledRecords, label_records, read_labels
@@ -63,6 +63,21 @@ class Drawn:
     codes: np.ndarray | None
     annotations: Annotations | None
     summary: InputSummary
+
+
+def read_groups(path: str | Path | None, settings: Settings) -> Annotations | None:
+    """The regions of a file, grouped as the settings say; None without a file.
+
+    Raises:
+        UsageError: for groups by type of nothing, or of BED. InputError: for a malformed file.
+    """
+    if path is not None:
+        return read_annotations(path, group_by=settings.group_by)
+    if settings.group_by != "name":
+        raise UsageError(
+            f"expected --annotations (GFF3 or GTF) with --group-by {settings.group_by}, found none"
+        )
+    return None
 
 
 def draw_up(

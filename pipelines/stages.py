@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertgeom import manifest, store
-from bertgeom.annotations import read_annotations
 from bertgeom.config import Settings, check_same
 from bertgeom.errors import StoreError
 from bertgeom.sequences import MEMBERS, Sequences
@@ -31,7 +30,7 @@ from .mending import CHECKED_WHOLE, mend
 from .progress import Status, Tracker, status
 from .restart import forget_unstarted
 from .rundir import FOLDER, RUN, RunFolder
-from .setting import draw_up, input_files, set_up
+from .setting import draw_up, input_files, read_groups, set_up
 from .workers import check_script
 from .workplace import SEQUENCES, Workplace, load_model, model_identity, open_workplace
 from .writing import write_group
@@ -80,7 +79,8 @@ def run(
         sequences: sequence shards made by `ingest`, in place of `sources`.
         labels: table `record<TAB>label`, see `bertgeom.cohorts.read_labels`.
         annotations: BED, GFF3 or GTF file of regions in record coordinates: the token groups of
-            `attention_group_mass`, see `bertgeom.annotations.read_annotations`.
+            `attention_group_mass`, see `bertgeom.annotations.read_annotations`; the setting
+            `group_by` says what makes regions one group.
         workers: worker processes; more than one starts a Dask cluster on this machine.
         threads: compute threads of a worker; default: the cores divided by the workers.
         scheduler: address of a running Dask scheduler, `tcp://host:8786`.
@@ -107,7 +107,7 @@ def run(
     encoder = load_model(str(model), options)
     encoder.probe()
     bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
-    regions = None if annotations is None else read_annotations(annotations)
+    regions = read_groups(annotations, options)
     with claimed(storage, store.FORMAT, inputs) as storage, explain_write_errors(storage.url):
         folder = RunFolder(storage)
         forget_unstarted(storage)
