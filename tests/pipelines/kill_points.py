@@ -51,10 +51,12 @@ class Countdown:
                 torn(*args)
             if mine and self.mode != "after":
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = write(*args, **options)
-            if mine:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return write(*args, **options)
+            finally:
+                # What fails on the way, as a chunk that is not there to be deleted, ends here too.
+                if mine:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return counted
 

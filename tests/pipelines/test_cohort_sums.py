@@ -111,6 +111,8 @@ def test_sums_of_earlier_stores_with_0_for_nothing_are_read_as_missing(
     run(source=fake.write_fasta(tmp_path / "e.fa", (50, 0)), labels=table)
     mean = zarr.open_array(tmp_path / "x.zarr" / "cohorts" / "attention_entropy_mean", mode="r+")
     mean[2] = 0
+    # Nor had they a list of all files.
+    (tmp_path / "x.zarr" / "run" / "manifest.json").unlink()
     found = cohorts(tmp_path / "x.zarr").sel(cohort="nobody")
     assert np.isnan(found["attention_entropy_mean"]).all()
 

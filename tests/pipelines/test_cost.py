@@ -122,7 +122,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "much", "-1GB", "GB", "1.2.3GB", "0"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="expected a size like 8GB"):
+    with pytest.raises(UsageError, match="expected --memory as a size like 8GB"):
         parse_bytes(text)
 
 
