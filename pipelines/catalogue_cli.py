@@ -142,7 +142,7 @@ def rollout(
 def regions(
     store: StoreArgument,
     annotations: Annotated[
-        Path, typer.Option("--annotations", help="BED or GFF3 in record coordinates.")
+        Path, typer.Option("--annotations", help="BED, GFF3 or GTF in record coordinates.")
     ],
     group_by: Annotated[
         str, typer.Option(metavar="name|type", help="What makes regions one group (GFF3).")

@@ -30,11 +30,13 @@ SequencesOption = Annotated[
 ]
 LabelsOption = Annotated[
     str | None,
-    typer.Option(help="Table record<TAB>label; the keys are record ids or indices from 0."),
+    typer.Option(
+        help="Table of records and labels (tabs or commas); keys are record ids, or indices from 0."
+    ),
 ]
 AnnotationsOption = Annotated[
     str | None,
-    typer.Option(help="BED or GFF3 regions in record coordinates: attention by region."),
+    typer.Option(help="BED, GFF3 or GTF regions in record coordinates: attention by region."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON for a program to read.")

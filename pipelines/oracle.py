@@ -20,7 +20,7 @@ from bertgeom.layout import missing_value
 from bertgeom.variables import Variable
 
 from .compute import encode_windows, measure_batch
-from .workplace import Workplace, load_model, model_identity
+from .workplace import Workplace, load_model, model_identity, place_of_model
 
 #: Largest difference to the oracle, absolute up to 1 and relative beyond, by compute type.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -71,7 +71,8 @@ def oracle_of(place: Workplace, model: str | None) -> Encoder:
     settings = place.settings
     if settings.device == "cuda" and not torch.cuda.is_available():
         settings = replace(settings, device="cpu", dtype="float32")
-    encoder = load_model(model or place.facts["model"], settings, impl="reference")
+    with place_of_model(place, model) as where:
+        encoder = load_model(where, settings, impl="reference")
     expected = place.facts["identity"]["model"]
     same = ("fingerprint", "tokenizer")
     found = model_identity(encoder)

@@ -222,12 +222,13 @@ class RunFolder:
             arrays = load(data)
             if facts["fingerprint"] != fingerprint or facts["sha256"] != _digest(arrays):
                 raise ValueError("fingerprint or checksum")
+            counts = json.loads(facts["counts"])
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DamagedError(
                 f"{self.store.url}: expected whole results of partition {partition}, found a "
                 "damaged file or one of another run; the next run measures it again"
             ) from error
-        return arrays, json.loads(facts["counts"])
+        return arrays, counts
 
     def read_spool_rows(self, partition: int, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of one array of a partition, without reading the others.

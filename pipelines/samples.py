@@ -25,7 +25,7 @@ from bertgeom.spectra import captured_spectra, spectra_dataset
 from .compute import encode_windows
 from .run_spectra import measured
 from .sampling import stratified
-from .workplace import Workplace, load_model, model_identity, open_workplace
+from .workplace import Workplace, load_model, model_identity, open_workplace, place_of_model
 
 if TYPE_CHECKING:
     import xarray
@@ -245,7 +245,8 @@ def _encoder(place: Workplace, model: str | None) -> Any:
     settings = place.settings
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         settings = replace(settings, device="cpu", dtype="float32")
-    encoder = load_model(model or place.facts["model"], settings)
+    with place_of_model(place, model) as where:
+        encoder = load_model(where, settings)
     same = ("fingerprint", "tokenizer")
     expected, found = place.facts["identity"]["model"], model_identity(encoder)
     check_same(place.storage.url, {k: expected[k] for k in same}, {k: found[k] for k in same})

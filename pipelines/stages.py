@@ -32,7 +32,14 @@ from .restart import forget_unstarted
 from .rundir import FOLDER, RUN, RunFolder
 from .setting import draw_up, input_files, read_groups, set_up
 from .workers import check_script
-from .workplace import SEQUENCES, Workplace, load_model, model_identity, open_workplace
+from .workplace import (
+    SEQUENCES,
+    Workplace,
+    load_model,
+    model_identity,
+    open_workplace,
+    place_of_model,
+)
 from .writing import write_group
 
 if TYPE_CHECKING:
@@ -222,7 +229,8 @@ def _same_model(place: Workplace, model: str | None) -> Encoder:
     Raises:
         MismatchError: names what differs.
     """
-    encoder = load_model(model or place.facts["model"], place.settings)
+    with place_of_model(place, model) as where:
+        encoder = load_model(where, place.settings)
     check_same(place.storage.url, place.facts["identity"]["model"], model_identity(encoder))
     return encoder
 

@@ -6,6 +6,7 @@ import ctypes
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from bertgeom import store
 from bertgeom.config import Settings, check_same
-from bertgeom.errors import DamagedError, StoreError
+from bertgeom.errors import DamagedError, ModelError, StoreError
 from bertgeom.layout import Layout, Shape
 from bertgeom.sequences import Sequences, open_sequences
 from bertgeom.storage import Storage
@@ -238,6 +239,23 @@ def workplace_with_model(url: str, model: str, threads: int) -> Workplace:
     check_same(url, found.facts["identity"]["model"], model_identity(encoder))
     _current = Workplace(found.storage, found.facts, encoder)
     return _current
+
+
+@contextmanager
+def place_of_model(place: Workplace, model: str | None) -> Iterator[str]:
+    """Where to load the model of a store from: `model`, or where it was when the run began.
+
+    Raises:
+        ModelError: of the block, with the option that helps where the model was moved.
+    """
+    try:
+        yield model or place.facts["model"]
+    except ModelError as error:
+        if model is not None:
+            raise
+        raise ModelError(
+            f"{place.storage.shown}: {error}; give --model if the model was moved"
+        ) from error
 
 
 def load_model(model: str, settings: Settings, impl: str | None = None) -> Encoder:

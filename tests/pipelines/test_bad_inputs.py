@@ -379,6 +379,8 @@ SETTINGS = [
     run("unknown tokenizer", "--tokenizer nonsense", "nonsense"),
     run("tokenizer without letters", "--tokenizer dnabert:k=0", "k"),
     run("tokenizer of another vocabulary", "--tokenizer dnabert:k=6", "token"),
+    run("groups of no regions", "--group-by type", "--annotations"),
+    run("unknown groups", "--group-by colour --annotations good.bed", "--group-by"),
     run("unknown option", "--nonsense 3", "--nonsense"),
     run("a word for a number", "--window many", "--window"),
     run("scheduler that is no address", "--scheduler nonsense", "nonsense"),
@@ -564,6 +566,15 @@ STORES = [
     store("spectra of no windows", "spectra done.zarr --windows 0", "windows"),
     store("unknown level", "export done.zarr -o x.tsv --level base", "base"),
     store("a model that was moved", "spectra done.zarr --model gone/model", "gone/model"),
+    *(
+        store(f"a model that is gone, {command}", f"{command} moved.zarr{more}", "give --model")
+        for command, more in (
+            ("verify", ""),
+            ("spectra", ""),
+            ("rollout", ""),
+            ("regions", " --annotations good.bed"),
+        )
+    ),
     store("another model", "verify done.zarr --model other-model", "fingerprint"),
 ]
 CASES = [*SOURCES, *LABELS, *REGIONS, *SETTINGS, *MODELS, *PLACES, *STORES]
@@ -581,15 +592,18 @@ def workspace(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (folder / "good.bed").write_bytes(b"r0\t0\t9\tgene\n")
     (folder / "labels.tsv").write_bytes(b"r0\ta\nr1\tb\n")
     stages.ingest(folder / "good.fa", folder / "shards")
-    stages.run(
-        folder / "good.fa",
-        model=folder / "model",
-        out=folder / "done.zarr",
-        labels=folder / "labels.tsv",
-        window=20,
-        threads=1,
-        tier="core",
-    )
+    shutil.copytree(folder / "model", folder / "gone-model")
+    for model, out in (("model", "done.zarr"), ("gone-model", "moved.zarr")):
+        stages.run(
+            folder / "good.fa",
+            model=folder / model,
+            out=folder / out,
+            labels=folder / "labels.tsv",
+            window=20,
+            threads=1,
+            tier="core",
+        )
+    shutil.rmtree(folder / "gone-model")
     return folder
 
 
