@@ -216,6 +216,16 @@ def _connect(scheduler: Any) -> Any:
         ) from error
 
 
+def check_scheduler(scheduler: str | None) -> None:
+    """Ask a scheduler for an answer before anything is made.
+
+    Raises:
+        UsageError: if none answers.
+    """
+    if scheduler is not None:
+        _connect(scheduler).close()
+
+
 def workers_at(scheduler: str) -> int:
     """Number of workers of a running scheduler.
 

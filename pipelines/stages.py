@@ -23,7 +23,7 @@ from bertgeom.storage import Storage, explain_write_errors
 from . import cohort_sums, cost, record_means, run_spectra
 from .claims import check_place, claimed
 from .events import Bus, Finished, ModelLoaded, Started, Subscriber, history
-from .executors import Executor, choose
+from .executors import Executor, check_scheduler, choose
 from .ingestion import Sources, as_list, ingest_into, ingest_sources, outside_shards
 from .inventory import Kind, inspect, written_files
 from .mending import CHECKED_WHOLE, mend
@@ -110,6 +110,7 @@ def run(
     inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
     check_place(storage, store.FORMAT, inputs)
     check_script(workers)
+    check_scheduler(scheduler)
     bus = Bus(list(subscribers))
     encoder = load_model(str(model), options)
     encoder.probe()
