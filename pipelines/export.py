@@ -12,8 +12,6 @@ from bertgeom.dataset import flag_names, without_flagged
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.files import check_target, replacing
 
-from .results import inputs_of
-
 if TYPE_CHECKING:
     import pandas
     import xarray
@@ -75,6 +73,8 @@ def export(
         StoreError: if there is no store.
     """
     import bertgeom
+
+    from .results import inputs_of
 
     path = Path(out)
     if level not in LEVELS:

@@ -25,7 +25,6 @@ from . import sections
 from .figures import style
 from .figures.cohorts import Plane, plane
 from .page import Html, Page, codes, facts, join, paragraph, table, tiles
-from .results import inputs_of
 from .summary import SAMPLE, Kept, Summary, summarise
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ def report(
         UsageError: `out` is a folder, or lies in a folder that does not exist; an unknown flag
             or unit.
     """
+    from .results import inputs_of
+
     target = writable(out, inputs_of(store) if isinstance(store, str | Path) else ())
     with style.settings():
         pass
