@@ -66,11 +66,6 @@ def prepare(place: Workplace, partition: int) -> Iterator[Prepared]:
         yield Prepared(partition, rows, windows, encoded, i == len(groups) - 1)
 
 
-def window_bases(place: Workplace, windows: Windows) -> Callable[[int], np.ndarray]:
-    """The bases of some windows that lie side by side, on their strand, by row."""
-    return _read_bases(place, windows)
-
-
 def encode_windows(place: Workplace, windows: Windows) -> EncodedBatch:
     """The tokens of some windows that lie side by side."""
     bases = _read_bases(place, windows)
