@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import json
+import tomllib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bertgeom.config import MACHINE, Settings
+from bertgeom.errors import InputError, UsageError
 
 SourcesArgument = Annotated[
     list[str] | None,
@@ -73,6 +77,93 @@ MemoryOption = Annotated[
 
 Command = Callable[..., None]
 
+#: Options that say what a command prints; a settings file holds none of them.
+_ABOUT_PRINTING = {"config", "print_config", "as_json"}
+
+
+def _read_config(context: typer.Context, path: str | None) -> str | None:
+    """Take what a settings file says as the defaults of the command's options."""
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **read_config(path, context)}
+    return path
+
+
+def read_config(path: str, context: typer.Context) -> dict[str, Any]:
+    """Options by name from a TOML file. Names are those of the options, with - or _.
+
+    Raises:
+        InputError: if the file cannot be read, or is no TOML.
+        UsageError: for a name that is no option of the command.
+    """
+    try:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError("a settings file", error.strerror or str(error), source=path) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError("settings as TOML (window = 512)", str(error), source=path) from error
+    values = {name.replace("-", "_"): value for name, value in found.items()}
+    known = {str(p.name) for p in context.command.params} - _ABOUT_PRINTING
+    if unknown := sorted(set(values) - known):
+        raise UsageError(
+            f"{path}: expected names out of {', '.join(sorted(known))}, found {', '.join(unknown)}"
+        )
+    if tables := sorted(name for name, value in values.items() if isinstance(value, dict)):
+        raise UsageError(f"{path}: expected a value, found a table: {', '.join(tables)}")
+    # Lists are written with commas on the command line; sources are a list there too.
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list) and name != "sources" else value
+        for name, value in values.items()
+    }
+
+
+def config_lines(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Settings as a TOML file that `--config` reads, each with its help text."""
+    for field in fields(Settings):
+        value = settings[field.name]
+        # What JSON writes of text, numbers, truth and lists is TOML as well.
+        text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+        yield f"# {field.metadata['help']}"
+        yield f"# {field.name} =" if value is None else f"{field.name} = {text}"
+
+
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Settings as TOML (window = 512); options of the command line come first.",
+            is_eager=True,
+            callback=_read_config,
+        ),
+    ],
+)
+
+
+def _settle_for_printing(context: typer.Context, asked: bool) -> bool:
+    """A command that only prints its settings needs no model and no place."""
+    if asked:
+        context.resilient_parsing = True
+    return asked
+
+
+_PRINT_CONFIG = inspect.Parameter(
+    "print_config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Print the settings as a file for --config, and stop.",
+            is_eager=True,
+            callback=_settle_for_printing,
+        ),
+    ],
+)
+
 
 def with_settings(command: Command) -> Command:
     """Give a command one option for every field of `Settings`.
@@ -82,10 +173,15 @@ def with_settings(command: Command) -> Command:
     own = inspect.signature(command, eval_str=True).parameters
     added = [_parameter(field) for field in fields(Settings)]
     names = {parameter.name for parameter in added}
+    added += [_CONFIG, _PRINT_CONFIG]
 
     def with_options(**values: Any) -> None:
         settings = {name: values.pop(name) for name in names}
-        command(**values, settings=settings)
+        del values["config"]
+        if values.pop("print_config"):
+            typer.echo("\n".join(config_lines(vars(Settings(**settings)))))
+        else:
+            command(**values, settings=settings)
 
     parameters = [p for p in own.values() if p.name != "settings"]
     with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__

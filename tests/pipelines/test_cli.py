@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -323,3 +324,61 @@ def test_bench_needs_a_checkout(
     code, _, err = command("bench")
     assert code == 2
     assert "expected the folder bench/ beside the package" in err
+
+
+@pytest.mark.parametrize("name", ["run", "plan"])
+def test_printed_settings_are_a_file_that_gives_them_again(
+    name: str, command: Command, tmp_path: Path
+) -> None:
+    asked = ["--window", 20, "--keep", "cls,tracks", "--theta", 0.25, "--tokenizer", "kmer:k=3"]
+    code, text, err = command(name, *asked, "--print-config")
+    assert (code, err) == (0, "")
+    values = tomllib.loads(text)
+    assert values["keep"] == ["cls", "tracks"]
+    expected = {field.name for field in fields(Settings)}
+    assert expected == {line.lstrip("# ").split(" =")[0] for line in text.splitlines()[1::2]}
+    (tmp_path / "x.toml").write_text(text)
+    assert command(name, "--config", tmp_path / "x.toml", "--print-config")[1] == text
+    assert command(name, "--print-config", "--config", tmp_path / "x.toml")[1] == text
+
+
+def test_a_settings_file_stands_for_options_and_options_come_first(
+    command: Command, encoder: Any, fasta: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(
+        f"model = 'fake'\nwindow = 20\nstride = 10\nthreads = 1\ntier = 'core'\n"
+        f"keep = ['cls']\npartition-windows = 4\nsources = ['{fasta}']\n"
+    )
+    code, _, err = command("run", "--config", file, "--out", tmp_path / "x.zarr", "--stride", 20)
+    assert code == 0, err
+    settings = bertgeom.open(tmp_path / "x.zarr").attrs["settings"]
+    found = json.loads(settings) if isinstance(settings, str) else settings
+    assert (found["window"], found["stride"], found["tier"]) == (20, 20, "core")
+    assert (found["keep"], found["partition_windows"]) == (["cls"], 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("windo = 3", "found windo"),
+        ("window = ", "settings as TOML"),
+        ("window = 'many'", "--window"),
+        ("near = 100", "--near"),
+        ("[window]\nbases = 3", "found a table: window"),
+        ("\xff", "settings as TOML"),
+        (None, "expected a settings file"),
+    ],
+)
+def test_bad_settings_files_are_one_line(
+    text: str | None, said: str, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.toml"
+    if text is not None:
+        file.write_bytes(text.encode("latin-1"))
+    code, out, err = command("run", "x.fa", "--config", file, "--model", "m", "-o", tmp_path / "o")
+    assert code in (1, 2)
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "o").exists()
