@@ -17,7 +17,7 @@ from bertgeom.hf_tokens import HuggingFace
 from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.pipelines import stages, token_windows
 from bertgeom.pipelines.preview import preview
-from bertgeom.pipelines.progress import shares
+from bertgeom.pipelines.shares import shares
 from bertgeom.pipelines.token_windows import TokenWindows, cut_windows
 from bertgeom.pipelines.workplace import open_workplace
 
@@ -311,4 +311,4 @@ def test_a_window_in_bases_is_kept_and_its_truncation_is_said(
     assert share > 50
     assert f"windows cut off at the longest input: {share:.3g} %" in text
     assert "warning: the bases behind the cut are in no window" in text
-    assert shares(stages.status(str(out))).truncated_windows == pytest.approx(share)
+    assert shares(stages.status(str(out)).counts).truncated_windows == pytest.approx(share)
