@@ -17,8 +17,8 @@ from ..figures import casestudy as figures
 from ..figures import cones, heads, regions
 from ..figures.cohorts import Plane, plane
 from ..page import Html, Page, bullets, details, join, paragraph, table, tag, tiles
-from ..report import analysed, opened, writable
 from ..progress import counts_of
+from ..report import analysed, opened, writable
 from ..summary import Summary, summarise
 from .analyze import ARRAYS, RESULT, STEP, load
 from .calibrate import OTHER, softmax
