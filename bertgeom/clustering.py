@@ -121,7 +121,11 @@ def cluster_layers(
     }
     return xarray.Dataset(
         arrays,
-        coords={d: vectors[d] for d in ("hidden_state", "window") if d in vectors.coords},
+        coords={
+            name: coord
+            for name, coord in vectors.coords.items()
+            if name == "hidden_state" or coord.dims == ("window",)
+        },
         attrs={
             "method": "exact" if exact else "incremental",
             "n_clusters": k,

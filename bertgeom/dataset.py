@@ -59,7 +59,9 @@ def name_gates(dataset: xarray.Dataset) -> xarray.Dataset:
     """
     if "gate" in dataset.coords:
         dataset = dataset.reset_coords("gate")
-    return dataset.set_xindex("gate_name") if "gate_name" in dataset.coords else dataset
+    if "gate_name" in dataset.coords and "gate_name" not in dataset.xindexes:
+        dataset = dataset.set_xindex("gate_name")
+    return dataset
 
 
 def name_labels(dataset: xarray.Dataset) -> xarray.Dataset:
@@ -125,7 +127,7 @@ def without_flagged(dataset: xarray.Dataset, flags: Iterable[str]) -> xarray.Dat
             f"expected windows without the flags {', '.join(names)}, found none among "
             f"{dataset.sizes['window']}; leave out fewer"
         )
-    return dataset.isel(window=kept).assign_coords(window=kept)
+    return name_gates(dataset.isel(window=kept).assign_coords(window=kept))
 
 
 def flagged(flags: np.ndarray, truncated: np.ndarray, names: Iterable[str]) -> np.ndarray:

@@ -11,6 +11,7 @@ of its header, the description the rest. Ids may repeat or be missing: the index
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import textwrap
@@ -119,14 +120,20 @@ _Piece = tuple[str, str, int, np.ndarray, bool]
 
 def _read_source(url: str, digests: list[Digest] | None) -> Iterator[_Piece]:
     with open_source(url, digests) as stream:
-        head = _guarded(lambda: stream.peek(1 << 12), url, None)
-        if head.startswith(_BOM):
+
+        def peek() -> bytes:
+            return _guarded(lambda: stream.peek(1 << 12), url, None)
+
+        if peek().startswith(_BOM):
             stream.read(len(_BOM))
-        head = head.removeprefix(_BOM).lstrip()
-        if head.startswith(b"@"):
-            yield from _read_fastq(stream, url)
+        blank = b""
+        while (head := peek()) and not head.lstrip():
+            blank += stream.read(len(head))
+        if head.lstrip().startswith(b"@"):
+            blank += stream.read(len(head) - len(head.lstrip()))
+            yield from _read_fastq(stream, url, _newlines(blank))
         else:
-            yield from _read_fasta(_Blocks(stream, url))
+            yield from _read_fasta(_Blocks(stream, url, 1 + _newlines(blank)))
 
 
 def _read_fasta(blocks: _Blocks) -> Iterator[_Piece]:
@@ -146,9 +153,9 @@ class _Blocks:
     in. A block never ends between CR and LF.
     """
 
-    def __init__(self, stream: Any, url: str) -> None:
+    def __init__(self, stream: Any, url: str, line: int = 1) -> None:
         self.stream, self.url = stream, url
-        self.block, self.place, self.line = b"", 0, 1
+        self.block, self.place, self.line = b"", 0, line
         self.line_start = True
         self.record: str | None = None
 
@@ -252,19 +259,44 @@ class _Blocks:
         )
 
 
-def _read_fastq(stream: Any, url: str) -> Iterator[_Piece]:
+class _NewLines(io.RawIOBase):
+    """A stream whose lines end with CR alone, with LF in their place."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._stream.read(len(buffer)).replace(b"\r", b"\n")
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def _read_fastq(stream: Any, url: str, skipped: int = 0) -> Iterator[_Piece]:
+    """Records of a stream that begins with @, `skipped` lines behind the start of the file."""
     import dnaio
 
+    first = stream.peek(1 << 12)
+    end = _line_end(first, 0)
+    if end >= 0 and first[end] == ord("\r") and first[end : end + 2] != b"\r\n":
+        stream = io.BufferedReader(_NewLines(stream), _BLOCK)
     reader = _guarded(lambda: dnaio.FastqReader(stream), url, None)
     rows = iter(reader)
     number = 0
-    while (row := _guarded(lambda: _next_row(rows), url, None)) is not None:
+    while (row := _guarded(lambda: _next_row(rows), url, None, skipped)) is not None:
         name, description = _split_header(row.name)
         bases = row.sequence.encode("ascii").translate(_FOLD, _SPACE)
         if wrong := bases.translate(None, _BASES):
             found, remedy = _describe_letter(wrong[0])
             raise InputError(
-                "bases", found, source=url, record=name, line=4 * number + 2, remedy=remedy
+                "bases",
+                found,
+                source=url,
+                record=name,
+                line=skipped + 4 * number + 2,
+                remedy=remedy,
             )
         number += 1
         yield name, description, 0, np.frombuffer(bases, dtype=np.uint8), True
@@ -280,7 +312,7 @@ def _next_row(rows: Iterator[Any]) -> Any:
         raise
 
 
-def _guarded(read: Any, url: str, record: str | None) -> Any:
+def _guarded(read: Any, url: str, record: str | None, skipped: int = 0) -> Any:
     """The result of `read`; what a decompressor or a parser raises becomes an InputError.
 
     Every decompressor and every file system has exceptions of its own, hence `Exception`.
@@ -298,7 +330,7 @@ def _guarded(read: Any, url: str, record: str | None) -> Any:
                 "FASTQ records of four lines",
                 reason,
                 source=url,
-                line=line + 1,
+                line=skipped + line + 1,
                 remedy="repair or remove the record",
             ) from error
         raise InputError(

@@ -32,8 +32,8 @@ _BUFFER = 1 << 20
 _PACKAGES = {
     "http": "'bertgeom[http]'",
     "https": "'bertgeom[http]'",
-    "s3": "s3fs",
-    "s3a": "s3fs",
+    "s3": "'bertgeom[s3]'",
+    "s3a": "'bertgeom[s3]'",
     "gs": "gcsfs",
     "gcs": "gcsfs",
     "abfs": "adlfs",
@@ -92,6 +92,55 @@ class Digest(io.RawIOBase):
         return {"name": name, "size": self.size, "sha256": self._sha256.hexdigest()}
 
 
+def _decompressor(kind: str) -> Any:
+    """What decompresses one stream of a bz2 or xz file."""
+    if kind == "bz2":
+        import bz2
+
+        return bz2.BZ2Decompressor()
+    import lzma
+
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+
+#: Compressions that Python's own readers end silently at what is no further stream.
+_STREAMS = ("bz2", "xz")
+
+
+class _Streams(io.RawIOBase):
+    """Streams of bz2 or xz one after the other; zero bytes may follow, and nothing else.
+
+    Parallel compressors write many streams. A damaged one is an error, not the end of the file.
+    """
+
+    def __init__(self, stored: Any, kind: str) -> None:
+        self._stored, self._kind = stored, kind
+        self._now = _decompressor(kind)
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._now.eof:
+                self._rest = self._now.unused_data or self._rest
+                while not (left := self._rest.lstrip(b"\0")):
+                    if not (new := self._stored.read(_BUFFER)):
+                        return 0
+                    self._rest = new
+                self._now, self._rest = _decompressor(self._kind), left
+            if self._now.needs_input and not self._rest:
+                self._rest = self._stored.read(_BUFFER)
+                if not self._rest:
+                    raise EOFError("the compressed data end too early")
+            piece = self._now.decompress(self._rest, len(buffer))
+            self._rest = b""
+            if piece:
+                buffer[: len(piece)] = piece
+                return len(piece)
+
+
 def expand_sources(
     sources: str | os.PathLike[str] | Source | Iterable[str | os.PathLike[str] | Source],
     left_out: list[str] | None = None,
@@ -141,7 +190,9 @@ def open_source(
             stored = io.BufferedReader(digest, _BUFFER)
             stream: Any = stored
             kind = _compression(stream.peek(8))
-            if kind is not None:
+            if kind in _STREAMS:
+                stream = io.BufferedReader(_Streams(stored, kind), _BUFFER)
+            elif kind is not None:
                 from xopen import xopen
 
                 # In this process and thread: no helper program, same bytes everywhere.

@@ -353,10 +353,10 @@ def print_rich(value: Any) -> None:
 
 def _tell_windows(found: Status) -> None:
     """Flagged windows, and the shares of unknown and cut off tokens."""
-    from .progress import share_lines
+    from .shares import share_lines
 
     typer.echo(_flagged(found.counts))
-    for line in share_lines(found):
+    for line in share_lines(found.counts):
         typer.echo(line)
 
 

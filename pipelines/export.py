@@ -191,8 +191,8 @@ def _write_parquet(path: Path, tables: Iterator[pandas.DataFrame]) -> int:
         import pyarrow.parquet
     except ImportError as error:
         raise UsageError(
-            "expected pyarrow for a .parquet file, found none; pip install pyarrow, or write "
-            ".tsv.gz"
+            "expected pyarrow for a .parquet file, found none; pip install 'bertgeom[parquet]', "
+            "or write .tsv.gz"
         ) from error
     rows, writer = 0, None
     with replacing(path) as draft:

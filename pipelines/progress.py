@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ class Status:
         windows, partitions: in all; `_done`: with results on disk.
         groups, groups_written: row groups in all, and in their final chunks.
         counts: tokens, and windows by flag, of what is in final chunks; those that every row
-            group tells. See `shares`.
+            group tells. See `bertgeom.pipelines.shares`.
         missing: the first partitions that are still to do.
         seconds: compute time of the partitions that the run history knows.
         input: what the run was given and what of it is left out; None in older stores.
@@ -42,71 +44,6 @@ class Status:
     missing: tuple[int, ...]
     seconds: float
     input: InputSummary | None = None
-
-
-@dataclass(frozen=True)
-class Shares:
-    """What a user must know of a run's tokens, in per cent of what is in final chunks.
-
-    Attributes:
-        unknown_tokens: unknown ones among the tokens that stand for bases.
-        unknown_windows: windows flagged `unknown`, with more of them than --max-unknown.
-        truncated_windows: windows of which tokens were cut off.
-
-    Each is None where the store does not say: nothing is written yet, or row groups were
-    written by a version that did not count it.
-    """
-
-    unknown_tokens: float | None
-    unknown_windows: float | None
-    truncated_windows: float | None
-
-
-def shares(found: Status) -> Shares:
-    """The shares of a run's unknown and truncated tokens."""
-    counts = found.counts
-
-    def share(part: str, whole: str) -> float | None:
-        if part not in counts or not counts.get(whole):
-            return None
-        return 100 * counts[part] / counts[whole]
-
-    return Shares(
-        share("unknown_tokens", "content_tokens"),
-        share("unknown", "windows"),
-        share("truncated_windows", "windows"),
-    )
-
-
-#: Share of unknown tokens above which they are the typical ones.
-MOST_UNKNOWN = 0.5
-
-
-def share_lines(found: Status) -> list[str]:
-    """The shares for people, with a warning where they are large."""
-    values = shares(found)
-    lines = [
-        f"unknown tokens: {_percent(values.unknown_tokens)}, "
-        f"windows with too many of them: {_percent(values.unknown_windows)}",
-        f"windows cut off at the longest input: {_percent(values.truncated_windows)}",
-    ]
-    if values.unknown_tokens is not None and values.unknown_tokens > 100 * MOST_UNKNOWN:
-        lines.append(
-            "warning: most tokens are unknown to the tokenizer, and the numbers say little about "
-            "the sequences; choose another --model or --tokenizer"
-        )
-    if values.truncated_windows:
-        lines.append(
-            "warning: the bases behind the cut are in no window; give a smaller --window, or "
-            "leave --window and --stride out"
-        )
-    return lines
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return "not recorded"
-    return "0 %" if value == 0 else f"{value:.3g} %"
 
 
 @dataclass
@@ -187,7 +124,7 @@ def status(url: str) -> Status:
     place = open_workplace(str(url))
     attributes = store.check_format(place.storage, store.FORMAT)
     tracker = Tracker.of(place, None)
-    counts = summed([record["counts"] for _, record in sorted(tracker.records.items())])
+    counts = _counted(tracker.records)
     missing = tracker.missing()
     seconds = sum(
         line["seconds"] for line in place.folder.history() if line.get("event") == "PartitionDone"
@@ -206,3 +143,14 @@ def status(url: str) -> Status:
         round(seconds, 3),
         place.folder.read_input(),
     )
+
+
+def counts_of(url: str) -> dict[str, int] | None:
+    """The `counts` of a run's status; None where no run can be read."""
+    with suppress(StoreError):
+        return _counted(open_workplace(url).records()[0])
+    return None
+
+
+def _counted(records: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
+    return summed([record["counts"] for _, record in sorted(records.items())])

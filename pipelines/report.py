@@ -25,6 +25,7 @@ from . import sections
 from .figures import style
 from .figures.cohorts import Plane, plane
 from .page import Html, Page, codes, facts, join, paragraph, table, tiles
+from .shares import percent
 from .summary import SAMPLE, Kept, Summary, summarise
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def report(
         UsageError: `out` is a folder, or lies in a folder that does not exist; an unknown flag
             or unit.
     """
+    from .progress import counts_of
     from .results import inputs_of
 
     target = writable(out, inputs_of(store) if isinstance(store, str | Path) else ())
@@ -69,6 +71,7 @@ def report(
         exclude_flags=check_flags(exclude_flags),
         unit=unit,
         kept=_kept(store, dataset),
+        told=counts_of(str(store)) if isinstance(store, str | Path) else None,
     )
     page = build(found)
     text = page.render()
@@ -85,7 +88,7 @@ def build(summary: Summary) -> Page:
         f"{summary.counts.measured:,} windows of {summary.counts.records:,} records.",
     )
     page.add("analysed", "What was analysed", *analysed(summary))
-    page.caution = "Most tokens here are unknown ones." if mostly_unknown(summary) else ""
+    page.caution = "Most tokens here are unknown ones." if summary.counts.mostly_unknown else ""
     page.add("heads", "What the heads do", sections.gates(page, summary))
     page.add("reach", "How far attention reaches", sections.reach(page, summary))
     page.add("regions", "Attention on regions", sections.groups(page, summary))
@@ -130,9 +133,9 @@ def analysed(summary: Summary) -> list[Html]:
             f"{counts.tokens_least:,} to {counts.tokens_most:,}, median "
             f"{counts.tokens_median:,.0f}",
         ),
-        ("unknown tokens", f"{counts.unknown:,} ({counts.unknown_share:.1%})"),
+        ("unknown tokens", f"{counts.unknown:,} ({counts.unknown_share})"),
         ("ambiguous bases", f"{counts.ambiguous:,}"),
-        ("windows cut off", f"{counts.truncated:,} ({counts.truncated_share:.1%})"),
+        ("windows cut off", f"{counts.truncated:,} ({percent(counts.shares.truncated_windows)})"),
     ]
     parts.append(facts(entries))
     parts.append(_sources(attributes.get("sources")))
@@ -148,32 +151,27 @@ def analysed(summary: Summary) -> list[Html]:
 def cautions(summary: Summary) -> list[Html]:
     """What stands between the numbers and the genomes: unknown tokens, and bases cut off."""
     counts, parts = summary.counts, []
-    if mostly_unknown(summary):
+    if counts.mostly_unknown:
         parts.append(
-            f"{counts.unknown_share:.1%} of all tokens are unknown to the tokenizer. What follows "
-            "describes how the model treats its unknown token, and says little about these "
-            "genomes: draw no conclusion about them."
+            f"Unknown tokens: {counts.unknown_share}. What follows describes how the model "
+            "treats its unknown token, and says little about these genomes: draw no conclusion "
+            "about them."
         )
     elif counts.unknown:
         parts.append(
-            f"{counts.unknown_share:.1%} of all tokens are unknown to the tokenizer; "
+            f"Unknown tokens: {counts.unknown_share}; "
             f"{counts.flags.get('unknown', 0):,} windows are flagged for it "
             "(--exclude-flags unknown leaves them out)."
         )
     if counts.truncated:
         parts.append(
-            f"{counts.truncated_share:.1%} of the windows were cut off at the model's longest "
-            "input: their last bases are in no number here (--exclude-flags truncated leaves "
-            "these windows out)."
+            f"{percent(counts.shares.truncated_windows)} of the windows were cut off at the "
+            "model's longest input: their last bases are in no number here (--exclude-flags "
+            "truncated leaves these windows out)."
         )
     if not counts.measured:
         parts.append("No window has statistics: there is nothing to show.")
     return [paragraph(text, class_="warn") for text in parts]
-
-
-def mostly_unknown(summary: Summary) -> bool:
-    """Whether most tokens say nothing."""
-    return summary.counts.unknown_share > 0.5
 
 
 def _kept(store: str | Path | xarray.Dataset, dataset: xarray.Dataset) -> Kept | None:

@@ -472,17 +472,14 @@ def cohorts(
 
 
 def _largest_effect(summary: Summary) -> str:
-    best = ("", 0, 0, 0.0)
-    for cohort in summary.cohorts:
-        d = np.nan_to_num(cohort_figures.cohens_d(summary, "attention_entropy", cohort))
-        if not d.size:
-            continue
-        layer, head = np.unravel_index(np.abs(d).argmax(), d.shape)
-        if abs(d[layer, head]) > abs(best[3]):
-            best = (cohort, int(layer), int(head), float(d[layer, head]))
-    if not best[0]:
+    d = np.nan_to_num(cohort_figures.cohens_d(summary, "attention_entropy"))
+    if not d.any():
         return "None can be told: too few records, or no spread."
-    return f"The largest is {best[3]:+.1f}, {best[0]} in head {best[1]}.{best[2]}."
+    cohort, layer, head = np.unravel_index(np.abs(d).argmax(), d.shape)
+    return (
+        f"The largest is {d[cohort, layer, head]:+.1f}, {summary.cohorts[cohort]} in head "
+        f"{layer}.{head}."
+    )
 
 
 def definitions(summary: Summary) -> Html:

@@ -8,7 +8,7 @@ and variances are exact over all windows (merged by count, mean and M2, as in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from bertgeom.dataset import label_names as names_of
 from bertgeom.errors import UsageError
 
 from .sampling import stratified
+from .shares import MOST_UNKNOWN, Shares, mostly_unknown, percent, shares
 
 if TYPE_CHECKING:
     import xarray
@@ -53,6 +54,7 @@ class Counts:
     Attributes:
         windows, records, tokens, unknown, ambiguous, truncated, measured: totals; `measured`
             windows have statistics and are not excluded.
+        shares: of unknown and truncated tokens, as run and status tell them.
         excluded: windows left out by their flags.
         flags: windows by name of the flag.
         cohorts: measured windows by cohort.
@@ -71,17 +73,22 @@ class Counts:
     tokens_median: float
     tokens_least: int
     tokens_most: int
+    shares: Shares
     excluded: int = 0
 
     @property
-    def unknown_share(self) -> float:
-        """Share of all tokens that are unknown."""
-        return self.unknown / self.tokens if self.tokens else 0.0
+    def mostly_unknown(self) -> bool:
+        """Whether most tokens are unknown, special ones left out where these are counted."""
+        if self.shares.unknown_tokens is None:
+            return mostly_unknown(self.unknown, self.tokens)
+        return self.shares.unknown_tokens > 100 * MOST_UNKNOWN
 
     @property
-    def truncated_share(self) -> float:
-        """Share of the windows that were cut off."""
-        return self.truncated / self.windows if self.windows else 0.0
+    def unknown_share(self) -> str:
+        """Unknown tokens in per cent; of all tokens, hence at least, where more is not known."""
+        if self.shares.unknown_tokens is None and self.tokens:
+            return f"at least {percent(100 * self.unknown / self.tokens)}"
+        return percent(self.shares.unknown_tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +156,7 @@ def summarise(
     exclude_flags: Iterable[str] = (),
     unit: str = "record",
     kept: Kept | None = None,
+    told: Mapping[str, int] | None = None,
 ) -> Summary:
     """Read a store (or the result of `bertgeom.measure`) once, chunk by chunk.
 
@@ -158,6 +166,7 @@ def summarise(
         exclude_flags: windows with one of these flags are left out.
         unit: "record" or "window", what counts once in effect sizes.
         kept: what a store made with --reduce holds in place of statistics of windows.
+        told: counts of the run that made the store, see `progress.counts_of`.
 
     Raises:
         UsageError: for an unknown flag or unit, and for flagged windows to be left out of means
@@ -192,7 +201,7 @@ def summarise(
         variance,
         _sample(dataset, chosen),
         label[chosen].astype(np.int32),
-        _counts(dataset, flags, codes, names, int(out.sum())),
+        _counts(dataset, flags, codes, names, int(out.sum()), told),
         {str(key): attribute(dataset, str(key)) for key in dataset.attrs},
         _static(dataset),
         effects,
@@ -366,19 +375,26 @@ def _counts(
     codes: np.ndarray,
     names: Sequence[str],
     n_excluded: int,
+    told: Mapping[str, int] | None,
 ) -> Counts:
     n = len(flags)
     measured = codes >= 0
     tokens = _column(dataset, "n_tokens", n)
     here = tokens[measured]
     known = len(here) and here.max() > 0
+    unknown = int(_column(dataset, "n_unknown", n).sum())
+    truncated = int(_column(dataset, "truncated", n).sum())
+    if told is None or "content_tokens" not in told:
+        # The arrays do not say which tokens stand for bases.
+        few = int((flags & variables.flag_bit("unknown") != 0).sum())
+        told = {"windows": n, "unknown": few, "truncated_windows": truncated}
     return Counts(
         windows=n,
         records=len(np.unique(_column(dataset, "record_index", n))),
         tokens=int(tokens.sum()),
-        unknown=int(_column(dataset, "n_unknown", n).sum()),
+        unknown=unknown,
         ambiguous=int(_column(dataset, "n_ambiguous", n).sum()),
-        truncated=int(_column(dataset, "truncated", n).sum()),
+        truncated=truncated,
         measured=int(measured.sum()),
         flags={
             name: int((flags & variables.flag_bit(name) != 0).sum()) for name in variables.FLAGS
@@ -387,5 +403,6 @@ def _counts(
         tokens_median=float(np.median(here)) if known else float("nan"),
         tokens_least=int(here.min()) if known else 0,
         tokens_most=int(here.max()) if known else 0,
+        shares=shares(told),
         excluded=n_excluded,
     )

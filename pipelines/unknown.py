@@ -15,7 +15,7 @@ import numpy as np
 from bertgeom.errors import ModelError
 
 from .compute import encode_windows
-from .progress import MOST_UNKNOWN
+from .shares import mostly_unknown
 from .workplace import Workplace
 
 #: Stretches of neighbouring windows that are looked at, and windows of each.
@@ -39,7 +39,7 @@ class UnknownTokens:
     @property
     def too_many(self) -> bool:
         """Whether most tokens of more than a handful of windows are unknown."""
-        return self.windows >= _FEW_WINDOWS and self.unknown > MOST_UNKNOWN * self.tokens
+        return self.windows >= _FEW_WINDOWS and mostly_unknown(self.unknown, self.tokens)
 
 
 def check_known(place: Workplace, seed: int = 0) -> None:

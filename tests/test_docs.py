@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shlex
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 
 import bertgeom
 from bertgeom.pipelines import stages
-from bertgeom.pipelines.cli import _command
+from bertgeom.pipelines.cli import _command, main
 from bertgeom.testing import save_tiny_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,6 +130,80 @@ def test_commands_of_the_docs_are_those_of_the_command_line(line: str) -> None:
     for word in rest:
         if word.startswith("--"):
             assert word.split("=")[0].rstrip(",") in known, f"{line}: no option {word!r}"
+
+
+def leaves(command: Any) -> Iterator[Any]:
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield command
+    for child in (children or {}).values():
+        yield from leaves(child)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_and_targets_that_a_page_names_exist(page: Path) -> None:
+    """Wherever they stand: in a table, in a sentence, in a block."""
+    options = {"--help", "--debug", "--version"}
+    for command in leaves(_command()):
+        options |= {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+    text = page.read_text("utf-8")
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= options
+    made = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    named = re.findall(r"(?:^\$ |`)make ([a-z-]+)", text, flags=re.M)
+    assert set(named) <= {*made}
+
+
+#: Not run here: they take minutes, and tests of their own run them.
+_LONG = {"bench", "casestudy", "demo"}
+
+
+def of_the_readme(pattern: str) -> list[str]:
+    found = re.findall(pattern, PAGES[0].read_text("utf-8"), flags=re.M)
+    return [line for line in dict.fromkeys(found) if shlex.split(line)[1] not in _LONG]
+
+
+def done(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(shlex.split(line, comments=True)[1:])
+    assert code == 0, f"{line}: {capsys.readouterr().err}"
+
+
+def test_the_first_commands_of_the_readme_run_as_they_stand(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = of_the_readme(r"^\$ (bertgeom .*)$")
+    assert [shlex.split(line)[1] for line in lines] == ["run", "status", "verify"]
+    (tmp_path / "genomes.fasta.gz").write_bytes(
+        gzip.compress((folder / "genomes.fasta").read_bytes())
+    )
+    (tmp_path / "MODEL_FOLDER").symlink_to(folder / "model")
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        done(line, capsys)
+
+
+def test_the_commands_of_the_readmes_table_run_on_a_finished_store(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    rows = of_the_readme(r"^\| `(bertgeom [^`]*)`")
+    whole = [line for line in rows if len(line.split()) > 2]
+    assert {line.split()[1] for line in whole} >= {"report", "export", "cohorts", "angles"}
+    shutil.copytree(folder / "run.zarr", tmp_path / "run.zarr")
+    (tmp_path / "M").symlink_to(folder / "model")
+    monkeypatch.chdir(tmp_path)
+    for line in whole:
+        done(line, capsys)
+    # A name behind the first one of a cell stands for a command too.
+    cells = re.findall(r"^\| `bertgeom [^|]*\|", PAGES[0].read_text("utf-8"), flags=re.M)
+    names = [name for cell in cells for name in re.findall(r"`([a-z]+)`", cell)]
+    assert names
+    assert set(names) <= set(_command().commands)
 
 
 def test_there_is_code_to_run() -> None:

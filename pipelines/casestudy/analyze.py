@@ -141,7 +141,8 @@ def analyze_store(
     tell("few positions")
     ids = _token_ids(place, dataset.sizes["window"], moved)
     codes = _codes(dataset)
-    few = one_versus_all(ids, codes, summary.cohorts, received, seed=settings.seed)
+    dtype = str(attribute(dataset, "dtype", "float32"))
+    few = one_versus_all(ids, codes, summary.cohorts, received, dtype=dtype, seed=settings.seed)
     result = {
         "model": attribute(dataset, "model"),
         "fingerprint": dataset.attrs["fingerprint"],

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bertgeom.cohorts import Moments
+from bertgeom.contrasts import rounding, welch
+
 #: Splits of a tree, at most: how many positions it can look at.
 SPLITS = (1, 2, 3, 5)
 #: Positions that attention may propose.
@@ -46,6 +49,7 @@ def one_versus_all(
     names: list[str],
     received: np.ndarray | None = None,
     *,
+    dtype: str = "float32",
     seed: int = 0,
 ) -> list[FewPositions]:
     """Cross-validated trees for every class with at least two genomes inside and outside.
@@ -55,13 +59,14 @@ def one_versus_all(
         codes: int (S,), classes; -1 for none, left out.
         names: of the classes.
         received: (S, N) attention received by every token, NaN beyond the last one.
+        dtype: of the computation that gave `received`, see `bertgeom.contrasts.rounding`.
 
     Returns:
         One entry for every class, way of choosing, and number of splits.
     """
     kept = codes >= 0
     ids, codes = ids[kept], codes[kept]
-    received = None if received is None else np.nan_to_num(received[kept])
+    received = None if received is None else received[kept]
     found = []
     for code, name in enumerate(names):
         inside = codes == code
@@ -72,8 +77,8 @@ def one_versus_all(
         for by in ("tokens", "attention")[: 1 if received is None else 2]:
             for splits in SPLITS:
                 chosen_by = received if by == "attention" else None
-                f1, mcc = _judged(features, inside, splits, chosen_by, seed)
-                tree, allowed = _grown(features, inside, splits, chosen_by, seed)
+                f1, mcc = _judged(features, inside, splits, chosen_by, dtype, seed)
+                tree, allowed = _grown(features, inside, splits, chosen_by, dtype, seed)
                 found.append(
                     FewPositions(name, n, by, splits, f1, mcc, _used(tree, features, allowed))
                 )
@@ -113,6 +118,7 @@ def _grown(
     inside: np.ndarray,
     splits: int,
     received: np.ndarray | None,
+    dtype: str,
     seed: int,
 ) -> tuple[object, np.ndarray]:
     """A tree and the columns it may use; proposals come from these genomes alone."""
@@ -120,22 +126,32 @@ def _grown(
 
     allowed = np.arange(features.values.shape[1])
     if received is not None:
-        allowed = np.flatnonzero(np.isin(features.position, _proposed(received, inside)))
-        if not len(allowed):
-            allowed = np.arange(1)
+        proposed = _proposed(received, inside, dtype)
+        allowed = np.flatnonzero(np.isin(features.position, proposed))
+    least = 2
+    if not len(allowed):
+        # A tree needs a column; this one may not split on it, and gives everyone one answer.
+        allowed, least = np.arange(1), len(inside) + 1
     tree = DecisionTreeClassifier(
-        max_leaf_nodes=splits + 1, class_weight="balanced", random_state=seed
+        max_leaf_nodes=splits + 1,
+        min_samples_split=least,
+        class_weight="balanced",
+        random_state=seed,
     )
     return tree.fit(features.values[:, allowed], inside), allowed
 
 
-def _proposed(received: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Positions whose attention received differs most, by |Cohen's d|."""
-    a, b = received[inside], received[~inside]
-    m2 = len(a) * a.var(axis=0) + len(b) * b.var(axis=0)
-    spread = np.sqrt(m2 / max(len(received) - 2, 1))
-    d = np.abs(a.mean(axis=0) - b.mean(axis=0)) / np.where(spread > 0, spread, np.inf)
-    return np.argsort(-d, kind="stable")[:CANDIDATES]
+def _proposed(received: np.ndarray, inside: np.ndarray, dtype: str) -> np.ndarray:
+    """Positions whose attention received differs most, by |Cohen's d|.
+
+    None where the class or the rest has fewer than 2 genomes with a token there, nor where
+    nothing but rounding varies.
+    """
+    moments = Moments.of(received, np.where(inside, 0, 1), 2)
+    least = rounding("attention_received", moments, dtype)
+    size = np.abs(welch(moments, 0, 1, least)["cohens_d"])
+    told = np.flatnonzero(np.isfinite(size))
+    return told[np.argsort(-size[told], kind="stable")[:CANDIDATES]]
 
 
 def _judged(
@@ -143,6 +159,7 @@ def _judged(
     inside: np.ndarray,
     splits: int,
     received: np.ndarray | None,
+    dtype: str,
     seed: int,
 ) -> tuple[float, float]:
     from sklearn.metrics import f1_score, matthews_corrcoef
@@ -154,7 +171,7 @@ def _judged(
     for train, test in parts.split(features.values, inside):
         part = _Features(features.values[train], features.position)
         seen = None if received is None else received[train]
-        tree, allowed = _grown(part, inside[train], splits, seen, seed)
+        tree, allowed = _grown(part, inside[train], splits, seen, dtype, seed)
         answer[test] = tree.predict(features.values[np.ix_(test, allowed)])  # type: ignore[attr-defined]
     return (
         float(f1_score(inside, answer, zero_division=0.0)),

@@ -17,6 +17,7 @@ from ..figures import casestudy as figures
 from ..figures import cones, heads, regions
 from ..figures.cohorts import Plane, plane
 from ..page import Html, Page, bullets, details, join, paragraph, table, tag, tiles
+from ..progress import counts_of
 from ..report import analysed, opened, writable
 from ..summary import Summary, summarise
 from .analyze import ARRAYS, RESULT, STEP, load
@@ -64,7 +65,8 @@ def report(
     judged = [read_evaluation(Path(path)) for path in evaluation]
     simulated = next((found for found in judged if "profiles" in found), None)
     labelled = next((found for found in judged if "forced" in found), None)
-    page = build(summarise(dataset), result, arrays, labelled, simulated)
+    summary = summarise(dataset, told=counts_of(str(place)))
+    page = build(summary, result, arrays, labelled, simulated)
     text = page.render()
     write_text(target, text, kind=".html", inputs=inputs)
     return {"figures": page.n_figures, "bytes": len(text.encode())}

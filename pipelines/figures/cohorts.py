@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +123,7 @@ def scores(found: Sequence[Plane]) -> Figure:
 @style.drawn
 def effects(summary: Summary, statistic: str = "attention_entropy") -> Figure:
     """Cohen's d of a head statistic, every cohort against all other labelled windows."""
-    values = np.stack([cohens_d(summary, statistic, c) for c in summary.cohorts])
+    values = cohens_d(summary, statistic)
     flat = values.reshape(len(values), -1)
     names = [f"{a}.{b}" for a in summary.names("layer") for b in summary.names("head")]
     figure = style.new_figure(8.6, 1.3 + 0.26 * len(flat))
@@ -137,24 +138,27 @@ def effects(summary: Summary, statistic: str = "attention_entropy") -> Figure:
     return figure
 
 
-def cohens_d(summary: Summary, statistic: str, cohort: str) -> np.ndarray:
-    """(mean of the cohort - mean of the other labelled ones) / pooled standard deviation.
+def cohens_d(summary: Summary, statistic: str) -> np.ndarray:
+    """(mean of a cohort - mean of the other labelled ones) / pooled standard deviation, by cohort.
 
     Records or windows count once, as `summary.unit` says. NaN where either side has fewer than
     2 of them, or where nothing but rounding varies.
     """
     moments = summary.effects[statistic]
-    index = summary.cohorts.index(cohort)
-    own = _row(moments, index)
-    rest = Moments.none(own.count.shape)
-    for other in range(len(summary.cohorts)):
-        if other != index:
-            rest = rest.merge(_row(moments, other))
-    both = Moments(
-        *(np.stack([getattr(own, p), getattr(rest, p)]) for p in ("count", "mean", "m2"))
-    )
+    rows = [_row(moments, i) for i in range(len(summary.cohorts))]
+    none = Moments.none(moments.count.shape[1:])
+    # All in front of a cohort and all behind it, so that very many cohorts take no longer each.
+    front = list(accumulate(rows, Moments.merge, initial=none))
+    back = list(accumulate(reversed(rows), Moments.merge, initial=none))[::-1]
     dtype = str(summary.attributes.get("dtype", "float32"))
-    return welch(both, 0, 1, rounding(statistic, both, dtype))["cohens_d"]
+    found = []
+    for i, own in enumerate(rows):
+        rest = front[i].merge(back[i + 1])
+        both = Moments(
+            *(np.stack([getattr(own, p), getattr(rest, p)]) for p in ("count", "mean", "m2"))
+        )
+        found.append(welch(both, 0, 1, rounding(statistic, both, dtype))["cohens_d"])
+    return np.stack(found)
 
 
 def _row(moments: Moments, index: int) -> Moments:

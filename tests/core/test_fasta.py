@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xopen import xopen
 
-from bertgeom import fasta
+from bertgeom import fasta, sources
 from bertgeom.errors import InputError
 from bertgeom.fasta import Source, expand_sources, read_chunks, read_records
 
@@ -76,6 +76,15 @@ READ = {
     "FASTQ without newline at the end": (b"@a\nAC\n+\nII", [("a", "", b"AC")]),
     "FASTQ with blank lines at the end": (b"@a\nAC\n+\nII\n\n\n", [("a", "", b"AC")]),
     "FASTQ with a blank CRLF line at the end": (b"@a\r\nAC\r\n+\r\nII\r\n\r\n", [("a", "", b"AC")]),
+    "FASTQ with CR": (b"@a x\rAC\r+\rII\r@b\rG\r+\rI\r", [("a", "x", b"AC"), ("b", "", b"G")]),
+    "FASTQ with a byte order mark": (b"\xef\xbb\xbf@a\nAC\n+\nII\n", [("a", "", b"AC")]),
+    "FASTQ behind blank lines": (b"\n \n@a\nAC\n+\nII\n", [("a", "", b"AC")]),
+    "FASTQ behind CRLF lines": (b"\xef\xbb\xbf\r\n\r\n@a\r\nAC\r\n+\r\nII\r\n", [("a", "", b"AC")]),
+    "FASTQ behind very many blank lines": (
+        b"\n" * (3 << 20) + b"@a\nAC\n+\nII\n",
+        [("a", "", b"AC")],
+    ),
+    "FASTA behind very many blank lines": (b"\n" * (3 << 20) + b">a\nAC\n", [("a", "", b"AC")]),
     "empty FASTQ record": (b"@a\n\n+\n\n@b\nA\n+\nI\n", [("a", "", b""), ("b", "", b"A")]),
 }
 
@@ -197,6 +206,18 @@ STOP = {
         b"@a\nAC\n+\nII\n@b\nA!\n+\nII\n",
         "record 'b', line 6: expected bases, found '!'",
     ),
+    "line numbers of FASTQ behind blank lines": (
+        b"\n\n@a\nAC\n+\nII\n@b\nA!\n+\nII\n",
+        "record 'b', line 8: expected bases, found '!'",
+    ),
+    "line numbers of bad FASTQ behind blank lines": (
+        b"\n\n@a\nAC\n+\nII\nb\nA\n+\nI\n",
+        "line 7: expected FASTQ records of four lines",
+    ),
+    "line numbers behind very many blank lines": (
+        b"\n" * (2 << 20) + b">a\nA!\n",
+        f"line {(2 << 20) + 2}: .*'!'",
+    ),
     "FASTQ cut off": (b"@a\nAC\n+\nII\n@b\nA" + b"C" * 9999, "line 6: expected FASTQ .{1,300}$"),
     "non-ASCII header in FASTQ": ("@ä\nAC\n+\nII\n".encode(), "FASTQ|whole file"),
 }
@@ -266,6 +287,31 @@ def test_truncated_files_stop(write, tmp_path, kind, share):
     ) as caught:
         rows(source)
     assert str(caught.value).startswith(source)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_follows_compressed_data_is_no_end_in_silence(write, tmp_path, kind):
+    """A second stream is read, one that is damaged or is none stops, zeros are padding."""
+    one, two = (packed(kind, data, tmp_path) for data in (b">a\nAC\n", b">b\nGT\n"))
+    assert rows(write(one + two, f"x.fa.{kind}")) == [("a", "", b"AC"), ("b", "", b"GT")]
+    if kind != "zst":
+        padded = one + b"\0" * 512
+        assert rows(write(padded, f"x.fa.{kind}")) == [("a", "", b"AC")]
+    for more in (b"garbage", b"\n", b"?" + two[1:], two[: len(two) // 2], two[:3]):
+        source = write(one + more, f"x.fa.{kind}")
+        with pytest.raises(InputError, match="found a damaged or truncated one") as caught:
+            rows(source)
+        assert str(caught.value).startswith(source)
+
+
+@pytest.mark.parametrize("kind", ["bz2", "xz"])
+@pytest.mark.parametrize("size", [8, 13, 1 << 20])
+def test_streams_may_end_anywhere(write, tmp_path, monkeypatch, kind, size):
+    monkeypatch.setattr(sources, "_BUFFER", size)
+    lines = [b">r%d\n%s\n" % (i, BASES[i : 700 + i]) for i in range(5)]
+    content = b"".join(packed(kind, line, tmp_path) + b"\0" * 4 for line in lines)
+    expected = [(f"r{i}", "", BASES[i : 700 + i]) for i in range(5)]
+    assert rows(write(content)) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,6 +16,8 @@ pytest.importorskip("sklearn", reason="the extra `casestudy` is not installed")
 
 import bertgeom
 from bertgeom import data
+from bertgeom.cohorts import Moments
+from bertgeom.contrasts import welch
 from bertgeom.dataset import attribute
 from bertgeom.errors import InputError, StoreError, UsageError
 from bertgeom.pipelines.casestudy import analyze as analysis
@@ -258,6 +260,34 @@ def test_one_position_that_tells_a_class_is_found():
         assert best["b", by, 1].f1 == 1
         assert best["b", by, 1].positions == (12,)
     assert best["a", "attention", 1].f1 < 0.8
+
+
+def test_effects_of_positions_follow_the_rule_of_contrasts():
+    """No genome alone, no rounding and no missing token makes a difference."""
+    rng = np.random.default_rng(3)
+    inside = np.arange(12) < 6
+    received = np.ones((12, 6))
+    received[:, 0] += 1e-7 * inside  # rounding of float32
+    received[:, 1] = np.where(inside, 2.0, 1.0)  # no spread at all, hence no effect size
+    received[:, 2] = np.where(np.arange(12) < 1, 9.0, np.nan)  # one genome has a token there
+    received[:6, 3] = np.nan  # nobody of the class has one
+    received[:, 4] = rng.normal(size=12) + 5 * inside
+    received[:, 5] = rng.normal(size=12)
+    received[6:9, 5] = np.nan
+    assert positions._proposed(received, inside, "float32").tolist() == [4, 5]
+    assert positions._proposed(received, inside, "float64").tolist()[0] == 4
+    a, b = received[inside, 4], received[~inside, 4]
+    size = abs(a.mean() - b.mean()) / np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    moments = Moments.of(received, np.where(inside, 0, 1), 2)
+    assert abs(welch(moments, 0, 1)["cohens_d"][4]) == pytest.approx(size)
+
+
+def test_a_tree_without_proposals_looks_nowhere():
+    codes = np.repeat([0, 1], 10)
+    ids = np.stack([codes, 1 - codes], axis=1).astype(np.int32)
+    found = positions.one_versus_all(ids, codes, ["a", "b"], np.ones((20, 2)))
+    assert {(f.positions != (), f.mcc) for f in found if f.by == "tokens"} == {(True, 1.0)}
+    assert {(f.positions, f.mcc) for f in found if f.by == "attention"} == {((), 0.0)}
 
 
 def test_positions_without_information_tell_nothing():

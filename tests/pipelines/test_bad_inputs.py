@@ -223,7 +223,7 @@ SOURCES = [
     Bad("source: dangling link", f"run dang.fa {RUN}", ("dang.fa",), {"dang.fa": link_to("gone")}),
     Bad("source: a device", f"run /dev/null {RUN}", ("/dev/null",)),
     Bad("source: unknown protocol", f"run nope://bucket/x.fa {RUN}", ("nope",)),
-    Bad("source: S3 without its package", f"run s3://bucket/x.fa {RUN}", ("s3fs",)),
+    Bad("source: S3 without its package", f"run s3://bucket/x.fa {RUN}", ("bertgeom[s3]",)),
     Bad("source: Google without its package", f"run gs://bucket/x.fa {RUN}", ("gcsfs",)),
     Bad("source: HTTP without its package", f"run http://127.0.0.1:9/x.fa {RUN}", ("http",)),
     Bad("source: a finished store", f"run done.zarr {RUN}", ("done.zarr",)),

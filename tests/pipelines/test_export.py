@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,12 @@ def test_what_cannot_be_written_is_refused(whole: Path, tmp_path: Path) -> None:
         export(whole, tmp_path / "x.tsv", "layer")
     with pytest.raises(UsageError, match="a file that ends in"):
         export(whole, tmp_path / "x.csv")
+
+
+def test_a_missing_pyarrow_is_named_by_its_extra(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'bertgeom\[parquet\]', or write .tsv.gz"):
+        export(whole, tmp_path / "x.parquet")
+    assert not list(tmp_path.iterdir())

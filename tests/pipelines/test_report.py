@@ -157,13 +157,14 @@ def test_the_sample_is_bounded_even_and_without_missing_windows(data):
 def test_effect_sizes_follow_from_counts_means_and_variances(data):
     found = summarise(data)
     values = np.asarray(data["attention_entropy"], dtype=np.float64)[:-1]
-    inside = np.asarray(data["label"])[:-1] == 2
-    a, b = values[inside], values[~inside]
-    pooled = ((len(a) - 1) * a.var(0, ddof=1) + (len(b) - 1) * b.var(0, ddof=1)) / 57
-    expected = (a.mean(0) - b.mean(0)) / np.sqrt(pooled)
-    np.testing.assert_allclose(
-        cohorts.cohens_d(found, "attention_entropy", "omicron"), expected, rtol=1e-9
-    )
+    sizes = cohorts.cohens_d(found, "attention_entropy")
+    assert len(sizes) == len(found.cohorts) == 3
+    for code, size in enumerate(sizes):
+        inside = np.asarray(data["label"])[:-1] == code
+        a, b = values[inside], values[~inside]
+        pooled = ((len(a) - 1) * a.var(0, ddof=1) + (len(b) - 1) * b.var(0, ddof=1)) / 57
+        expected = (a.mean(0) - b.mean(0)) / np.sqrt(pooled)
+        np.testing.assert_allclose(size, expected, rtol=1e-9)
 
 
 def test_principal_planes_keep_the_distances_that_two_axes_can_keep():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bertgeom
-from bertgeom.errors import StoreError
+from bertgeom.errors import PlanError, StoreError
 from bertgeom.hf_tokens import HuggingFace
 from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.pipelines import stages, token_windows
 from bertgeom.pipelines.preview import preview
-from bertgeom.pipelines.progress import shares
+from bertgeom.pipelines.shares import shares
 from bertgeom.pipelines.token_windows import TokenWindows, cut_windows
 from bertgeom.pipelines.workplace import open_workplace
 
@@ -34,6 +35,7 @@ def dna(n: int, seed: int = 0, letters: str = "ACGT") -> np.ndarray:
     return np.concatenate([*picked, np.zeros(0, np.uint8)])[:n]
 
 
+@cache
 def trained(kind: str) -> Any:
     """A fast tokenizer trained on bases."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -249,6 +251,50 @@ def test_a_run_cuts_by_tokens_and_plan_says_the_same(done: Path, model: Path, so
     assert (ds.flags.values & 2 > 0).tolist() == (record == 1).tolist()
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_plan_tells_the_figures_of_the_run(
+    workers: int,
+    done: Path,
+    model: Path,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the command line, for any number of workers: the store is the same."""
+    from bertgeom.pipelines.cli import main
+
+    command = ["plan", str(source), "-m", str(model), "--partition-windows", "8", "--json"]
+    assert main([*command, "--workers", str(workers), "--threads", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    place = open_workplace(str(done))
+    ran = stages.status(str(done))
+    assert found["workers"] == workers
+    assert (found["records"], found["bases"]) == (4, 4920)
+    assert found["windows"] == ran.windows
+    assert found["tokens"] == ran.counts["tokens"]
+    assert (found["partitions"], found["row_groups"]) == (ran.partitions, ran.groups)
+    assert found["partition_windows"] == place.settings.partition_windows == 8
+    assert found["batch_tokens"] == place.settings.batch_tokens
+    chunks = [path for path in done.glob("*/c/**/*") if path.is_file()]
+    dataset = bertgeom.open(done)
+    arrays = {path.relative_to(done).parts[0] for path in chunks} & {*dataset.variables}
+    by_window = [dataset[name] for name in arrays if dataset[name].dims[:1] == ("window",)]
+    stored = sum(array.nbytes for array in by_window)
+    assert 0.5 < found["store_bytes"] / stored < 2
+    assert 0.5 < found["files"] / len(chunks) < 2
+    # Equal workers share the time; the whole windows are timed, and of those fewer a second.
+    ideal = found["windows"] / found["windows_per_second"] / workers
+    assert 0.2 * ideal < found["seconds"] <= 1.01 * ideal
+
+
+def test_a_plan_counts_the_memory_of_all_workers(model: Path, source: Path) -> None:
+    options: dict[str, Any] = {"model": model, "threads": 1, "measure": False}
+    one = preview(source, **options)
+    budget = int(1.5 * one.memory_total)
+    assert preview(source, memory=budget, **options).memory == one.memory
+    with pytest.raises(PlanError, match="or use fewer --workers"):
+        preview(source, memory=budget, workers=2, **options)
+
+
 def test_a_run_goes_on_without_cutting_again(
     done: Path, model: Path, source: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -311,4 +357,4 @@ def test_a_window_in_bases_is_kept_and_its_truncation_is_said(
     assert share > 50
     assert f"windows cut off at the longest input: {share:.3g} %" in text
     assert "warning: the bases behind the cut are in no window" in text
-    assert shares(stages.status(str(out))).truncated_windows == pytest.approx(share)
+    assert shares(stages.status(str(out)).counts).truncated_windows == pytest.approx(share)
