@@ -23,7 +23,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.dataset import name_gates, name_labels, portable
 from bertgeom.errors import DamagedError, StoreError
-from bertgeom.manifest import REMEDY, Checks
+from bertgeom.manifest import REMEDY, Checks, has_checksums, read_facts
 from bertgeom.storage import Storage, filesystem, naming, with_retries_async
 from bertgeom.variables import WINDOW_VARIABLES
 
@@ -39,8 +39,6 @@ FORMAT = "bertgeom"
 SEQUENCE_FORMAT = "bertgeom-sequences"
 #: Major version: a reader refuses another one. Minor version: additions only.
 FORMAT_VERSION = "1.1"
-#: First version with a checksum in the zstd frame of every chunk, and in the metadata of shards.
-_WITH_CHECKSUMS = (1, 1)
 _LEVEL = 3
 #: Bytes whose checksum is computed without asking a thread for it.
 _AT_ONCE = 2**16
@@ -406,7 +404,9 @@ def consolidated(
     """The root metadata that `consolidate` writes."""
     root = _group_metadata(storage)
     root["attributes"] |= attributes or {}
-    gathered = {name: json.loads(storage.read(f"{name}/{METADATA}")) for name in sorted(members)}
+    what = "the metadata of an array or group"
+    keys = {name: f"{name}/{METADATA}" for name in sorted(members)}
+    gathered = {name: read_facts(storage, key, what, REMEDY) for name, key in keys.items()}
     for metadata in gathered.values():
         if metadata["node_type"] == "group":
             empty = {"kind": "inline", "must_understand": False, "metadata": {}}
@@ -561,7 +561,7 @@ def is_store(storage: Storage, kind: str) -> bool:
 def _group_metadata(storage: Storage) -> dict[str, Any]:
     try:
         metadata = json.loads(storage.read(METADATA))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except FileNotFoundError as error:
         raise StoreError(
             f"{storage.shown}: expected a store, found no {METADATA} there; check the path"
         ) from error
@@ -582,14 +582,6 @@ def _group_metadata(storage: Storage) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=2).encode()
-
-
-def has_checksums(version: str) -> bool:
-    """Whether a store of this format version holds checksums of its own."""
-    try:
-        return tuple(int(part) for part in version.split(".")) >= _WITH_CHECKSUMS
-    except ValueError:
-        return False
 
 
 def _zarr_store(storage: Storage, read_only: bool = False) -> Store:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -109,6 +109,8 @@ def inspect(place: Workplace, largest: int | None = None) -> Inspection:
         try:
             files = manifest.read(place.storage)
             expected, listed = files or {}, files is not None
+            if not listed and manifest.has_checksums(place.format_version):
+                damages.append(Damage(manifest.KEY, "is missing", Kind.MANIFEST))
         except DamagedError:
             damages.append(Damage(manifest.KEY, "cannot be read", Kind.MANIFEST))
     records, wrong = place.records()
@@ -123,6 +125,8 @@ def inspect(place: Workplace, largest: int | None = None) -> Inspection:
             damages.append(_named(place, key, f"cannot be used: {text}"))
     if listed:
         damages += _strays(place, expected, sizes)
+    else:
+        damages += _inputs(place, sizes)
     if place.facts["sequences"] is None:
         damages += _shards(place, told)
     return Inspection(complete, listed, len(expected), whole, tuple(damages))
@@ -245,7 +249,7 @@ _LARGE = (Kind.ROW_GROUP, Kind.SEQUENCES)
 def _read(storage: Storage, key: str) -> bytes | None:
     try:
         return storage.read(key)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except FileNotFoundError:
         return None
 
 
@@ -266,6 +270,26 @@ def _strays(
         ours = key.startswith((_GROUPS, _PARTITIONS)) or _is_draft(key)
         ours = ours or ("/c/" in key and array in arrays and _is_chunk(key))
         yield Damage(key, "is no part of the store", Kind.LEFTOVER if ours else Kind.ALIEN)
+
+
+def _inputs(place: Workplace, sizes: Mapping[str, int]) -> Iterator[Damage]:
+    """What an unfinished run kept of its inputs: no list vouches for it, but its own checksums."""
+    identity, folder = place.facts["identity"], place.folder
+    readers: dict[str, Callable[[], object]] = {
+        LABELS: lambda: folder.read_labels(identity["labels"]),
+        ANNOTATIONS: lambda: folder.read_annotations(identity["annotations"]),
+        INPUT: folder.read_input,
+    }
+    for name, read in readers.items():
+        key = f"{FOLDER}/{name}"
+        if key not in sizes:
+            if key in place.facts.get("inputs", ()):
+                yield Damage(key, "is missing", Kind.INPUT)
+            continue
+        try:
+            read()
+        except DamagedError:
+            yield Damage(key, "was changed: another content than its checksum", Kind.INPUT)
 
 
 def _is_draft(key: str) -> bool:

@@ -189,9 +189,8 @@ def status(url: str) -> Status:
     tracker = Tracker.of(place, None)
     counts = summed([record["counts"] for _, record in sorted(tracker.records.items())])
     missing = tracker.missing()
-    seconds = sum(
-        line["seconds"] for line in place.folder.history() if line.get("event") == "PartitionDone"
-    )
+    told = (x.get("seconds") for x in place.folder.history() if x.get("event") == "PartitionDone")
+    seconds = sum(x for x in told if isinstance(x, int | float))
     return Status(
         place.storage.url,
         bool(attributes.get("complete")) and not missing,

@@ -207,7 +207,9 @@ def repair(
     with claimed(place.storage, store.FORMAT), explain_write_errors(url):
         bus.subscribers.append(history(place.folder.log))
         found = inspect(place)
+        # Only `finalise` writes the list and the sums by cohort: root and list may both be lost.
         finished = found.complete or place.storage.exists(manifest.KEY)
+        finished = finished or bool(place.storage.names(cohort_sums.GROUP))
         constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
         known = finished and not found.of(Kind.SEQUENCES)
         measured = known and (found.groups or Tracker.of(place, None).missing())
