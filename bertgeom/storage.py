@@ -117,7 +117,8 @@ class Storage:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                _replace(draft, path)
+                make_way(path)
+                draft.replace(path)
             except BaseException:
                 with suppress(OSError):
                     draft.unlink(missing_ok=True)
@@ -201,6 +202,13 @@ class Storage:
                     path.unlink(missing_ok=True)
         elif self.exists(key):
             self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
+
+    def prune(self) -> None:
+        """Delete the empty folders below; an object store has none."""
+        if self.folder is not None:
+            for folder, _, _ in os.walk(self.folder, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(folder)
 
     def sweep(self) -> None:
         """Delete what killed writers left. Only while nobody else writes."""
@@ -361,11 +369,11 @@ async def with_retries_async(action: Callable[[], Awaitable[T]], place: str) -> 
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Note the file in an OSError that does not name one: writes to an open file do not."""
+    """Note the file in an OSError that names none, as of an open file, or the draft of it."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or DRAFT.fullmatch(Path(str(error.filename)).name):
             error.filename = str(path)
         raise
 
@@ -431,16 +439,11 @@ def _is_elsewhere(error: OSError, place: str) -> bool:
     return not (there.is_relative_to(here) or here.is_relative_to(there))
 
 
-def _replace(draft: Path, path: Path) -> None:
-    """Rename a file; an empty folder in its place goes, one with contents is somebody's."""
-    try:
-        draft.replace(path)
-    except IsADirectoryError as error:
-        try:
+def make_way(path: Path) -> None:
+    """Delete an empty folder in the place of a file; one with contents is somebody's, and stays."""
+    if path.is_dir() and not path.is_symlink():
+        with suppress(OSError):
             path.rmdir()
-        except OSError:
-            raise IsADirectoryError(errno.EISDIR, error.strerror, str(path)) from error
-        draft.replace(path)
 
 
 def _remove_tree(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from .workplace import SEQUENCES, Workplace
 DERIVED = (cohort_sums.GROUP, record_means.GROUP, "spectra")
 _GROUPS, _PARTITIONS = f"{FOLDER}/groups/", f"{FOLDER}/partitions/"
 _READERS = 4
+#: Names of what partitions and row groups keep in the folder of the run.
+_OF_ROWS = re.compile(rf"{_PARTITIONS}\d+\.spool|{_GROUPS}\d+\.({'|'.join(BESIDE)}|json)")
 
 
 class Kind(StrEnum):
@@ -173,7 +176,7 @@ def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
     files = dict(known)
     for key in sizes.keys() - known.keys():
         kind, _ = owner(place, key)
-        ours = key.partition("/")[0] in tops and manifest.is_listed(key)
+        ours = key.partition("/")[0] in tops and manifest.is_listed(key) and _is_ours(key)
         if not ours or kind in (Kind.ROOT, Kind.LEFTOVER):
             continue
         if "/c/" in key and kind in _LARGE:
@@ -182,6 +185,12 @@ def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
             continue
         files[key] = manifest.entry_of(place.storage.read(key))
     return files
+
+
+def _is_ours(key: str) -> bool:
+    """Whether a file has a name that a run writes; any other is somebody's."""
+    named = {f"{FOLDER}/{name}" for name in (RUN, LABELS, ANNOTATIONS, WINDOWS, INPUT)}
+    return key in named or bool(_OF_ROWS.fullmatch(key)) or store.is_of_zarr(key)
 
 
 def owner(place: Workplace, key: str) -> tuple[Kind, int | None]:
@@ -267,7 +276,7 @@ def _strays(
         if key in expected or not manifest.is_listed(key):
             continue
         array = key.partition("/c/")[0] + "/"
-        ours = key.startswith((_GROUPS, _PARTITIONS)) or _is_draft(key)
+        ours = bool(_OF_ROWS.fullmatch(key)) or _is_draft(key)
         ours = ours or ("/c/" in key and array in arrays and _is_chunk(key))
         yield Damage(key, "is no part of the store", Kind.LEFTOVER if ours else Kind.ALIEN)
 

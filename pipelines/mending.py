@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 
 from bertgeom import store
 from bertgeom.errors import DamagedError
+from bertgeom.storage import make_way
 
 from .events import Bus, Damaged
 from .inventory import Damage, Inspection, Kind
@@ -94,10 +94,8 @@ def _make_way(place: Workplace, key: str) -> None:
     parents = [p for p in path.parents if p != root and p.is_relative_to(root)]
     found = next((p for p in parents if os.path.lexists(p) and not p.is_dir()), path)
     if found is path:
-        if not path.is_dir() or path.is_symlink():
-            return
-        with suppress(OSError):
-            path.rmdir()
+        make_way(path)
+        if not path.is_dir():
             return
     what = "a file of the store" if found is path else "a folder of the store"
     other = "a folder with other contents" if found is path else "a file"

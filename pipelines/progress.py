@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from .events import Bus, Damaged, Event, GroupWritten, PartitionDone
 from .input_summary import InputSummary
 from .plan import Plan
 from .workplace import Workplace, open_workplace
-from .writing import summed
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,12 @@ class Tracker:
             return None
         self.spooled.add(event.partition)
         return group if all(map(self.done, self.plan.partitions_of(group))) else None
+
+
+def summed(told: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several parts together, without those that a part does not tell."""
+    names = [name for name in told[0] if all(name in part for part in told)] if told else []
+    return {name: sum(part[name] for part in told) for name in names}
 
 
 def status(url: str) -> Status:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +26,8 @@ INPUTS = {
     "run/input.json",
     "run/windows.safetensors",
 }
+#: Files without which other damage cannot be seen.
+HIDING = {"zarr.json", "run/run.json", "run/manifest.json", "run/windows.safetensors"}
 #: Files that no checksum covers: what has a clock or a process in it.
 UNLISTED = {"run/lock", "run/history.jsonl"}
 
@@ -164,12 +167,16 @@ def test_every_kind_of_file_with_every_harm(
 ) -> None:
     whole = world["whole"]
     keys = [key for key in kinds(whole) if whole[key] or harm in (longer, unlink, folder)]
-    for key in keys:
-        harm(store / key)
+    alone = [key for key in keys if key in HIDING or key.startswith("sequences/")]
+    for group in [[key] for key in alone] + [[key for key in keys if key not in alone]]:
+        for key in group:
+            harm(store / key)
         said = named(store)
-        assert key.removeprefix("sequences/") in said, (key, said)
-        shutil.rmtree(store / key) if (store / key).is_dir() else (store / key).unlink(True)
-        (store / key).write_bytes(whole[key])
+        for key in group:
+            path = store / key
+            assert key.removeprefix("sequences/") in said, (key, said)
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            path.write_bytes(whole[key])
     # All that needs no inputs at once, by repair.
     ours = [key for key in keys if key not in INPUTS and not key.startswith("sequences/")]
     for key in ours:
@@ -209,8 +216,7 @@ def test_a_folder_with_contents_in_the_place_of_a_file_is_left_alone(
                 restore()
             assert "\n" not in str(caught.value)
         # The run, which has the inputs, says what is in the way.
-        assert f"{path}: expected a f" in str(caught.value)
-        assert "move it away" in str(caught.value)
+        assert re.search(f"{path}: .*move it away|move {path} away", str(caught.value))
         assert world["contents"](store) == before
         path.unlink() if key == "gate" else shutil.rmtree(path)
         shutil.move(store.parent / "aside", path)
