@@ -69,11 +69,12 @@ def read_facts(storage: Storage, key: str, what: str, remedy: str) -> dict[str, 
     """
     try:
         return unsealed(storage.read(key))
-    except FileNotFoundError as error:
-        found, cause = "no such file", error
-    except ValueError as error:
-        found, cause = f"a damaged file ({error})", error
-    raise DamagedError(f"{storage.url}/{key}: expected {what}, found {found}; {remedy}") from cause
+    except (FileNotFoundError, ValueError) as error:
+        lost = isinstance(error, FileNotFoundError)
+        found = "no such file" if lost else f"a damaged file ({error})"
+        raise DamagedError(
+            f"{storage.url}/{key}: expected {what}, found {found}; {remedy}"
+        ) from error
 
 
 def _checksum(facts: Mapping[str, Any]) -> str:
