@@ -14,16 +14,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bertgeom import variables
 from bertgeom.config import GROUP_BY
 from bertgeom.errors import InputError, UsageError
 from bertgeom.region_files import Region, RegionFile, read_regions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Thresholds are lowered by this share, see `docs/statistics.md` section 8.
 _SLACK = 1e-5
@@ -321,6 +322,8 @@ def region_attention(
         of tokens; `confident_share` = confident_mass over the head's confident mass; NaN
         where the denominator is 0.
     """
+    import torch
+
     heads, n, d = query.shape
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     scale = d**-0.5 if scale is None else scale
@@ -343,17 +346,14 @@ def region_attention(
     received /= n
     mass, confident_mass, count = received @ member.double()
     share = member.double().mean(0)
+    total = received[1].sum(-1, keepdim=True)
     return {
         "mass": mass,
         "relative_mass": torch.where(share > 0, mass / share, torch.nan),
         "confident_mass": confident_mass,
         "confident_count": count,
-        "confident_share": _or_nan(confident_mass, received[1].sum(-1, keepdim=True)),
+        "confident_share": torch.where(total > 0, confident_mass / total, torch.nan),
     }
-
-
-def _or_nan(numerator: Tensor, denominator: Tensor) -> Tensor:
-    return torch.where(denominator > 0, numerator / denominator, torch.nan)
 
 
 def _merged(pairs: Iterable[tuple[int, int]]) -> Intervals:

@@ -1,8 +1,8 @@
 """What the files of a store must be: who vouches for which bytes, and the check of a file.
 
 Every file of a finished store is in one list, `run/manifest.json`: size and SHA-256 by key. Of
-an unfinished store, and of one that has no such list, the completion records of its row groups
-vouch for the chunks. Sequence shards list their files in an attribute.
+an unfinished store, and of one of format 1.0, which had no such list, the completion records of
+its row groups vouch for the chunks. Sequence shards list their files in an attribute.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ REMEDY_OF_SHARDS = (
     "the bertgeom run command of this store, given again, restores it from its sources (shards of "
     "their own: bertgeom ingest)"
 )
+#: First format version with the list, with a checksum in the zstd frame of every chunk, and with
+#: one in the metadata of shards.
+_WITH_CHECKSUMS = (1, 1)
 _SEAL = "checksum"
 _GROUPS = f"{FOLDER}/groups"
 _METADATA = "zarr.json"
@@ -56,6 +59,22 @@ def unsealed(data: bytes) -> dict[str, Any]:
     if seal is not None and seal != _checksum(facts):
         raise ValueError("another content than its checksum says")
     return facts
+
+
+def read_facts(storage: Storage, key: str, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object of a stored file, compared with the checksum that it holds, if it does.
+
+    Raises:
+        DamagedError: if the file is missing or damaged; says `what` it is, and the remedy.
+    """
+    try:
+        return unsealed(storage.read(key))
+    except (FileNotFoundError, ValueError) as error:
+        lost = isinstance(error, FileNotFoundError)
+        found = "no such file" if lost else f"a damaged file ({error})"
+        raise DamagedError(
+            f"{storage.url}/{key}: expected {what}, found {found}; {remedy}"
+        ) from error
 
 
 def _checksum(facts: Mapping[str, Any]) -> str:
@@ -90,6 +109,14 @@ def entries(listed: Mapping[str, Any]) -> dict[str, Entry]:
         raise ValueError(f"not a list of files: {error}") from error
 
 
+def has_checksums(version: str) -> bool:
+    """Whether a store of this format version holds checksums of its own."""
+    try:
+        return tuple(int(part) for part in version.split(".")) >= _WITH_CHECKSUMS
+    except ValueError:
+        return False
+
+
 def is_listed(key: str) -> bool:
     """Whether a file belongs into the list of a finished store."""
     return not key.startswith(_UNLISTED)
@@ -109,7 +136,7 @@ def read(storage: Storage) -> dict[str, Entry] | None:
     """
     try:
         return entries(unsealed(storage.read(KEY))["files"])
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     except (ValueError, KeyError) as error:
         raise DamagedError(
@@ -133,14 +160,16 @@ class Checks:
         """Files by key, and whether no other chunk may be there."""
         attributes = self._attributes()
         complete = bool(attributes.get("complete"))
-        files = read(self.storage) if complete else None
-        if files is not None:
-            return files, True
         if "files" in attributes:
             try:
                 return entries(attributes["files"]), False
             except ValueError:
                 return {}, False
+        files = read(self.storage) if complete else None
+        if files is not None:
+            return files, True
+        if complete and has_checksums(str(attributes.get("format_version"))):
+            raise DamagedError(f"{self.storage.url}/{KEY}: the file is missing; {REMEDY}")
         return recorded_files(self.storage), False
 
     def _attributes(self) -> dict[str, Any]:

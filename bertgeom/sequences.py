@@ -22,7 +22,7 @@ import numpy as np
 from bertgeom import store
 from bertgeom.errors import DamagedError, StoreError
 from bertgeom.fasta import Chunk
-from bertgeom.manifest import REMEDY_OF_SHARDS, difference, entries
+from bertgeom.manifest import REMEDY_OF_SHARDS, difference, entries, has_checksums
 from bertgeom.storage import Storage
 
 #: Bases of a chunk; about a quarter of it on disk.
@@ -138,7 +138,7 @@ def write_sequences(
         InputError: from `pieces`.
     """
     version = (store.written_by(storage) or store.writers())["format_version"]
-    checked = store.has_checksums(version)
+    checked = has_checksums(version)
     arrays = store.Arrays(storage, format_version=version)
     _create(arrays)
     digest = hashlib.sha256()
@@ -183,7 +183,7 @@ def damage(storage: Storage) -> list[str]:
     for key, entry in listed.items():
         try:
             data = storage.read(key)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             data = None
         wrong = difference(data, entry)
         found += [f"{key} {wrong}"] if wrong else []

@@ -41,6 +41,7 @@ RETRY_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 _HOPELESS = _FULL | _FORBIDDEN | {errno.ENOENT}
 _FINAL = (
     FileNotFoundError,
@@ -89,12 +90,16 @@ class Storage:
         """The bytes start..stop of `key`.
 
         Raises:
-            FileNotFoundError: where there is none.
+            FileNotFoundError: where there is no file; a folder of that name is none.
         """
         if self.folder is not None:
-            with (self.folder / key).open("rb") as file:
-                file.seek(start)
-                return file.read(-1 if stop is None else stop - start)
+            path = self.folder / key
+            try:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(-1 if stop is None else stop - start)
+            except (IsADirectoryError, NotADirectoryError) as error:
+                raise FileNotFoundError(errno.ENOENT, "no file there", str(path)) from error
         return self._asked(lambda fs, path: fs.cat_file(path, start=start, end=stop), key)
 
     def write(self, key: str, data: bytes) -> None:
@@ -112,6 +117,7 @@ class Storage:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
+                make_way(path)
                 draft.replace(path)
             except BaseException:
                 with suppress(OSError):
@@ -158,9 +164,9 @@ class Storage:
         self.write(key, old + text.encode())
 
     def exists(self, key: str) -> bool:
-        """Whether there is a file or folder `key`."""
+        """Whether there is a file `key`."""
         if self.folder is not None:
-            return (self.folder / key).exists()
+            return (self.folder / key).is_file()
         return self._asked(lambda fs, path: fs.exists(path), key)
 
     def names(self, prefix: str, drafts: bool = False) -> list[str]:
@@ -196,6 +202,13 @@ class Storage:
                     path.unlink(missing_ok=True)
         elif self.exists(key):
             self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
+
+    def prune(self) -> None:
+        """Delete the empty folders below; an object store has none."""
+        if self.folder is not None:
+            for folder, _, _ in os.walk(self.folder, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(folder)
 
     def sweep(self) -> None:
         """Delete what killed writers left. Only while nobody else writes."""
@@ -356,11 +369,11 @@ async def with_retries_async(action: Callable[[], Awaitable[T]], place: str) -> 
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Note the file in an OSError that does not name one: writes to an open file do not."""
+    """Note the file in an OSError that names none, as of an open file, or the draft of it."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or DRAFT.fullmatch(Path(str(error.filename)).name):
             error.filename = str(path)
         raise
 
@@ -395,6 +408,8 @@ def explain_write_errors(place: str | Path, what: str | None = None) -> Iterator
             remedy = "make the folder writable or choose another --out"
         elif code == errno.ENAMETOOLONG:
             remedy = "choose a shorter --out"
+        elif code in _IN_THE_WAY and error.filename is not None:
+            remedy = f"move {shown_url(str(error.filename))} away"
         raise StoreError(
             f"expected to write {what or shown_url(str(place))}, found: {found}; {remedy} and give "
             "the same command again, finished work is kept"
@@ -422,6 +437,13 @@ def _is_elsewhere(error: OSError, place: str) -> bool:
     there, here = Path(os.path.abspath(error.filename)), Path(os.path.abspath(folder))
     # A parent that cannot be written to is a matter of the place too.
     return not (there.is_relative_to(here) or here.is_relative_to(there))
+
+
+def make_way(path: Path) -> None:
+    """Delete an empty folder in the place of a file; one with contents is somebody's, and stays."""
+    if path.is_dir() and not path.is_symlink():
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _remove_tree(path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.dataset import name_gates, name_labels, portable
 from bertgeom.errors import DamagedError, StoreError
-from bertgeom.manifest import REMEDY, Checks
-from bertgeom.storage import Storage, filesystem, naming, with_retries_async
+from bertgeom.manifest import REMEDY, Checks, has_checksums, read_facts
+from bertgeom.storage import Storage, filesystem, make_way, naming, with_retries_async
 from bertgeom.variables import WINDOW_VARIABLES
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ FORMAT = "bertgeom"
 SEQUENCE_FORMAT = "bertgeom-sequences"
 #: Major version: a reader refuses another one. Minor version: additions only.
 FORMAT_VERSION = "1.1"
-#: First version with a checksum in the zstd frame of every chunk, and in the metadata of shards.
-_WITH_CHECKSUMS = (1, 1)
 _LEVEL = 3
 #: Bytes whose checksum is computed without asking a thread for it.
 _AT_ONCE = 2**16
 METADATA = "zarr.json"
+#: Files of a zarr group or array: metadata, chunks, and what a killed write of them left.
+_OF_ZARR = re.compile(r"(.*/)?(zarr\.json|c(/\d+)*|(zarr|\d+|c)\.[0-9a-f]+\.partial)")
 #: Attribute of sequence shards with the checksum of all their metadata.
 _SEAL = "metadata_sha256"
 
@@ -65,7 +66,10 @@ class _Ledger(WrapperStore):
         data = value.to_bytes()
         if self._storage is not None:
             self._storage.note(key)
-            with naming(self._storage.folder / key if self._storage.folder else key):
+            path = self._storage.folder / key if self._storage.folder else None
+            if path is not None:
+                make_way(path)
+            with naming(path or key):
                 await super().set(key, value)
         else:
             await super().set(key, value)
@@ -214,8 +218,9 @@ class Arrays:
             "fill_value": fill,
             "attributes": dict(attributes),
             "compressors": self._compressor,
-            "overwrite": True,
+            "overwrite": False,
         }
+        clear(self.storage.child(name))
         self._opened[name] = zarr.create_array(self._store, **options)
 
     def array(self, name: str) -> zarr.Array:
@@ -315,13 +320,26 @@ def create(
 def write_dataset(
     storage: Storage, dataset: xarray.Dataset, format_version: str = FORMAT_VERSION
 ) -> list[str]:
-    """Write a small dataset as a group, in place of what was there; returns the array names."""
-    storage.remove("")
+    """Write a small dataset as a group, in place of the one there; returns the array names."""
+    clear(storage)
     arrays = Arrays(storage, format_version=format_version)
     arrays.create_group(dataset.attrs)
     for name in dataset.variables:
         _write_array(arrays, str(name), dataset[name])
     return [str(name) for name in dataset.variables]
+
+
+def is_of_zarr(key: str) -> bool:
+    """Whether a file is, by its name, one of a group or array."""
+    return bool(_OF_ZARR.fullmatch(key))
+
+
+def clear(storage: Storage) -> None:
+    """Delete the group or array of a place, file by file: what else lies there stays."""
+    for key in storage.sizes():
+        if is_of_zarr(key):
+            storage.remove(key)
+    storage.prune()
 
 
 def write_coordinate(arrays: Arrays, coordinate: Coordinate) -> None:
@@ -406,7 +424,9 @@ def consolidated(
     """The root metadata that `consolidate` writes."""
     root = _group_metadata(storage)
     root["attributes"] |= attributes or {}
-    gathered = {name: json.loads(storage.read(f"{name}/{METADATA}")) for name in sorted(members)}
+    what = "the metadata of an array or group"
+    keys = {name: f"{name}/{METADATA}" for name in sorted(members)}
+    gathered = {name: read_facts(storage, key, what, REMEDY) for name, key in keys.items()}
     for metadata in gathered.values():
         if metadata["node_type"] == "group":
             empty = {"kind": "inline", "must_understand": False, "metadata": {}}
@@ -561,7 +581,7 @@ def is_store(storage: Storage, kind: str) -> bool:
 def _group_metadata(storage: Storage) -> dict[str, Any]:
     try:
         metadata = json.loads(storage.read(METADATA))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except FileNotFoundError as error:
         raise StoreError(
             f"{storage.shown}: expected a store, found no {METADATA} there; check the path"
         ) from error
@@ -582,14 +602,6 @@ def _group_metadata(storage: Storage) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=2).encode()
-
-
-def has_checksums(version: str) -> bool:
-    """Whether a store of this format version holds checksums of its own."""
-    try:
-        return tuple(int(part) for part in version.split(".")) >= _WITH_CHECKSUMS
-    except ValueError:
-        return False
 
 
 def _zarr_store(storage: Storage, read_only: bool = False) -> Store:

@@ -36,7 +36,8 @@ from bertgeom.dataset import (
     label_names,
     without_flagged,
 )
-from bertgeom.errors import MismatchError, StoreError, UsageError
+from bertgeom.errors import DamagedError, MismatchError, StoreError, UsageError
+from bertgeom.manifest import read_facts, sealed
 from bertgeom.storage import PARTIAL, Storage, explain_write_errors
 
 from .angle_results import Angles, as_dataset
@@ -106,6 +107,7 @@ class Job:
             finite and not zero, which alone have angles.
         hidden, dtype: of the vectors in the file.
         settings: see `AngleSettings`.
+        sha256: of the file, "" in folders of earlier versions.
     """
 
     folder: str
@@ -116,6 +118,7 @@ class Job:
     hidden: int
     dtype: str
     settings: AngleSettings
+    sha256: str = ""
 
     @property
     def storage(self) -> Storage:
@@ -140,7 +143,8 @@ class Job:
     def done(self) -> list[int]:
         """Rows with a completion record."""
         names = self.storage.names("rows")
-        return [int(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+        stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return [int(stem) for stem in stems if stem.isdecimal()]
 
     def missing(self) -> list[int]:
         return sorted(set(range(len(self.tiles))) - set(self.done()))
@@ -229,11 +233,13 @@ def prepare(
                 f"another comparison ({_difference(known, job)}); choose another work folder or "
                 "delete this one"
             )
+        if known.missing():
+            _check_vectors(known)
         return replace(known, settings=job.settings)
     with explain_write_errors(work, f"vectors to {work}"):
         valid = _write_vectors(vectors, codes, job)
-        job = replace(job, valid=valid)
-        job.storage.write(_JOB, json.dumps(asdict(job), indent=2).encode())
+        job = replace(job, valid=valid, sha256=_digest(Path(work) / _VECTORS))
+        job.storage.write(_JOB, sealed(asdict(job)))
     return job
 
 
@@ -259,7 +265,7 @@ def run_row(job: Job, row: int) -> None:
         "angles": {str(cohort): angles.to_json() for cohort, angles in found.items()},
     }
     with explain_write_errors(job.folder, f"row {row} to {job.folder}"):
-        job.storage.write(f"rows/{row:06d}.json", json.dumps(record).encode())
+        job.storage.write(f"rows/{row:06d}.json", sealed(record, indent=None))
 
 
 def finalise(job: Job) -> xarray.Dataset:
@@ -466,23 +472,53 @@ def _read_job(work: Path) -> Job | None:
     storage = Storage(str(work))
     if not storage.exists(_JOB):
         return None
-    facts = json.loads(storage.read(_JOB))
-    for name in ("cohorts", "sizes", "valid"):
-        facts[name] = tuple(facts[name])
-    return Job(**{**facts, "folder": str(work), "settings": AngleSettings(**facts["settings"])})
+    remedy = "delete the work folder and start again"
+    facts = read_facts(storage, _JOB, "what this comparison is", remedy)
+    try:
+        for name in ("cohorts", "sizes", "valid"):
+            facts[name] = tuple(facts[name])
+        settings = AngleSettings(**facts["settings"])
+        return Job(**{**facts, "folder": str(work), "settings": settings})
+    except (KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{work}/{_JOB}: expected what this comparison is, found other contents "
+            f"({type(error).__name__}: {error}); {remedy}"
+        ) from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_vectors(job: Job) -> None:
+    """Compare the file of vectors with its checksum.
+
+    Raises:
+        DamagedError: if it is missing or another.
+    """
+    path = Path(job.folder) / _VECTORS
+    there = path.is_file()
+    if there and job.sha256 in ("", _digest(path)):
+        return
+    raise DamagedError(
+        f"{path}: expected the vectors of this comparison, found "
+        f"{'a damaged file' if there else 'no such file'}; delete the work folder and start again"
+    )
 
 
 def _read_row(job: Job, row: int) -> tuple[int, dict[int, Angles]]:
+    key, what = f"rows/{row:06d}.json", "the record of a row of this comparison"
+    record = read_facts(job.storage, key, what, "delete it and start again")
     try:
-        record = json.loads(job.storage.read(f"rows/{row:06d}.json"))
         if record["fingerprint"] != job.fingerprint:
             raise ValueError("fingerprint")
         angles = {int(k): Angles.from_json(v) for k, v in record["angles"].items()}
         return record["cohort"], angles
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{job.folder}/rows/{row:06d}.json: expected the record of a row of this comparison, "
-            f"found a damaged one ({error}); delete it and start again"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(
+            f"{job.folder}/{key}: expected {what}, found a damaged one ({error}); delete it and "
+            "start again"
         ) from error
 
 

@@ -238,8 +238,8 @@ def verify(
         facts = dataclasses.asdict(found)
         print_json({**facts, "agrees": found.agrees, "comparisons": comparisons})
     else:
-        for problem in found.problems:
-            typer.echo(problem)
+        for line in (*found.problems, *found.notes):
+            typer.echo(line)
         typer.echo(f"{found.files} files, {len(found.problems)} problems")
         if found.comparisons:
             print_rich(report_table(found))

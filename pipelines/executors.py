@@ -39,12 +39,10 @@ class Executor(Protocol):
 
     Attributes:
         workers: processes that compute; threads: compute threads of each.
-        local_workers: how many of them run on this machine.
     """
 
     workers: int
     threads: int
-    local_workers: int
 
     def execute(
         self,
@@ -74,7 +72,6 @@ class InProcess:
     place: Workplace
     threads: int
     workers: int = 1
-    local_workers: int = 1
 
     def __enter__(self) -> Self:
         set_threads(self.threads)
@@ -125,7 +122,6 @@ class Dask:
     workers: int
     device: str
     scheduler: str | None = None
-    local_workers: int = 0
     _client: Any = None
     _cluster: Any = None
     _resources: dict[str, float] = field(default_factory=dict)
@@ -133,7 +129,6 @@ class Dask:
     def __enter__(self) -> Self:
         if self.scheduler is None:
             self._cluster = self._started_cluster()
-            self.local_workers = self.workers
         try:
             self._client = _connect(self._cluster or self.scheduler)
         except UsageError:
@@ -333,8 +328,8 @@ def _visible_device(number: int) -> str:
     return devices[number % len(devices)]
 
 
-def choose(place: Workplace, workers: int, threads: int | None, scheduler: str | None) -> Executor:
-    """The executor for these options.
+def threads_of(workers: int, threads: int | None) -> int:
+    """Compute threads of a worker; where none are given, the cores divided by the workers.
 
     Raises:
         UsageError: for a number of workers or threads below one.
@@ -342,21 +337,21 @@ def choose(place: Workplace, workers: int, threads: int | None, scheduler: str |
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
             raise UsageError(f"expected --{name} of at least 1, found {value}")
-    cores = len(os.sched_getaffinity(0))
-    threads = threads or max(1, cores // workers)
+    return threads or max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def choose(place: Workplace, workers: int, threads: int | None, scheduler: str | None) -> Executor:
+    """The executor for these options.
+
+    Raises:
+        UsageError: for a number of workers or threads below one.
+    """
+    threads = threads_of(workers, threads)
     if workers == 1 and scheduler is None:
         return InProcess(place, threads)
     url = _absolute(place.storage.url)
     device = place.encoder.device.type if place.encoder is not None else "cpu"
-    return Dask(
-        url,
-        place.facts["model"],
-        threads,
-        workers,
-        device,
-        scheduler,
-        local_workers=0 if scheduler else workers,
-    )
+    return Dask(url, place.facts["model"], threads, workers, device, scheduler)
 
 
 def _absolute(url: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,8 @@ from .workplace import SEQUENCES, Workplace
 DERIVED = (cohort_sums.GROUP, record_means.GROUP, "spectra")
 _GROUPS, _PARTITIONS = f"{FOLDER}/groups/", f"{FOLDER}/partitions/"
 _READERS = 4
+#: Names of what partitions and row groups keep in the folder of the run.
+_OF_ROWS = re.compile(rf"{_PARTITIONS}\d+\.spool|{_GROUPS}\d+\.({'|'.join(BESIDE)}|json)")
 
 
 class Kind(StrEnum):
@@ -109,6 +112,8 @@ def inspect(place: Workplace, largest: int | None = None) -> Inspection:
         try:
             files = manifest.read(place.storage)
             expected, listed = files or {}, files is not None
+            if not listed and manifest.has_checksums(place.format_version):
+                damages.append(Damage(manifest.KEY, "is missing", Kind.MANIFEST))
         except DamagedError:
             damages.append(Damage(manifest.KEY, "cannot be read", Kind.MANIFEST))
     records, wrong = place.records()
@@ -123,6 +128,8 @@ def inspect(place: Workplace, largest: int | None = None) -> Inspection:
             damages.append(_named(place, key, f"cannot be used: {text}"))
     if listed:
         damages += _strays(place, expected, sizes)
+    else:
+        damages += _inputs(place, sizes)
     if place.facts["sequences"] is None:
         damages += _shards(place, told)
     return Inspection(complete, listed, len(expected), whole, tuple(damages))
@@ -169,7 +176,7 @@ def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
     files = dict(known)
     for key in sizes.keys() - known.keys():
         kind, _ = owner(place, key)
-        ours = key.partition("/")[0] in tops and manifest.is_listed(key)
+        ours = key.partition("/")[0] in tops and manifest.is_listed(key) and _is_ours(key)
         if not ours or kind in (Kind.ROOT, Kind.LEFTOVER):
             continue
         if "/c/" in key and kind in _LARGE:
@@ -178,6 +185,12 @@ def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
             continue
         files[key] = manifest.entry_of(place.storage.read(key))
     return files
+
+
+def _is_ours(key: str) -> bool:
+    """Whether a file has a name that a run writes; any other is somebody's."""
+    named = {f"{FOLDER}/{name}" for name in (RUN, LABELS, ANNOTATIONS, WINDOWS, INPUT)}
+    return key in named or bool(_OF_ROWS.fullmatch(key)) or store.is_of_zarr(key)
 
 
 def owner(place: Workplace, key: str) -> tuple[Kind, int | None]:
@@ -245,7 +258,7 @@ _LARGE = (Kind.ROW_GROUP, Kind.SEQUENCES)
 def _read(storage: Storage, key: str) -> bytes | None:
     try:
         return storage.read(key)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except FileNotFoundError:
         return None
 
 
@@ -263,9 +276,29 @@ def _strays(
         if key in expected or not manifest.is_listed(key):
             continue
         array = key.partition("/c/")[0] + "/"
-        ours = key.startswith((_GROUPS, _PARTITIONS)) or _is_draft(key)
+        ours = bool(_OF_ROWS.fullmatch(key)) or _is_draft(key)
         ours = ours or ("/c/" in key and array in arrays and _is_chunk(key))
         yield Damage(key, "is no part of the store", Kind.LEFTOVER if ours else Kind.ALIEN)
+
+
+def _inputs(place: Workplace, sizes: Mapping[str, int]) -> Iterator[Damage]:
+    """What an unfinished run kept of its inputs: no list vouches for it, but its own checksums."""
+    identity, folder = place.facts["identity"], place.folder
+    readers: dict[str, Callable[[], object]] = {
+        LABELS: lambda: folder.read_labels(identity["labels"]),
+        ANNOTATIONS: lambda: folder.read_annotations(identity["annotations"]),
+        INPUT: folder.read_input,
+    }
+    for name, read in readers.items():
+        key = f"{FOLDER}/{name}"
+        if key not in sizes:
+            if key in place.facts.get("inputs", ()):
+                yield Damage(key, "is missing", Kind.INPUT)
+            continue
+        try:
+            read()
+        except DamagedError:
+            yield Damage(key, "was changed: another content than its checksum", Kind.INPUT)
 
 
 def _is_draft(key: str) -> bool:

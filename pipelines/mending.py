@@ -9,10 +9,12 @@ The root says unfinished first, so that a repair may be killed and started again
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from bertgeom import store
 from bertgeom.errors import DamagedError
+from bertgeom.storage import make_way
 
 from .events import Bus, Damaged
 from .inventory import Damage, Inspection, Kind
@@ -47,6 +49,8 @@ def mend(
     if not damages:
         return
     _refuse(place, [d for d in damages if _is_beyond(place, d, inputs)])
+    for damage in damages:
+        _make_way(place, damage.key)
     for damage in damages[:_NAMED]:
         bus.send(Damaged(f"{place.storage.url}: {damage}; it is restored"))
     if len(damages) > _NAMED:
@@ -75,6 +79,29 @@ def _is_beyond(place: Workplace, damage: Damage, inputs: Mapping[str, bytes]) ->
         constant = damage.key.partition("/")[0] in place.facts.get("constants", ())
         return constant and place.encoder is None
     return damage.kind is Kind.SEQUENCES
+
+
+def _make_way(place: Workplace, key: str) -> None:
+    """An empty folder in the place of a file goes; anything else there is somebody's.
+
+    Raises:
+        DamagedError: names what is in the way.
+    """
+    root = place.storage.folder
+    if root is None:
+        return
+    path = root / key
+    parents = [p for p in path.parents if p != root and p.is_relative_to(root)]
+    found = next((p for p in parents if os.path.lexists(p) and not p.is_dir()), path)
+    if found is path:
+        make_way(path)
+        if not path.is_dir():
+            return
+    what = "a file of the store" if found is path else "a folder of the store"
+    other = "a folder with other contents" if found is path else "a file"
+    raise DamagedError(
+        f"{found}: expected {what}, found {other}; move it away and give the same command again"
+    )
 
 
 def _refuse(place: Workplace, damages: list[Damage]) -> None:

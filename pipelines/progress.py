@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,6 @@ from .events import Bus, Damaged, Event, GroupWritten, PartitionDone
 from .input_summary import InputSummary
 from .plan import Plan
 from .workplace import Workplace, open_workplace
-from .writing import summed
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,12 @@ class Tracker:
         return group if all(map(self.done, self.plan.partitions_of(group))) else None
 
 
+def summed(told: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several parts together, without those that a part does not tell."""
+    names = [name for name in told[0] if all(name in part for part in told)] if told else []
+    return {name: sum(part[name] for part in told) for name in names}
+
+
 def status(url: str) -> Status:
     """How far the run of a store is; reads its bookkeeping, writes nothing.
 
@@ -126,9 +131,8 @@ def status(url: str) -> Status:
     tracker = Tracker.of(place, None)
     counts = _counted(tracker.records)
     missing = tracker.missing()
-    seconds = sum(
-        line["seconds"] for line in place.folder.history() if line.get("event") == "PartitionDone"
-    )
+    told = (x.get("seconds") for x in place.folder.history() if x.get("event") == "PartitionDone")
+    seconds = sum(x for x in told if isinstance(x, int | float))
     return Status(
         place.storage.url,
         bool(attributes.get("complete")) and not missing,

@@ -69,7 +69,7 @@ class RecordSums:
 
 def write(place: Workplace, storage: Storage, groups: Iterable[bytes]) -> list[str]:
     """Write the means of all records as a group, row group by row group; returns the names."""
-    storage.remove("")
+    store.clear(storage)
     arrays = store.Arrays(storage, format_version=place.format_version)
     text = "statistics of windows, mean by record; NaN where a record has no window with them"
     arrays.create_group({"description": text})

@@ -169,6 +169,11 @@ class RunFolder:
             "the bertgeom run command of this store, given again, restores it"
         )
 
+    @property
+    def windows_url(self) -> str:
+        """Where `read_windows` reads, for messages."""
+        return f"{self.storage.url}/{WINDOWS}"
+
     def read_windows(self) -> bytes:
         """The windows that were cut by tokens; nothing if the file is gone."""
         return self.storage.read(WINDOWS) if self.storage.exists(WINDOWS) else b""
@@ -215,7 +220,7 @@ class RunFolder:
         Raises:
             StoreError: if the file is damaged or of another run.
         """
-        data = self.storage.read(_spool_key(partition))
+        data = self._read(_spool_key(partition))
         try:
             size = int.from_bytes(data[:8], "little")
             facts = json.loads(data[8 : 8 + size])["__metadata__"]

@@ -183,7 +183,8 @@ def _index(
         data = RunFolder(storage).read_windows()
         if hashlib.sha256(data).hexdigest() == cut["sha256"]:
             identity["windows"] = cut
-            return TokenWindows.of_bytes(data, cut["sha256"], resolved.strand, storage.url)
+            where = RunFolder(storage).windows_url
+            return TokenWindows.of_bytes(data, cut["sha256"], resolved.strand, where)
     total = int(sequences.lengths.sum())
     index = cut_windows(
         encoder.tokenizer,
@@ -277,31 +278,40 @@ def set_up(drawn: Drawn) -> Workplace:
         known = None
     if known is not None:
         check_same(place.storage.url, known["identity"], place.facts["identity"])
-        _keep_inputs(drawn)
+        _keep_inputs(drawn, known.get("inputs", ()))
         here = {name: place.facts[name] for name in ("settings", "model", "sequences")}
         return replace(place, facts={**place.facts, **known, **here})
     _refuse_other_run(place)
-    for key, data in input_files(drawn).items():
+    inputs = input_files(drawn)
+    for key, data in inputs.items():
         place.storage.write(key, data)
     written_by = store.written_by(place.storage) or store.writers()
     place = replace(place, facts={**place.facts, "written_by": written_by})
     names, files = restore(place)
-    facts = {**place.facts, "constants": names, "files": {k: list(e) for k, e in files.items()}}
+    facts = {
+        **place.facts,
+        "constants": names,
+        "files": {k: list(e) for k, e in files.items()},
+        "inputs": sorted(inputs),
+    }
     place.folder.write_run(facts)
     return replace(place, facts=facts)
 
 
-def _keep_inputs(drawn: Drawn) -> None:
-    """Write again what a run kept of its inputs and what is damaged now."""
+def _keep_inputs(drawn: Drawn, kept: Collection[str]) -> None:
+    """Write again what a run kept of its inputs and what is damaged or lost now."""
     files, folder = input_files(drawn), drawn.place.folder
     # The other files are parts of the identity; this one may count other rows of a table.
-    counts = files.pop(f"{FOLDER}/{INPUT}")
-    for key, data in files.items():
-        _put(drawn.place.storage, key, data)
+    key = f"{FOLDER}/{INPUT}"
+    counts = files.pop(key)
+    for name, data in files.items():
+        _put(drawn.place.storage, name, data)
     try:
-        folder.read_input()
+        lost = folder.read_input() is None and key in kept
     except DamagedError:
-        drawn.place.storage.write(f"{FOLDER}/{INPUT}", counts)
+        lost = True
+    if lost:
+        drawn.place.storage.write(key, counts)
 
 
 def input_files(drawn: Drawn) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ from bertgeom.storage import Storage, explain_write_errors
 from . import cohort_sums, cost, record_means, run_spectra
 from .claims import check_place, claimed
 from .events import Bus, Finished, ModelLoaded, Started, Subscriber, history
-from .executors import Executor, check_scheduler, choose
+from .executors import Executor, check_scheduler, choose, threads_of
 from .ingestion import Sources, as_list, ingest_into, ingest_sources, outside_shards
 from .inventory import Kind, inspect, written_files
 from .mending import CHECKED_WHOLE, mend
@@ -109,6 +109,7 @@ def run(
     given = (model, labels, annotations, sequences)
     inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
     check_place(storage, store.FORMAT, inputs)
+    threads = threads_of(workers, threads)
     check_script(workers)
     check_scheduler(scheduler)
     bus = Bus(list(subscribers))
@@ -135,10 +136,8 @@ def run(
             send=bus.send,
         )
         place = drawn.place
-        executor = choose(place, workers, threads, scheduler)
-        if executor.local_workers:
-            budget = cost.budget_bytes(memory)
-            cost.check_memory(project(place, executor.threads), budget, executor.local_workers)
+        if scheduler is None:
+            cost.check_memory(project(place, threads), cost.budget_bytes(memory), workers)
         left = place.plan.n_windows - Tracker.of(place, None).windows_done()
         cost.check_disk(place.layout, storage, left)
         is_new = not (folder.storage.exists(RUN) or folder.written_groups())
@@ -208,7 +207,9 @@ def repair(
     with claimed(place.storage, store.FORMAT), explain_write_errors(url):
         bus.subscribers.append(history(place.folder.log))
         found = inspect(place)
+        # Only `finalise` writes the list and the sums by cohort: root and list may both be lost.
         finished = found.complete or place.storage.exists(manifest.KEY)
+        finished = finished or bool(place.storage.names(cohort_sums.GROUP))
         constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
         known = finished and not found.of(Kind.SEQUENCES)
         measured = known and (found.groups or Tracker.of(place, None).missing())

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from bertgeom.encoded import Encoded
-from bertgeom.errors import StoreError, UsageError
+from bertgeom.errors import DamagedError, UsageError
 from bertgeom.hf_tokens import HuggingFace
 from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.sequences import CHUNK_BASES, Sequences
@@ -118,16 +118,16 @@ class TokenWindows:
         """The inverse of `to_bytes`.
 
         Raises:
-            StoreError: if these are not the bytes with that SHA-256.
+            DamagedError: if these are not the bytes with that SHA-256.
         """
         try:
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise ValueError("checksum")
             arrays = load(data)
         except (ValueError, SafetensorError) as error:
-            raise StoreError(
+            raise DamagedError(
                 f"{where}: expected the windows that the run was set up with, found a damaged "
-                "file; give the bertgeom run command again"
+                "file; the bertgeom run command of this store, given again, restores it"
             ) from error
         return TokenWindows(arrays["record_windows"], arrays["bases"], arrays["tokens"], strand)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertgeom import manifest, sequences, store
+from bertgeom import sequences, store
 from bertgeom.advisories import advisories
 from bertgeom.errors import StoreError
 from bertgeom.storage import Storage
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from .oracle import Comparison
 
 
+_UNLISTED = (
+    "a store of format 1.0 has no list of its files: coordinates, weights and metadata cannot be "
+    "checked; bertgeom verify --repair, or the run command, writes one"
+)
+
+
 @dataclass(frozen=True)
 class Report:
     """What `verify` found.
@@ -37,6 +43,7 @@ class Report:
             that wrote the store which may have changed its numbers.
         files: files whose checksums were compared.
         windows: numbers of the windows that were measured again.
+        notes: what is said for information, one line each; no fault of the store.
     """
 
     store: str
@@ -44,6 +51,7 @@ class Report:
     files: int
     windows: tuple[int, ...]
     comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -69,10 +77,12 @@ def verify(
     problems = [str(damage) for damage in found.damages]
     problems += _elsewhere(place)
     sound = not problems
+    notes: list[str] = []
     try:
         problems += _missing(url, found)
         if found.complete and sound and not found.listed:
-            problems += _unlisted(place)
+            notes.append(_UNLISTED)
+            problems += check_cohorts(place)
     except StoreError as error:
         problems += [] if problems else [str(error)]
     if sound:
@@ -86,7 +96,9 @@ def verify(
 
         encoder = oracle_of(place, model)
         comparisons = compare(Workplace(place.storage, place.facts, encoder), chosen)
-    return Report(url, tuple(problems), found.files, tuple(chosen), tuple(comparisons))
+    return Report(
+        url, tuple(problems), found.files, tuple(chosen), tuple(comparisons), tuple(notes)
+    )
 
 
 def _missing(url: str, found: Inspection) -> list[str]:
@@ -112,15 +124,6 @@ def _advisories(place: Workplace) -> list[str]:
     """Known faults of the version that wrote the store; rows not yet written have no tokens."""
     arrays = store.Arrays(place.storage, read_only=True)
     return advisories(store.check_format(place.storage, store.FORMAT), arrays.read("n_tokens"))
-
-
-def _unlisted(place: Workplace) -> list[str]:
-    """Problems of a finished store without a list of its files."""
-    return [
-        f"{manifest.KEY} is missing (stores of older versions have none): coordinates, weights "
-        "and metadata cannot be checked; bertgeom verify --repair, or the run command, writes it",
-        *check_cohorts(place),
-    ]
 
 
 def check_cohorts(place: Workplace) -> list[str]:

@@ -142,7 +142,10 @@ class Workplace:
         if self.cut is not None:
             return self.cut
         return TokenWindows.of_bytes(
-            self.folder.read_windows(), known["sha256"], self.settings.strand, self.storage.url
+            self.folder.read_windows(),
+            known["sha256"],
+            self.settings.strand,
+            self.folder.windows_url,
         )
 
     @cached_property

@@ -20,6 +20,7 @@ from . import run_spectra
 from .cohort_sums import CODES, COUNTS, MAPS, GroupSums, cohort_names
 from .compute import counts, measure_partitions
 from .events import Event, GroupWritten, PartitionDone
+from .progress import summed
 from .record_means import RecordSums
 from .rundir import BESIDE
 from .workplace import Workplace
@@ -145,12 +146,6 @@ def _write_group(
         place.folder.write_group(group, facts)
     size = sum(entry[0] for entry in files.values())
     return GroupWritten(group, len(files), size, time.monotonic() - begin)
-
-
-def summed(told: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Counts of several parts together, without those that a part does not tell."""
-    names = [name for name in told[0] if all(name in part for part in told)] if told else []
-    return {name: sum(part[name] for part in told) for name in names}
 
 
 def _write_chunks(

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertgeom.dataset import attribute, label_codes
-from bertgeom.errors import InputError, StoreError, UsageError
+from bertgeom.errors import DamagedError, InputError, StoreError, UsageError
 from bertgeom.files import check_target, replacing, system_errors, write_text
-from bertgeom.storage import explain_write_errors
+from bertgeom.manifest import read_facts
+from bertgeom.storage import Storage, explain_write_errors
 
 from ..summary import ALL, Summary, summarise
 from .domains import DOMAINS, N_AMINO, align, domain_of, reference_position, spike_annotations
@@ -174,8 +175,9 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The results in a folder.
 
     Raises:
-        StoreError: if there are none.
+        StoreError: if there are none, or they are damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     place = Path(folder)
@@ -184,7 +186,15 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"{place}: expected {RESULT} and {ARRAYS}, found no analysis; "
             "run bertgeom casestudy analyze first"
         )
-    return json.loads((place / RESULT).read_text("utf-8")), load_file(place / ARRAYS)
+    remedy = "run bertgeom casestudy analyze again"
+    result = read_facts(Storage(str(place)), RESULT, "the results of an analysis", remedy)
+    try:
+        return result, load_file(place / ARRAYS)
+    except SafetensorError as error:
+        raise DamagedError(
+            f"{place / ARRAYS}: expected the arrays of an analysis, found a damaged file "
+            f"({error}); {remedy}"
+        ) from error
 
 
 def _write(folder: Path, result: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import xarray
 
 import bertgeom
-from bertgeom import store
+from bertgeom import manifest, store
 from bertgeom.errors import StoreError
 from bertgeom.layout import Layout, Shape
 from bertgeom.storage import Storage
@@ -48,7 +48,11 @@ def fill(storage: Storage, layout: Layout) -> dict[str, np.ndarray]:
 
 def finish(storage: Storage, layout: Layout) -> None:
     names = [v.name for v in layout.variables] + [c.name for c in layout.coordinates]
-    store.consolidate(storage, names, {"complete": True})
+    root = store.consolidated(storage, names, {"complete": True})
+    keys = storage.sizes().keys() - {store.METADATA}
+    files = {key: manifest.entry_of(storage.read(key)) for key in keys}
+    manifest.write(storage, files | {store.METADATA: manifest.entry_of(root)})
+    storage.write(store.METADATA, root)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -168,8 +172,8 @@ def test_another_major_version_is_refused_by_name(version: str, tmp_path: Path) 
 def test_a_later_minor_version_is_read(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     layout = make(storage)
-    finish(storage, layout)
     store.Arrays(storage).update_attributes({"format_version": "1.7"})
+    finish(storage, layout)
     assert bertgeom.open(tmp_path).attrs["format_version"] == "1.7"
 
 

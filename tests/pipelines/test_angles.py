@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import xarray
 
-from bertgeom.errors import MismatchError, StoreError, UsageError
+from bertgeom.errors import DamagedError, MismatchError, StoreError, UsageError
+from bertgeom.manifest import sealed, unsealed
 from bertgeom.pipelines import angles
 from bertgeom.pipelines.angle_results import write_result
 from bertgeom.pipelines.angles import (
@@ -165,18 +166,49 @@ def test_damaged_records_are_found(store: xarray.Dataset, tmp_path: Path) -> Non
     for row in range(len(job.tiles)):
         run_row(job, row)
     path = tmp_path / "rows" / "000001.json"
-    whole = path.read_text()
-    path.write_text(whole[:-9])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
     with pytest.raises(StoreError, match=r"000001.json: expected the record of a row"):
         finalise(job)
-    record = json.loads(whole)
-    record["angles"]["1"]["histogram"][45] += 1
-    path.write_text(json.dumps(record))
-    with pytest.raises(StoreError, match=r"expected \d+ pairs of b and b, found"):
-        finalise(job)
-    path.write_text(whole.replace(job.fingerprint, "0"))
+    record = unsealed(whole)
+    path.write_bytes(sealed({**record, "fingerprint": "0"}))
     with pytest.raises(StoreError, match="fingerprint"):
         finalise(job)
+    record["angles"]["1"]["histogram"][45] += 1
+    path.write_bytes(sealed(record))
+    with pytest.raises(StoreError, match=r"expected \d+ pairs of b and b, found"):
+        finalise(job)
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "unlink", "folder"])
+@pytest.mark.parametrize("name", ["angles.json", "rows/000001.json", "vectors.bin"])
+def test_a_damaged_work_folder_is_one_line_with_the_remedy(
+    name: str, harm: str, store: xarray.Dataset, tmp_path: Path
+) -> None:
+    job = prepare(store, tmp_path, settings=AngleSettings(tile=50))
+    for row in range(3):
+        run_row(job, row)
+    path = tmp_path / name
+    data = path.read_bytes()
+    path.unlink()
+    if harm == "folder":
+        path.mkdir()
+    elif harm != "unlink":
+        flipped = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1])
+        flipped += data[len(data) // 2 + 1 :]
+        path.write_bytes({"flip": flipped, "cut": data[:-5], "empty": b""}[harm])
+    whole = database_angles(store, tmp_path / "whole", settings=AngleSettings(tile=50))
+    lost_job = name == "angles.json" and harm in ("unlink", "folder")
+    if lost_job or (name.startswith("rows") and harm == "unlink"):
+        # A folder without its job is a new one; a row without its record is not done.
+        found = database_angles(store, tmp_path, settings=AngleSettings(tile=50))
+        assert found.identical(whole)
+        return
+    with pytest.raises(DamagedError, match="again") as caught:
+        database_angles(store, tmp_path, settings=AngleSettings(tile=50))
+    assert str(path) in str(caught.value)
+    assert "delete" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_labels_all_windows_are_one_cohort(store: xarray.Dataset, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import xarray
 import zarr
 
 import bertgeom
+from bertgeom import store
 from bertgeom.cohorts import store_sums
 from bertgeom.errors import StoreError
 from bertgeom.pipelines import cohort_sums, setting
@@ -104,8 +105,9 @@ def test_a_cohort_without_windows_has_counts_of_zero_and_no_mean(
 
 
 def test_sums_of_earlier_stores_with_0_for_nothing_are_read_as_missing(
-    run: Callable[..., Any], fake: Any, tmp_path: Path
+    run: Callable[..., Any], fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store, "FORMAT_VERSION", "1.0")
     table = tmp_path / "labels.tsv"
     table.write_text("r0\tone\nr1\tnobody\n")
     run(source=fake.write_fasta(tmp_path / "e.fa", (50, 0)), labels=table)

@@ -13,6 +13,7 @@ import pytest
 
 import bertgeom
 from bertgeom import manifest
+from bertgeom import store as store_module
 from bertgeom.errors import DamagedError, MismatchError, StoreError
 from bertgeom.pipelines import inventory, setting, stages
 from bertgeom.pipelines.cli import main
@@ -263,19 +264,40 @@ def test_large_stores_are_checked_by_size_when_run_again(
     assert world["contents"](store) == whole
 
 
-def test_a_store_without_a_list_of_files_is_told_and_gets_one(
-    store: Path, world: dict[str, Any]
+def test_a_lost_list_of_files_is_damage(store: Path, world: dict[str, Any]) -> None:
+    whole = world["contents"](store)
+    for restore in (lambda: stages.repair(store, threads=1), lambda: again(world, store)):
+        (store / manifest.KEY).unlink()
+        assert verify(store, windows=0).problems == (f"{manifest.KEY} is missing",)
+        for group in (None, "cohorts"):
+            with pytest.raises(
+                DamagedError, match=r"manifest\.json: the file is missing.*--repair"
+            ):
+                bertgeom.open(store, group=group)
+        # What nobody but the list vouches for is made anew with it.
+        flip(store / "cohorts/attention_entropy_mean/c/0/0/0")
+        restore()
+        assert world["contents"](store) == whole
+
+
+def test_a_store_of_format_1_0_has_no_list_of_files_and_gets_one(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store = tmp_path / "old.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "FORMAT_VERSION", "1.0")
+        again(world, store)
     whole = world["contents"](store)
     (store / manifest.KEY).unlink()
-    problems = verify(store, windows=0).problems
-    assert len(problems) == 1
-    assert "coordinates, weights and metadata cannot be checked" in problems[0]
+    report = verify(store, windows=0)
+    assert report.agrees
+    assert "format 1.0 has no list of its files" in report.notes[0]
     flip(store / "attention_entropy/c/0/0/0")
     with pytest.raises(DamagedError):
         _ = bertgeom.open(store)["attention_entropy"].values
     again(world, store)
     assert world["contents"](store) == whole
+    assert verify(store, windows=0).notes == ()
 
 
 def test_xarray_alone_meets_a_flip(store: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from types import ModuleType
 
 import pytest
 
+from bertgeom.pipelines import setting, stages
 from bertgeom.pipelines.cli import main
+from bertgeom.pipelines.progress import status
 
 POINTS = 9
 
@@ -71,3 +74,64 @@ def test_the_command_itself_killed_and_repeated(
     again = subprocess.run(command(killed), **quiet)
     assert again.returncode == 0, again.stderr.decode()
     assert fake.contents(killed) == fake.contents(whole)
+
+
+_WORKERS = """
+import os, signal, sys
+from bertgeom.pipelines import setting, stages
+from bertgeom.pipelines.events import PartitionDone
+
+# Row groups of two partitions; the workers find their size in run.json.
+setting.row_group = lambda shape, size, n: 2 * size
+killed = []
+
+def kill_a_worker(event):
+    if isinstance(event, PartitionDone) and not killed and event.process != os.getpid():
+        killed.append(event.process)
+        os.kill(event.process, signal.SIGKILL)
+
+if __name__ == "__main__":
+    source, model, out, lose = sys.argv[1:]
+    stages.run(source, model=model, out=out, window=50, partition_windows=2, threads=1,
+               tier="core", workers=2, subscribers=[kill_a_worker] * (lose == "lose"))
+    assert bool(killed) == (lose == "lose")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_several_workers_killed_and_repeated(
+    tiny_model: Path, fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is killed, its workers live on for a moment; then a worker is killed alone."""
+    fake.write_fasta(tmp_path / "x.fa", (400, 300, 500, 9, 600))
+    script = tmp_path / "script.py"
+    script.write_text(_WORKERS)
+    whole, killed = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(lose: str) -> subprocess.Popen[bytes]:
+        arguments = [tmp_path / "x.fa", tiny_model, killed, lose]
+        command = [sys.executable, str(script), *map(str, arguments)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=environment, **quiet)
+
+    monkeypatch.setattr(setting, "row_group", lambda shape, size, n: 2 * size)
+    options = {"window": 50, "partition_windows": 2, "threads": 1, "tier": "core"}
+    stages.run(tmp_path / "x.fa", model=tiny_model, out=whole, **options)
+    history = killed / "run" / "history.jsonl"
+    wanted = random.Random(4).randint(2, 6)
+    process = start("keep")
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if history.exists() and history.read_text().count('"PartitionDone"') >= wanted:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert status(str(killed)).partitions_done < status(str(killed)).partitions
+    last = start("lose")
+    said = last.communicate(timeout=300)
+    assert last.returncode == 0, said
+    assert fake.contents(killed) == fake.contents(whole)
+    assert status(str(killed)).groups > 5
