@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bertgeom.kernels import _memory
 from bertgeom.kernels.kmers.table import KmerTable, check_k
 
 
@@ -66,7 +67,7 @@ def encode_kmers(
         return _encode_kmers_reference(bases, starts, stops, table, stride, counts, ids, first)
     from bertgeom.kernels.kmers import cpu
 
-    unknown = np.zeros(starts.size, dtype=np.int64)
+    unknown = _memory.zeros(starts.size, np.int64)
     cpu.encode_kmers(
         bases,
         starts,
@@ -153,9 +154,9 @@ def encode_split(
         if starts.size and array.shape[1] < first + room:
             raise ValueError(f"expected {first + room} columns, found {array.shape[1]}")
     result = SplitTokens(
-        np.zeros(starts.size, dtype=np.int64),
-        np.zeros(starts.size, dtype=np.int64),
-        np.zeros(starts.size, dtype=bool),
+        _memory.zeros(starts.size, np.int64),
+        _memory.zeros(starts.size, np.int64),
+        _memory.zeros(starts.size, np.bool_),
     )
     if _resolve(impl) == "reference":
         rows = zip(starts, stops, strict=True)
@@ -237,7 +238,7 @@ def encode_singles(
         raise ValueError(f"expected ids int32 ({starts.size}, N), found {ids.dtype} {ids.shape}")
     if counts.size and first + counts.max() > ids.shape[1]:
         raise ValueError(f"expected room for every base, found ids of shape {ids.shape}")
-    n_unknown = np.zeros(starts.size, dtype=np.int64)
+    n_unknown = _memory.zeros(starts.size, np.int64)
     if _resolve(impl) == "reference":
         from bertgeom.kernels.kmers import reference
 
@@ -279,8 +280,7 @@ def kmer_places(
         raise ValueError(f"expected at most {width - first} k-mers a row, found {counts.max()}")
     from bertgeom.kernels.kmers import cpu
 
-    begins = np.empty((counts.size, width), dtype=np.int32)
-    ends = np.empty_like(begins)
+    begins, ends = (_memory.empty((counts.size, width), np.int32) for _ in range(2))
     cpu.kmer_places(counts, limits, k, stride, first, begins, ends)
     return begins, ends
 
@@ -291,7 +291,7 @@ def kmer_keys(bases: np.ndarray, k: int, stride: int, *, pad: bool) -> np.ndarra
     from bertgeom.kernels.kmers import cpu
 
     bases = check_bases(bases)
-    keys = np.empty(int(n_kmers(bases.size, k, stride, pad=pad)), dtype=np.uint64)
+    keys = _memory.empty(int(n_kmers(bases.size, k, stride, pad=pad)), np.uint64)
     cpu.kmer_keys(bases, k, stride, keys)
     return keys
 
@@ -318,7 +318,7 @@ def count_ambiguous(
         return np.array([reference.count_ambiguous(text[a:b]) for a, b in rows], dtype=np.int64)
     from bertgeom.kernels.kmers import cpu
 
-    counts = np.zeros(starts.size, dtype=np.int64)
+    counts = _memory.zeros(starts.size, np.int64)
     cpu.count_ambiguous(bases, starts, stops, counts)
     return counts
 
@@ -333,7 +333,7 @@ def reverse_complement(bases: np.ndarray, *, impl: str = "auto") -> np.ndarray:
         return np.frombuffer(text.encode("latin-1"), dtype=np.uint8)
     from bertgeom.kernels.kmers import cpu
 
-    out = np.empty_like(bases)
+    out = _memory.empty(bases.size, np.uint8)
     cpu.reverse_complement(bases, out)
     return out
 
