@@ -63,11 +63,13 @@ def encode_kmers(
     _check_counts(counts, first)
     if ids.shape[0] != starts.size or (counts.size and first + counts.max() > ids.shape[1]):
         raise ValueError(f"expected room for every k-mer, found ids of shape {ids.shape}")
+    _check_writable(ids)
     if _resolve(impl) == "reference":
         return _encode_kmers_reference(bases, starts, stops, table, stride, counts, ids, first)
     from bertgeom.kernels.kmers import cpu
 
     unknown = _memory.zeros(starts.size, np.int64)
+    written = np.ascontiguousarray(ids)
     cpu.encode_kmers(
         bases,
         starts,
@@ -78,9 +80,10 @@ def encode_kmers(
         np.int32(table.unknown),
         counts,
         first,
-        ids,
+        written,
         unknown,
     )
+    _write_back(written, ids)
     return unknown
 
 
@@ -153,6 +156,7 @@ def encode_split(
             )
         if starts.size and array.shape[1] < first + room:
             raise ValueError(f"expected {first + room} columns, found {array.shape[1]}")
+        _check_writable(array)
     result = SplitTokens(
         _memory.zeros(starts.size, np.int64),
         _memory.zeros(starts.size, np.int64),
@@ -168,6 +172,8 @@ def encode_split(
     from bertgeom.kernels.kmers import cpu
 
     dense, entries, shift, *_ = table.lookup
+    singles = np.require(singles, requirements=("C", "W"))
+    written = [np.ascontiguousarray(array) for array in (ids, begins, ends)]
     cpu.encode_split(
         bases,
         starts,
@@ -180,13 +186,13 @@ def encode_split(
         np.int32(table.unknown),
         room,
         first,
-        ids,
-        begins,
-        ends,
+        *written,
         result.lengths,
         result.n_unknown,
         result.truncated,
     )
+    for array, to in zip(written, (ids, begins, ends), strict=True):
+        _write_back(array, to)
     return result
 
 
@@ -238,6 +244,7 @@ def encode_singles(
         raise ValueError(f"expected ids int32 ({starts.size}, N), found {ids.dtype} {ids.shape}")
     if counts.size and first + counts.max() > ids.shape[1]:
         raise ValueError(f"expected room for every base, found ids of shape {ids.shape}")
+    _check_writable(ids)
     n_unknown = _memory.zeros(starts.size, np.int64)
     if _resolve(impl) == "reference":
         from bertgeom.kernels.kmers import reference
@@ -251,7 +258,9 @@ def encode_singles(
         return n_unknown
     from bertgeom.kernels.kmers import cpu
 
-    cpu.encode_singles(bases, starts, singles, np.int32(unknown), counts, first, ids, n_unknown)
+    singles, written = np.require(singles, requirements=("C", "W")), np.ascontiguousarray(ids)
+    cpu.encode_singles(bases, starts, singles, np.int32(unknown), counts, first, written, n_unknown)
+    _write_back(written, ids)
     return n_unknown
 
 
@@ -348,6 +357,17 @@ def check_bases(bases: np.ndarray) -> np.ndarray:
     if bases.dtype != np.uint8 or bases.ndim != 1:
         raise TypeError(f"expected bases as uint8 (n,), found {bases.dtype} {bases.shape}")
     return np.require(bases, requirements=("C", "W"))
+
+
+def _check_writable(ids):
+    if not ids.flags.writeable:
+        raise ValueError("expected an array to write to, found a read-only one; pass a copy")
+
+
+def _write_back(written, to):
+    """Compiled code takes contiguous arrays alone: another layout would be compiled anew."""
+    if written is not to:
+        to[...] = written
 
 
 def _check_counts(counts, first):

@@ -57,6 +57,7 @@ from ._sweeps import (
     covariance_row,
     describe,
     group_moments,
+    in_float_range,
     merge_moments,
     moments_of,
     outlier_dims,
@@ -413,7 +414,6 @@ def _centre(w, b, k, at):
         return
     start, step = w.start[b], w.step[b]
     norm, slot, shift = w.norm[b], w.slot[b], w.shift[b]
-    scale = np.float32(w.scale[b])
     vectors, half, size = w.vectors[at], w.half[at], w.size[at]
     group = np.empty(2)
     total, largest, trace = 0.0, 0.0, 0.0
@@ -428,8 +428,12 @@ def _centre(w, b, k, at):
                 w.flat, start, step, i, stop, norm, slot, w.mean[b], w.packed_norm[at],
                 w.weight[at],
             )  # fmt: skip
-        else:
+        elif in_float_range(w.scale[b]):
+            scale = np.float32(w.scale[b])
             trace += centre_rows(w.flat, start, step, i, stop, shift, scale, vectors)
+        else:
+            mean = w.mean[b]
+            trace += centre_rows(w.flat, start, step, i, stop, mean, w.scale[b], vectors)
         _split(w, b, at, i, stop)
     part = w.blocks[b, k]
     part[0], part[1], part[2] = total, largest, trace

@@ -109,7 +109,7 @@ def attention_beyond_its_scratch_memory() -> None:
 def stations_of_mixed_lengths() -> None:
     for lengths, width in VECTORS:
         x, counts = vectors(lengths, width), torch.tensor(lengths)
-        for unit in UNITS:
+        for unit in UNITS if width % 32 == 0 else [False]:
             for angles in (True, False):
                 with mock.patch.object(_amx, "usable", return_value=unit):
                     found = station_statistics(x, lengths=counts, angles=angles)
@@ -150,7 +150,7 @@ def stations_beyond_their_arrays() -> None:
 def cones_and_angles_of_mixed_lengths() -> None:
     for lengths, width in VECTORS:
         x, counts = vectors(lengths, width), torch.tensor(lengths)
-        for unit in UNITS:
+        for unit in UNITS if width % 32 == 0 else [False]:
             with mock.patch.object(_amx, "usable", return_value=unit):
                 of_cones = cone_sums(x, lengths=counts)
                 within = pairwise_angle_histogram(x, lengths=counts)
@@ -233,7 +233,7 @@ def kmers_beyond_their_arrays() -> None:
         lambda: kmers.encode_kmers(
             bases, one, one + 100, 2, 1, *table.lookup, np.int32(1), one + 99, 0, none, one
         ),
-        "",
+        "out of bounds",
     )
 
 
