@@ -21,7 +21,8 @@ from torch import Tensor
 from bench import materialised
 from bench.run import environment, save, tables
 from bertgeom.kernels import _amx, attention_stats
-from bertgeom.kernels._cpu import dgemm_address, jit, scratch_address, sgemm, sgemm_address
+from bertgeom.kernels._cpu import dgemm_address, jit, sgemm, sgemm_address
+from bertgeom.kernels._memory import scratch_address
 from bertgeom.kernels.attention_stats import _cpu_head, _cpu_products, _cpu_rows, _cpu_work, api
 from bertgeom.kernels.attention_stats.tolerance import bounds, disagreements
 from bertgeom.variables import n_offset_side

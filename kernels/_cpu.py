@@ -76,20 +76,35 @@ def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
 
     It returns nothing and shares the work out through `claim`; results must not depend on who
     claims what. What one thread raises (no memory, an index out of bounds in a checked run) is
-    raised here, when all have ended. No thread but the calling one ever holds the GIL, and BLAS
-    calls run on their own thread alone.
+    raised here, when all have ended; those that wait for it in `wait_for` are told. No thread but
+    the calling one ever holds the GIL, and BLAS calls run on their own thread alone.
     """
     start, limit = _address("GOMP_parallel"), _address("MKL_Set_Num_Threads_Local")
-    n_threads = torch.get_num_threads()
+    n_threads, failures = torch.get_num_threads(), _no_failures()
     # MKL is limited by each thread for itself.
     with contextlib.nullcontext() if limit else _threadpools().limit(limits=1, user_api="blas"):
         if start or n_threads == 1:
-            function((start, limit, n_threads), *arguments)
+            function((start, limit, n_threads, failures), *arguments)
             return
         with ThreadPoolExecutor(n_threads) as threads:
-            alone = [threads.submit(function, (0, limit, 1), *arguments) for _ in range(n_threads)]
+            one = (0, limit, 1, failures)
+            alone = [threads.submit(function, one, *arguments) for _ in range(n_threads)]
             for done in alone:
                 done.result()
+
+
+_failures = threading.local()
+
+
+def _no_failures() -> int:
+    """Address of the calling thread's int64 that says whether a thread of its team has failed."""
+    kept = getattr(_failures, "kept", None)
+    if kept is None:
+        word = np.zeros(1, np.int64)
+        kept = _failures.kept = (word, word.ctypes.data)
+    word, address = kept
+    word[0] = 0
+    return int(address)
 
 
 @intrinsic
@@ -98,20 +113,20 @@ def started(typingctx: Any, team: Any, arguments: Any) -> Any:
 
     `arguments` are those of the calling function but the team, which is made of the address of
     `GOMP_parallel` (0: the calling thread is all), the address of MKL's setting of the number of
-    threads of the calling thread (0: there is none), and the number of threads (0: none is to be
-    started, this is one of them).
+    threads of the calling thread (0: there is none), the number of threads (0: none is to be
+    started, this is one of them), and the address of a number that is not 0 once one has failed.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         function = builder.function
         widest(function)
         kinds = (team, *arguments)
-        start, limit, n_threads = cgutils.unpack_tuple(builder, args[0])
+        start, limit, n_threads, failures = cgutils.unpack_tuple(builder, args[0])
         # What a thread raised: its code and its exception, as Numba returns them.
         codes = cgutils.alloca_once_value(builder, _INT(0))
         raised = cgutils.alloca_once(builder, _EXCEPTION)
         builder.store(_EXCEPTION(None), raised)
-        packed = cgutils.pack_struct(builder, [args[1], limit, codes, raised])
+        packed = cgutils.pack_struct(builder, [args[1], limit, failures, codes, raised])
 
         body = ir.Function(
             builder.module, _BODY, builder.module.get_unique_name(f"{function.name}_on_a_thread")
@@ -119,9 +134,9 @@ def started(typingctx: Any, team: Any, arguments: Any) -> Any:
         body.linkage = "internal"
         inside = ir.IRBuilder(body.append_basic_block())
         given = inside.load(inside.bitcast(body.args[0], packed.type.as_pointer()))
-        values, limit, codes_there, raised_there = cgutils.unpack_tuple(inside, given)
+        values, limit, failures, codes_there, raised_there = cgutils.unpack_tuple(inside, given)
         before = _limit_blas(inside, limit, ir.Constant(_INT, 1))
-        nobody = ir.Constant(args[0].type, None)
+        nobody = inside.insert_value(ir.Constant(args[0].type, None), failures, 3)
         status, _ = context.call_conv.call_function(
             inside, function, types.none, kinds, [nobody, *cgutils.unpack_tuple(inside, values)]
         )
@@ -129,6 +144,8 @@ def started(typingctx: Any, team: Any, arguments: Any) -> Any:
         with inside.if_then(status.is_error):
             inside.store(status.excinfoptr, raised_there)
             inside.store(status.code, codes_there)
+            word = inside.inttoptr(failures, _LONG.as_pointer())
+            inside.store_atomic(_LONG(1), word, "release", align=8)
         inside.ret_void()
 
         zero = ir.Constant(start.type, 0)
@@ -155,7 +172,7 @@ def started(typingctx: Any, team: Any, arguments: Any) -> Any:
     return types.boolean(team, arguments), codegen
 
 
-_INT, _POINTER = ir.IntType(32), ir.IntType(8).as_pointer()
+_INT, _LONG, _POINTER = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 _BODY = ir.FunctionType(ir.VoidType(), [_POINTER])
 _EXCEPTION = excinfo_ptr_t
 
@@ -226,34 +243,6 @@ def _torch_library() -> ctypes.CDLL | None:
     return None
 
 
-#: Float32 elements of a cache line of 256 bytes, two of most CPUs.
-_LINE = 64
-_memory = threading.local()
-
-
-def scratch_memory(n_floats: int) -> Any:
-    """(n_floats,) float32 at `scratch_address`."""
-    scratch_address(1, n_floats)
-    floats, _ = _memory.kept
-    return floats[:n_floats]
-
-
-def scratch_address(rows: int, n_floats: int) -> tuple[int, int]:
-    """Address of rows of at least n_floats float32, on cache lines, and their distance in elements.
-
-    Kept by the calling thread: memory fresh from the system would cost a page fault for every
-    4 KiB of it, on every call. The next call hands out the same.
-    """
-    pitch = -(-n_floats // _LINE) * _LINE
-    kept = getattr(_memory, "kept", None)
-    if kept is None or kept[0].size < rows * pitch:
-        raw = np.empty(rows * pitch + _LINE, np.float32)
-        skip = -(raw.ctypes.data // 4) % _LINE
-        floats = raw[skip : skip + rows * pitch]
-        kept = _memory.kept = (floats, floats.ctypes.data)
-    return kept[1], pitch
-
-
 @intrinsic
 def claim(typingctx: Any, counters: Any, at: Any) -> Any:
     """counters[at]++ as one indivisible step; returns the value before. int64 array.
@@ -279,6 +268,32 @@ def counted(typingctx: Any, counters: Any, at: Any) -> Any:
         return builder.load_atomic(pointer, "acquire", align=8)
 
     return types.int64(counters, types.int64), codegen
+
+
+@intrinsic
+def _failed(typingctx: Any, team: Any) -> Any:
+    """Whether a thread of the team has raised something."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        *_, failures = cgutils.unpack_tuple(builder, args[0])
+        word = builder.inttoptr(failures, _LONG.as_pointer())
+        found = builder.load_atomic(word, "acquire", align=8)
+        return builder.icmp_signed("!=", found, _LONG(0))
+
+    return types.boolean(team), codegen
+
+
+@inner
+def wait_for(team, counters, at, number):
+    """Waits until the threads have counted to a number; False where one has failed instead.
+
+    Only for what other threads have claimed already and are about to finish. On False the caller
+    returns: what failed is raised by `on_torch_threads`.
+    """
+    while counted(counters, at) < number:
+        if _failed(team):
+            return False
+    return True
 
 
 def _gemm(number: Any, real: Any) -> Any:

@@ -53,9 +53,12 @@ def source_stamp(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     kernels = Path(__file__).parent
-    for path in sorted({*folder.glob("*.py"), *kernels.rglob("*.py")}):
-        digest.update(f"{path.name}\0".encode())
-        digest.update(path.read_bytes())
+    for of, paths in ((kernels, kernels.rglob("*.py")), (folder, folder.glob("*.py"))):
+        for path in sorted(paths):
+            # By its place below the folder: the same tree elsewhere makes the same code.
+            source = path.read_bytes()
+            digest.update(f"{path.relative_to(of)}\0{len(source)}\0".encode())
+            digest.update(source)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _amx
+from . import _amx, _memory
 from ._cpu import CHECKED, check_extent, inner, on_torch_threads, sgemm
 from ._cpu_vectors import floats_at
 
@@ -45,7 +45,7 @@ def share_out(function: Any, n_tasks: int, n_groups: int, *arguments: Any) -> No
     The function claims tasks 0 ... n_tasks - 1 with `claim(counters, 0)`, may number its thread
     with `claim(counters, 1)`, and counts the finished tasks of group g in counters[2 + g].
     """
-    on_torch_threads(function, n_tasks, np.zeros(2 + n_groups, np.int64), *arguments)
+    on_torch_threads(function, n_tasks, _memory.zeros(2 + n_groups, np.int64), *arguments)
 
 
 def n_blocks(n_rows: int) -> int:
@@ -165,7 +165,7 @@ def by_unit(width: int) -> bool:
 def unit_pieces(sets: int, n: int, width: int) -> Any:
     """(sets, P) float32 of zeros for n vectors of each set in pieces; P is 0 without the unit."""
     n_floats = _amx.piece_floats(n, width) if by_unit(width) else 0
-    memory = np.zeros(sets * n_floats + _LINE, np.float32)
+    memory = _memory.zeros(sets * n_floats + _LINE, np.float32)
     skip = -(memory.ctypes.data // 4) % _LINE
     return memory[skip : skip + sets * n_floats].reshape(sets, n_floats)
 
@@ -200,7 +200,6 @@ def inner_products(how, a, b, transposed, out):
     """
     if how.memory.size > 0 and not transposed:
         turned = np.int64(how.memory.ctypes.data)
-        _amx.turn_rows(how.right, len(b), b.shape[1], turned)
         there = np.int64(out.ctypes.data)
         if CHECKED:
             width, whole = b.shape[1], _amx.in_blocks(len(b))
@@ -208,6 +207,7 @@ def inner_products(how, a, b, transposed, out):
             check_extent(turned, whole // _amx.SIDE * _amx.strip_bytes(width) // 4, turned, end)
             written = (_amx.in_blocks(len(a)) - 1) * (out.strides[0] // 4) + whole
             check_extent(there, written, there, there + 4 * out.size)
+        _amx.turn_rows(how.right, len(b), b.shape[1], turned)
         _amx.product(how.left, turned, a.shape[1], len(a), len(b), there, out.strides[0])
         return
     rows, columns, depth = a.shape[0], b.shape[0], a.shape[1]
@@ -215,6 +215,10 @@ def inner_products(how, a, b, transposed, out):
     if transposed:
         rows, columns, depth = a.shape[1], b.shape[1], a.shape[0]
         flip_a, flip_b = 1, 0
+    if CHECKED:
+        begin = np.int64(out.ctypes.data)
+        written = (rows - 1) * (out.strides[0] // 4) + columns
+        check_extent(begin, written, begin, begin + 4 * out.size)
     sgemm(
         how.blas,
         flip_a,

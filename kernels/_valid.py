@@ -41,7 +41,8 @@ def valid_rows(
     numbers = lengths.tolist()
     if min(numbers) < 0 or max(numbers) > n_slots:
         raise ValueError(f"{name}: expected lengths of 0 to {n_slots}, found {numbers}")
-    return x, lengths.to(x.device, torch.int64)
+    # Contiguous, as all arrays of compiled code: another layout would be compiled anew.
+    return x, lengths.to(x.device, torch.int64).contiguous()
 
 
 def _valid_first(name: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

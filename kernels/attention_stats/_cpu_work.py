@@ -264,6 +264,8 @@ def cut(address, n_floats, n, d, near, theta):
 
 @inner
 def _take(scratch, at, size, zeroed):
+    if at + size > scratch.size:
+        raise IndexError("attention_stats: scratch memory too small for a head; please report it")
     piece = scratch[at : at + size]
     piece[:zeroed] = 0
     return piece, at + padded(size)

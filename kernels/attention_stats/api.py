@@ -268,7 +268,8 @@ def _lengths(lengths: Tensor | None, batch: int, n_slots: int, device: torch.dev
     found = lengths.tolist()
     if min(found) < 0 or max(found) > n_slots:
         raise ValueError(f"lengths: expected 0 to {n_slots} tokens, found {found}")
-    return lengths.to(torch.int32)
+    # Contiguous, as all arrays of compiled code: another layout would be compiled anew.
+    return lengths.to(torch.int32).contiguous()
 
 
 def _valid_first(mask: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _amx
+from .. import _amx, _memory
 from .._cpu import (
     CHECKED,
     check_extent,
@@ -26,7 +26,6 @@ from .._cpu import (
     inner,
     jit,
     on_torch_threads,
-    scratch_address,
     sgemm,
     sgemm_address,
     started,
@@ -110,16 +109,16 @@ def run(
     batch, n_heads, n_slots, head_dim = query.shape
     q, k, v = (_readable(x) for x in (query, key, value))
     n_tokens = lengths.tolist()
-    allocate = torch.empty if min(n_tokens) == n_slots else torch.zeros
-    output = allocate(batch, n_slots, n_heads, head_dim)
+    padded_batch = min(n_tokens) < n_slots
+    output = _memory.tensor((batch, n_slots, n_heads, head_dim), zeroed=padded_batch)
     output = output.transpose(1, 2)
     shapes, n_results = _shapes(batch, n_heads, n_slots, options)
-    results = torch.empty(n_results)
+    results = _memory.tensor((n_results,))
     settings = _settings(n_slots, options, _amx.usable())
     n_floats = most_floats(lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach)
     n_places = torch.get_num_threads()
-    scratch, n_floats = scratch_address(n_places, n_floats)
-    counters = np.zeros(2, np.int64)
+    scratch, n_floats = _memory.scratch_address(n_places, n_floats)
+    counters = _memory.zeros(2, np.int64)
     arguments = (
         counters,
         (sgemm_address(), dgemm_address()),

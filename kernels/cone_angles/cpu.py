@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _memory
 from .._amx import row_bytes
 from .._cone_sweeps import (
     NARROW,
@@ -45,7 +46,7 @@ def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
     names: tuple[str, ...] = _CONE
     if with_axis:
         names = _CONE + _AXIS
-        axis_parts = np.zeros((len(sums.starts), n_blocks(x.shape[2]), 2))
+        axis_parts = _memory.zeros((len(sums.starts), n_blocks(x.shape[2]), 2))
         n_tasks = axis_parts.shape[0] * axis_parts.shape[1]
         share_out(_axis_blocks, n_tasks, len(sums.starts), axis_parts, *sums)
     found = torch.from_numpy(sums.out).float().view(*x.shape[:2], -1).unbind(-1)
@@ -86,12 +87,12 @@ def _sum_units(x: Tensor, lengths: Any) -> _UnitSums:
         starts=(np.arange(batch)[:, None] * step_b + np.arange(heads) * step_h).ravel(),
         step=step,
         lengths=lengths,
-        norm=np.zeros((batch * heads, n_slots)),
-        parts=np.zeros((batch, n_parts, heads, width), np.float32),
-        total=np.empty((batch * heads, width)),
-        kept=np.empty(batch * heads, np.int64),
-        zeros=np.empty(batch * heads, np.int32),
-        out=np.full((batch * heads, len(_CONE + _AXIS)), np.nan),
+        norm=_memory.zeros((batch * heads, n_slots)),
+        parts=_memory.zeros((batch, n_parts, heads, width), np.float32),
+        total=_memory.empty((batch * heads, width)),
+        kept=_memory.empty(batch * heads, np.int64),
+        zeros=_memory.empty(batch * heads, np.int32),
+        out=_memory.full((batch * heads, len(_CONE + _AXIS)), np.nan),
     )
     share_out(_unit_blocks, batch * n_parts, batch, *sums)
     return sums
@@ -181,8 +182,8 @@ def pairwise_angle_histogram(
     near_mean, shift = _near_mean(sums), _shift(sums)
     sides = [_centred(s, shift) for s in sums]
     tasks = _tiles(np.where((kept < 0).any(0), 0, kept), triangle=len(sums) == 1)
-    counts = np.zeros((len(tasks), bins), np.int64)
-    partial = np.zeros((len(tasks), 4))
+    counts = _memory.zeros((len(tasks), bins), np.int64)
+    partial = _memory.zeros((len(tasks), 4))
     edges, angle = versine_edges(bins), near_mean.astype(np.float32)
     share_out(
         _angle_tiles,
@@ -245,9 +246,9 @@ def _centred(sums: _UnitSums, shift: Any) -> _Side:
     slot = np.where(sums.norm > 0, np.cumsum(sums.norm > 0, 1) - 1, -1).astype(np.int32)
     lengths = np.where(sums.kept < 0, 0, sums.lengths)
     side = _Side(
-        unit=np.empty((n_sets, n_slots, shift.shape[1]), np.float32),
-        half=np.zeros((n_sets, n_slots + TILE_COLUMNS), np.float32),
-        size=np.zeros((n_sets, n_slots + TILE_COLUMNS), np.float32),
+        unit=_memory.empty((n_sets, n_slots, shift.shape[1]), np.float32),
+        half=_memory.zeros((n_sets, n_slots + TILE_COLUMNS), np.float32),
+        size=_memory.zeros((n_sets, n_slots + TILE_COLUMNS), np.float32),
         kept=sums.kept,
         pieces=unit_pieces(n_sets, n_slots, shift.shape[1]),
     )

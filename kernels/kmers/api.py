@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bertgeom.kernels import _memory
 from bertgeom.kernels.kmers.table import KmerTable, check_k
 
 
@@ -62,11 +63,13 @@ def encode_kmers(
     _check_counts(counts, first)
     if ids.shape[0] != starts.size or (counts.size and first + counts.max() > ids.shape[1]):
         raise ValueError(f"expected room for every k-mer, found ids of shape {ids.shape}")
+    _check_writable(ids)
     if _resolve(impl) == "reference":
         return _encode_kmers_reference(bases, starts, stops, table, stride, counts, ids, first)
     from bertgeom.kernels.kmers import cpu
 
-    unknown = np.zeros(starts.size, dtype=np.int64)
+    unknown = _memory.zeros(starts.size, np.int64)
+    written = np.ascontiguousarray(ids)
     cpu.encode_kmers(
         bases,
         starts,
@@ -77,9 +80,10 @@ def encode_kmers(
         np.int32(table.unknown),
         counts,
         first,
-        ids,
+        written,
         unknown,
     )
+    _write_back(written, ids)
     return unknown
 
 
@@ -152,10 +156,11 @@ def encode_split(
             )
         if starts.size and array.shape[1] < first + room:
             raise ValueError(f"expected {first + room} columns, found {array.shape[1]}")
+        _check_writable(array)
     result = SplitTokens(
-        np.zeros(starts.size, dtype=np.int64),
-        np.zeros(starts.size, dtype=np.int64),
-        np.zeros(starts.size, dtype=bool),
+        _memory.zeros(starts.size, np.int64),
+        _memory.zeros(starts.size, np.int64),
+        _memory.zeros(starts.size, np.bool_),
     )
     if _resolve(impl) == "reference":
         rows = zip(starts, stops, strict=True)
@@ -167,6 +172,8 @@ def encode_split(
     from bertgeom.kernels.kmers import cpu
 
     dense, entries, shift, *_ = table.lookup
+    singles = np.require(singles, requirements=("C", "W"))
+    written = [np.ascontiguousarray(array) for array in (ids, begins, ends)]
     cpu.encode_split(
         bases,
         starts,
@@ -179,13 +186,13 @@ def encode_split(
         np.int32(table.unknown),
         room,
         first,
-        ids,
-        begins,
-        ends,
+        *written,
         result.lengths,
         result.n_unknown,
         result.truncated,
     )
+    for array, to in zip(written, (ids, begins, ends), strict=True):
+        _write_back(array, to)
     return result
 
 
@@ -237,7 +244,8 @@ def encode_singles(
         raise ValueError(f"expected ids int32 ({starts.size}, N), found {ids.dtype} {ids.shape}")
     if counts.size and first + counts.max() > ids.shape[1]:
         raise ValueError(f"expected room for every base, found ids of shape {ids.shape}")
-    n_unknown = np.zeros(starts.size, dtype=np.int64)
+    _check_writable(ids)
+    n_unknown = _memory.zeros(starts.size, np.int64)
     if _resolve(impl) == "reference":
         from bertgeom.kernels.kmers import reference
 
@@ -250,7 +258,9 @@ def encode_singles(
         return n_unknown
     from bertgeom.kernels.kmers import cpu
 
-    cpu.encode_singles(bases, starts, singles, np.int32(unknown), counts, first, ids, n_unknown)
+    singles, written = np.require(singles, requirements=("C", "W")), np.ascontiguousarray(ids)
+    cpu.encode_singles(bases, starts, singles, np.int32(unknown), counts, first, written, n_unknown)
+    _write_back(written, ids)
     return n_unknown
 
 
@@ -279,8 +289,7 @@ def kmer_places(
         raise ValueError(f"expected at most {width - first} k-mers a row, found {counts.max()}")
     from bertgeom.kernels.kmers import cpu
 
-    begins = np.empty((counts.size, width), dtype=np.int32)
-    ends = np.empty_like(begins)
+    begins, ends = (_memory.empty((counts.size, width), np.int32) for _ in range(2))
     cpu.kmer_places(counts, limits, k, stride, first, begins, ends)
     return begins, ends
 
@@ -291,7 +300,7 @@ def kmer_keys(bases: np.ndarray, k: int, stride: int, *, pad: bool) -> np.ndarra
     from bertgeom.kernels.kmers import cpu
 
     bases = check_bases(bases)
-    keys = np.empty(int(n_kmers(bases.size, k, stride, pad=pad)), dtype=np.uint64)
+    keys = _memory.empty(int(n_kmers(bases.size, k, stride, pad=pad)), np.uint64)
     cpu.kmer_keys(bases, k, stride, keys)
     return keys
 
@@ -318,7 +327,7 @@ def count_ambiguous(
         return np.array([reference.count_ambiguous(text[a:b]) for a, b in rows], dtype=np.int64)
     from bertgeom.kernels.kmers import cpu
 
-    counts = np.zeros(starts.size, dtype=np.int64)
+    counts = _memory.zeros(starts.size, np.int64)
     cpu.count_ambiguous(bases, starts, stops, counts)
     return counts
 
@@ -333,7 +342,7 @@ def reverse_complement(bases: np.ndarray, *, impl: str = "auto") -> np.ndarray:
         return np.frombuffer(text.encode("latin-1"), dtype=np.uint8)
     from bertgeom.kernels.kmers import cpu
 
-    out = np.empty_like(bases)
+    out = _memory.empty(bases.size, np.uint8)
     cpu.reverse_complement(bases, out)
     return out
 
@@ -348,6 +357,17 @@ def check_bases(bases: np.ndarray) -> np.ndarray:
     if bases.dtype != np.uint8 or bases.ndim != 1:
         raise TypeError(f"expected bases as uint8 (n,), found {bases.dtype} {bases.shape}")
     return np.require(bases, requirements=("C", "W"))
+
+
+def _check_writable(ids):
+    if not ids.flags.writeable:
+        raise ValueError("expected an array to write to, found a read-only one; pass a copy")
+
+
+def _write_back(written, to):
+    """Compiled code takes contiguous arrays alone: another layout would be compiled anew."""
+    if written is not to:
+        to[...] = written
 
 
 def _check_counts(counts, first):

@@ -37,8 +37,11 @@ def group_moments(flat, start, step, first, last, width, norm, moments):
         largest = max(largest, norm[i])
     count = float((last - first) * width)
     unit = math.sqrt(width) / largest if largest > 0 else 1.0
+    if not in_float_range(unit):
+        _moments_in_double(flat, start, step, first, last, width, moments)
+        return
     # A power of two, so that scaling rounds nothing.
-    scale = np.float32(math.ldexp(1.0, math.frexp(min(1e30, max(1e-30, unit)))[1]))
+    scale = np.float32(math.ldexp(1.0, math.frexp(unit)[1]))
     about = np.float32(entries / count) * scale
     s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0
     for i in range(first, last):
@@ -56,6 +59,32 @@ def group_moments(flat, start, step, first, last, width, norm, moments):
         s3 += np.float64(a3)
         s4 += np.float64(a4)
     _recentre(count, about, s1, s2, s3, s4, scale, moments)
+
+
+@inner
+def in_float_range(factor):
+    """Whether float32 can scale by a factor: not for subnormal numbers, nor for the largest."""
+    return 1e-30 <= factor <= 1e30
+
+
+@inner
+def _moments_in_double(flat, start, step, first, last, width, moments):
+    """`group_moments` of numbers whose powers are out of the range of float32."""
+    count = float((last - first) * width)
+    total = 0.0
+    for i in range(first, last):
+        for d in range(width):
+            total += np.float64(flat[start + i * step + d])
+    mean = total / count
+    m2, m3, m4 = 0.0, 0.0, 0.0
+    for i in range(first, last):
+        for d in range(width):
+            off = np.float64(flat[start + i * step + d]) - mean
+            square = off * off
+            m2 += square
+            m3 += square * off
+            m4 += square * square
+    moments[0], moments[1], moments[2], moments[3], moments[4] = count, mean, m2, m3, m4
 
 
 @inner
@@ -149,7 +178,7 @@ def centre_rows(flat, start, step, first, last, mean, scale, centred):
     """centred[i] = (x_i - mean) * scale for a block of rows; returns the sum of its squares.
 
     Args:
-        mean: (D,) float32. scale: float32. centred: (>= last, D) float32.
+        mean: (D,), and scale: float32, or both float64. centred: (>= last, D) float32.
     """
     total = 0.0
     for i in range(first, last):
@@ -157,7 +186,7 @@ def centre_rows(flat, start, step, first, last, mean, scale, centred):
         y = centred[i]
         square = np.float32(0)
         for d in range(len(mean)):
-            value = (row[d] - mean[d]) * scale
+            value = np.float32((row[d] - mean[d]) * scale)
             y[d] = value
             square += value * value
         total += np.float64(square)

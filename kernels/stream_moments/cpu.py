@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _memory
 from .._amx import in_blocks, piece_floats, row_bytes
 from .._cone_sweeps import (
     NARROW,
@@ -35,7 +36,7 @@ from .._cone_sweeps import (
     cone_of,
     versine_edges,
 )
-from .._cpu import claim, counted, inner, jit, scratch_memory, sgemm_address, started
+from .._cpu import claim, inner, jit, sgemm_address, started, wait_for
 from .._rows import (
     ROWS,
     Products,
@@ -56,6 +57,7 @@ from ._sweeps import (
     covariance_row,
     describe,
     group_moments,
+    in_float_range,
     merge_moments,
     moments_of,
     outlier_dims,
@@ -169,8 +171,8 @@ def station_statistics(
     by_window = _fills_threads(costs, n_threads)
     work = allocate(states, lengths, angles, n_threads if by_window else n_windows)
     if by_window:
-        tasks = np.zeros((n_windows, 3), np.int64)
-        tasks[:, 0], tasks[:, 1] = _WINDOW, np.argsort(costs, kind="stable")
+        tasks = _memory.empty((n_windows, 3), np.int64)
+        tasks[:, 0], tasks[:, 1], tasks[:, 2] = _WINDOW, np.argsort(costs, kind="stable"), 0
     else:
         tasks = block_tasks(n_windows, n_blocks(n_slots), len(work.tiles))
     run_tasks(work, tasks)
@@ -211,7 +213,7 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
     f32, f64 = np.float32, np.float64
     n_floats = at_a_time * n_slots * width
     n_pieces = at_a_time * piece_floats(n_slots, width) if by_unit(width) else 0
-    memory = scratch_memory(n_pieces + n_floats)
+    memory = _memory.scratch_memory(n_pieces + n_floats)
     return _Work(
         flat=(lowest, (max(_end(x) for x in states) - lowest) // 4),
         start=np.array([at + b * step for at, step, _ in places for b in range(windows)]),
@@ -220,28 +222,28 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
         angles=np.array(angles).repeat(windows),
         edges=versine_edges(BINS),
         tiles=tiles,
-        norm=np.empty((batch, n_slots), f64),
-        slot=np.empty((batch, n_slots), np.int32),
-        unit_sum=np.empty((batch, blocks, width), f32),
-        row_sum=np.empty((batch, blocks, width), f32),
-        moments=np.empty((batch, blocks, 5), f64),
-        axis=np.empty((batch, width), f64),
-        mean=np.empty((batch, width), f64),
-        shift=np.empty((batch, width), f32),
-        scale=np.ones(batch, f64),
-        near_mean=np.full(batch, 90, f32),
-        kept=np.zeros(batch, np.int64),
-        blocks=np.zeros((batch, blocks, 3), f64),
+        norm=_memory.empty((batch, n_slots), f64),
+        slot=_memory.empty((batch, n_slots), np.int32),
+        unit_sum=_memory.empty((batch, blocks, width), f32),
+        row_sum=_memory.empty((batch, blocks, width), f32),
+        moments=_memory.empty((batch, blocks, 5), f64),
+        axis=_memory.empty((batch, width), f64),
+        mean=_memory.empty((batch, width), f64),
+        shift=_memory.empty((batch, width), f32),
+        scale=_memory.full(batch, 1, f64),
+        near_mean=_memory.full(batch, 90, f32),
+        kept=_memory.zeros(batch, np.int64),
+        blocks=_memory.zeros((batch, blocks, 3), f64),
         vectors=memory[n_pieces:].reshape(at_a_time, n_slots, width),
         pieces=memory[:n_pieces].reshape(at_a_time, n_pieces // at_a_time),
-        half=np.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
-        size=np.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
-        packed_norm=np.empty((at_a_time, n_slots), f64),
-        weight=np.empty((at_a_time, n_slots), f64),
-        counts=np.zeros((batch, len(tiles), BINS if any(angles) else 0), np.int64),
-        sums=np.zeros((batch, len(tiles), 5), f64),
-        out=np.full((batch, len(_FLOATS)), np.nan),
-        outliers=np.zeros(batch, np.int64),
+        half=_memory.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
+        size=_memory.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
+        packed_norm=_memory.empty((at_a_time, n_slots), f64),
+        weight=_memory.empty((at_a_time, n_slots), f64),
+        counts=_memory.zeros((batch, len(tiles), BINS if any(angles) else 0), np.int64),
+        sums=_memory.zeros((batch, len(tiles), 5), f64),
+        out=_memory.full((batch, len(_FLOATS)), np.nan, f64),
+        outliers=_memory.zeros(batch, np.int64),
     )
 
 
@@ -297,10 +299,9 @@ def _claim_tasks(team, n_tasks, counters, tasks, blas, place, *arrays):
         at = mine if whole else b
         done = 2 + b
         # Counted of a window: its sweeps, its merge, its centred blocks, its tiles.
-        if step == CENTRE:
-            _wait(counters, done, blocks + 1)
-        elif step == TILE:
-            _wait(counters, done, 2 * blocks + 1)
+        before_it = blocks + 1 if step == CENTRE else 2 * blocks + 1 if step == TILE else 0
+        if not wait_for(team, counters, done, before_it):
+            return
         # One call site: everything below is inlined.
         for each in range(SWEEP if whole else step, (TILE if whole else step) + 1):
             n_parts = len(w.tiles) if each == TILE else blocks
@@ -317,13 +318,6 @@ def _claim_tasks(team, n_tasks, counters, tasks, blas, place, *arrays):
                 claim(counters, done)
             elif each == TILE and (whole or before == 2 * blocks + len(w.tiles)):
                 _finish(w, b, at)
-
-
-@inner
-def _wait(counters, at, number):
-    """For what other threads, which have claimed it already, are about to finish."""
-    while counted(counters, at) < number:
-        pass
 
 
 @inner
@@ -420,7 +414,6 @@ def _centre(w, b, k, at):
         return
     start, step = w.start[b], w.step[b]
     norm, slot, shift = w.norm[b], w.slot[b], w.shift[b]
-    scale = np.float32(w.scale[b])
     vectors, half, size = w.vectors[at], w.half[at], w.size[at]
     group = np.empty(2)
     total, largest, trace = 0.0, 0.0, 0.0
@@ -435,8 +428,12 @@ def _centre(w, b, k, at):
                 w.flat, start, step, i, stop, norm, slot, w.mean[b], w.packed_norm[at],
                 w.weight[at],
             )  # fmt: skip
-        else:
+        elif in_float_range(w.scale[b]):
+            scale = np.float32(w.scale[b])
             trace += centre_rows(w.flat, start, step, i, stop, shift, scale, vectors)
+        else:
+            mean = w.mean[b]
+            trace += centre_rows(w.flat, start, step, i, stop, mean, w.scale[b], vectors)
         _split(w, b, at, i, stop)
     part = w.blocks[b, k]
     part[0], part[1], part[2] = total, largest, trace

@@ -6,7 +6,6 @@ Bounds come from `bertgeom.kernels.cone_angles.tolerance`, which derives them fr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -36,14 +35,6 @@ def vectors(n: int, width: int, offset: float, *, sets: int = 1) -> Tensor:
     direction = torch.randn(width, generator=seed)
     x = torch.randn(sets, n, width, generator=seed) + offset * direction
     return x * torch.exp(torch.randn(sets, n, 1, generator=seed))
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Restores torch's number of threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("n", "width", "offset", "dtype"), SHAPES)

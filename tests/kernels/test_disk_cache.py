@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,12 +85,129 @@ def test_the_stamp_covers_all_folders_of_the_kernels(
     shutil.copytree(KERNELS, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(_disk_cache, "__file__", str(copy / "_disk_cache.py"))
     stamp = _disk_cache.source_stamp.__wrapped__
-    before = stamp(copy)
-    assert stamp(copy) == before
-    for path in ("attention_stats/_options.py", "kmers/alphabet.py", "_amx.py"):
+    assert stamp(copy) == stamp(copy)
+    deep = "attention_stats/cpu_parts/_rows.py"
+    (copy / deep).parent.mkdir()
+    (copy / deep).write_text("ROWS = 1\n")
+    for path in ("attention_stats/_options.py", "kmers/alphabet.py", "_amx.py", deep):
+        before = stamp(copy)
         (copy / path).write_text((copy / path).read_text() + "\n")
         assert stamp(copy) != before, path
-        before = stamp(copy)
+    # The same files in other places are other code, the same tree in another place is not.
+    before = stamp(copy)
+    (copy / deep).rename(copy / "kmers" / "_rows.py")
+    assert stamp(copy) != before
+    before = stamp(copy)
+    copy.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(_disk_cache, "__file__", str(tmp_path / "elsewhere" / "_disk_cache.py"))
+    assert stamp(tmp_path / "elsewhere") == before
+
+
+def test_another_stamp_is_another_file(tmp_path: Path) -> None:
+    """What a stamp is for: stale machine code has a name that nobody asks for."""
+    files = [_disk_cache._Files(str(tmp_path), "f", stamp) for stamp in ("a", "b")]
+    files[0].save("key", 1)
+    assert [f.load("key") for f in files] == [1, None]
+    assert files[0].load("another key") is None
+
+
+#: A script with one small function; prints results, and how often code was found on disk.
+TINY = """
+import os, shutil, sys, time
+from pathlib import Path
+from bertgeom.kernels._cpu import jit
+
+@jit
+def add(a, b):
+    return a + b
+
+while len(sys.argv) > 1 and not Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+print(add(1, 2), add(1.5, 2), add(1, 2.5), sum(add.stats.cache_hits.values()))
+"""
+
+
+def tiny(
+    folder: Path, *arguments: str, cache: str | Path, before: str = "", between: str = ""
+) -> Any:
+    """A process that runs TINY, and something before the function and before its calls."""
+    script = folder / "tiny.py"
+    text = TINY.replace("@jit", before + "@jit").replace("print(", between + "print(")
+    if not script.exists() or script.read_text() != text:
+        script.write_text(text)
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(cache),
+        "NUMBA_CACHE_LOCATOR_CLASSES": "",
+        "TMPDIR": str(folder),
+        "HOME": "/proc/none",
+    }
+    environment.pop("XDG_CACHE_HOME", None)
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+#: Root may write everywhere, unless it gives this right up.
+NO_OVERRIDE = """
+import ctypes
+header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+libc = ctypes.CDLL(None)
+assert libc.capget(header, sets) == 0
+sets[0] &= ~0b110
+assert libc.capset(header, sets) == 0
+"""
+
+
+@pytest.mark.parametrize("what", ["not writable", "a file"])
+def test_a_cache_folder_that_is_of_no_use_changes_no_result(tmp_path: Path, what: str) -> None:
+    cache = tmp_path / "cache"
+    before = NO_FOLDER
+    if what == "not writable":
+        cache.mkdir()
+        cache.chmod(0o555)
+        before += NO_OVERRIDE
+    else:
+        cache.write_text("")
+    out, err = tiny(tmp_path, cache=cache, before=before).communicate(timeout=120)
+    assert out == "3 3.5 3.5 0\n", err
+    assert err.count("NUMBA_CACHE_DIR") == 1
+    assert "Traceback" not in err
+    assert len(list(tmp_path.glob("bertgeom-compiled-*/**/*.nbc"))) == 3
+
+
+def test_without_any_folder_code_stays_in_memory_with_one_warning(tmp_path: Path) -> None:
+    nowhere = NO_FOLDER + "import tempfile\ntempfile.tempdir = '/proc/none'\n"
+    out, err = tiny(tmp_path, cache="/proc/none/cache", before=nowhere).communicate(timeout=120)
+    assert out == "3 3.5 3.5 0\n", err
+    assert err.count("NUMBA_CACHE_DIR") == 1
+    assert "in memory alone" in err
+
+
+def test_a_cache_folder_that_vanishes_changes_no_result(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    vanish = f"add(1, 1)\nshutil.rmtree({str(cache)!r})\n"
+    out, err = tiny(tmp_path, cache=cache, between=vanish).communicate(timeout=120)
+    assert out == "3 3.5 3.5 0\n", err
+    assert "Traceback" not in err
+
+
+def test_processes_that_compile_at_once_leave_whole_code_behind(tmp_path: Path) -> None:
+    cache, go = tmp_path / "cache", tmp_path / "go"
+    at_once = [tiny(tmp_path, str(go), cache=cache) for _ in range(2)]
+    go.touch()
+    for process in at_once:
+        out, err = process.communicate(timeout=120)
+        assert out.startswith("3 3.5 3.5 ")
+        assert err == ""
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert {path.suffix for path in files} == {".nbc"}
+    # A folder in place of an entry is no reason to fail either.
+    files[0].unlink()
+    files[0].mkdir()
+    out, err = tiny(tmp_path, cache=cache).communicate(timeout=120)
+    assert out.startswith("3 3.5 3.5 ")
+    assert "Traceback" not in err
 
 
 def test_a_full_disk_does_not_stop_a_computation(tmp_path: Path) -> None:

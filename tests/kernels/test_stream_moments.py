@@ -5,7 +5,6 @@ Bounds come from `tolerance.py` of the two kernels, which derive them from the i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import accumulate, product
 from typing import Any
 
@@ -45,14 +44,6 @@ def states(n: int, width: int, offset: float, *, windows: int = 2) -> Tensor:
     x = x + 0.3 * x.square() + offset * torch.randn(width, generator=seed)
     x[..., width // 2] *= 8
     return x * torch.exp(0.5 * torch.randn(windows, n, 1, generator=seed))
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Restores torch's number of threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("n", "width", "offset", "dtype"), SHAPES)

@@ -1,0 +1,64 @@
+"""Memory that the compiled CPU code works on and leaves its results in.
+
+Compiled code is handed all its large arrays from here, so that a test can put guards around every
+one of them: it replaces the functions of this module. They are called through it for that reason.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Float32 elements of a cache line of 256 bytes, two of most CPUs.
+_LINE = 64
+_memory = threading.local()
+
+
+def empty(shape: int | Sequence[int], dtype: Any = np.float64) -> Any:
+    """An array that holds anything."""
+    return np.empty(shape, dtype)
+
+
+def zeros(shape: int | Sequence[int], dtype: Any = np.float64) -> Any:
+    """An array of zeros."""
+    return np.zeros(shape, dtype)
+
+
+def full(shape: int | Sequence[int], value: Any, dtype: Any = np.float64) -> Any:
+    """An array of one value."""
+    array = empty(shape, dtype)
+    array.fill(value)
+    return array
+
+
+def tensor(shape: Sequence[int], zeroed: bool = False) -> Tensor:
+    """A float32 tensor, of zeros or of anything."""
+    return torch.zeros(shape) if zeroed else torch.empty(shape)
+
+
+def scratch_memory(n_floats: int) -> Any:
+    """(n_floats,) float32 at `scratch_address`."""
+    scratch_address(1, n_floats)
+    floats, _ = _memory.kept
+    return floats[:n_floats]
+
+
+def scratch_address(rows: int, n_floats: int) -> tuple[int, int]:
+    """Address of rows of at least n_floats float32, on cache lines, and their distance in elements.
+
+    Kept by the calling thread: memory fresh from the system would cost a page fault for every
+    4 KiB of it, on every call. The next call hands out the same.
+    """
+    pitch = -(-n_floats // _LINE) * _LINE
+    kept = getattr(_memory, "kept", None)
+    if kept is None or kept[0].size < rows * pitch:
+        raw = np.empty(rows * pitch + _LINE, np.float32)
+        skip = -(raw.ctypes.data // 4) % _LINE
+        floats = raw[skip : skip + rows * pitch]
+        kept = _memory.kept = (floats, floats.ctypes.data)
+    return kept[1], pitch
