@@ -484,7 +484,8 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
     import xarray
 
     if group is not None and not storage.exists(f"{group}/{METADATA}"):
-        raise StoreError(f"{storage.shown}: expected a group {group!r}, found none")
+        remedy = "" if complete else "; the run has not finished, which writes it last"
+        raise StoreError(f"{storage.shown}: expected a group {group!r}, found none{remedy}")
     try:
         return xarray.open_zarr(
             _zarr_store(storage, read_only=True), group=group, consolidated=complete

@@ -57,6 +57,9 @@ def mend(
         store.reopen(place.storage)
     for group in found.groups:
         place.folder.remove_group(group)
+    # Without its record nobody would see that a chunk is damaged.
+    for damage in found.of(Kind.ROW_GROUP):
+        place.storage.remove(damage.key)
     if keys := [d.key for d in found.of(Kind.SET_UP)]:
         restore(place, keys)
     for damage in found.of(Kind.INPUT):

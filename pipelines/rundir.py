@@ -25,6 +25,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from safetensors.numpy import load, save
 
 from bertgeom import store
 from bertgeom.config import fingerprint as fingerprint_of
-from bertgeom.errors import DamagedError
+from bertgeom.errors import DamagedError, StoreError
 from bertgeom.manifest import (
     FOLDER,
     REMEDY,
@@ -61,6 +62,8 @@ BESIDE = ("sums", "spectra", "records")
 _FACTS = frozenset(
     {"fingerprint", "identity", "settings", "shape", "group_windows", "model", "sequences"}
 )
+#: What wrote a store whose run.json does not say.
+_FIRST_WRITERS = {"format_version": "1.0", "bertgeom_version": "0.1.0"}
 _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
     "U8": "<u1",
@@ -114,7 +117,17 @@ class RunFolder:
                 f"{self.storage.url}/{RUN}: expected what the run is, found a damaged file "
                 f"({error}); the bertgeom run command of this store, given again, restores it"
             ) from error
-        return facts
+        return facts if "written_by" in facts else self._completed(facts)
+
+    def _completed(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Facts of a run by version 0.1.0, with what only the root of its store says."""
+        try:
+            root = store.check_format(self.store, store.FORMAT)
+        except StoreError:
+            root = {}
+        model_id = (root.get("model") or {}).get("id") or Path(facts["model"]).name
+        writers = {name: str(root.get(name, old)) for name, old in _FIRST_WRITERS.items()}
+        return {"model_id": model_id, **facts, "written_by": writers}
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         self.storage.write(RUN, sealed(facts))

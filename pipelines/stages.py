@@ -209,6 +209,8 @@ def repair(
         bus.subscribers.append(history(place.folder.log))
         found = inspect(place)
         finished = found.complete or place.storage.exists(manifest.KEY)
+        # A store of version 0.1.0 has no other sign of its end than the root.
+        finished = finished or bool(found.of(Kind.ROOT) and not Tracker.of(place, None).missing())
         constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
         known = finished and not found.of(Kind.SEQUENCES)
         measured = known and (found.groups or Tracker.of(place, None).missing())
