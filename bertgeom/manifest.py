@@ -22,7 +22,7 @@ from bertgeom.storage import Storage
 FOLDER = "run"
 KEY = f"{FOLDER}/manifest.json"
 #: Files that no list holds: the list, and what has a clock or a process in it.
-_UNLISTED = (KEY, f"{FOLDER}/history.jsonl", f"{FOLDER}/lock")
+_UNLISTED = (KEY, f"{FOLDER}/history.jsonl", f"{FOLDER}/lock", f"{FOLDER}/lease.json")
 REMEDY = "bertgeom verify --repair restores it"
 REMEDY_OF_SHARDS = (
     "the bertgeom run command of this store, given again, restores it from its sources (shards of "

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import warnings
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,42 @@ class _Patient(WrapperStore):
 
     async def delete_dir(self, prefix: str) -> None:
         await with_retries_async(lambda: self._store.delete_dir(prefix), self._place)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await with_retries_async(lambda: self._store.set_if_not_exists(key, value), self._place)
+
+    async def is_empty(self, prefix: str) -> bool:
+        return await with_retries_async(lambda: self._store.is_empty(prefix), self._place)
+
+    async def clear(self) -> None:
+        await with_retries_async(self._store.clear, self._place)
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        await asyncio.gather(*(self.set(key, value) for key, value in values))
+
+    async def _get_many(
+        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
+    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
+        for key, prototype, part in requests:
+            yield key, await self.get(key, prototype, part)
+
+    def list(self) -> AsyncIterator[str]:
+        return self._listed(self._store.list)
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        return self._listed(lambda: self._store.list_prefix(prefix))
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        return self._listed(lambda: self._store.list_dir(prefix))
+
+    async def _listed(self, listing: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
+        """A listing in one piece: what fails in its middle starts again."""
+
+        async def whole() -> tuple[str, ...]:
+            return tuple([name async for name in listing()])
+
+        for name in await with_retries_async(whole, self._place):
+            yield name
 
 
 class _Checked(WrapperStore):

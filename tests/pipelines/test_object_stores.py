@@ -1,0 +1,143 @@
+"""Object stores that fail: for a moment, for good, before and after what they were asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertgeom import storage as storage_module
+from bertgeom.pipelines import leases, oracle
+from bertgeom.pipelines.cli import main
+
+_SPEC = importlib.util.spec_from_file_location(
+    "flaky_files", Path(__file__).with_name("flaky_files.py")
+)
+flaky = importlib.util.module_from_spec(_SPEC)
+sys.modules["flaky_files"] = flaky
+_SPEC.loader.exec_module(flaky)
+
+Command = Callable[[str], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def quick(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short pauses, and no faults but those that a test asks for."""
+    monkeypatch.setattr(storage_module, "_FIRST_PAUSE", 0.0005)
+    monkeypatch.setattr(storage_module, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(leases, "_SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(oracle, "load_model", lambda *args, **options: encoder)
+    flaky.FAULTS.reset()
+    yield
+    flaky.FAULTS.reset()
+    flaky.FlakyFileSystem.store.clear()
+
+
+@pytest.fixture
+def command(fasta: Path) -> Command:
+    """The run of a small database into a place."""
+
+    def words(out: str) -> list[str]:
+        fixed = ["--window", "20", "--partition-windows", "4", "--threads", "1"]
+        return ["run", str(fasta), "--model", "fake", "--out", out, *fixed]
+
+    return words
+
+
+@pytest.fixture
+def undisturbed(whole: Path, fake: Any) -> dict[str, bytes]:
+    """Files of the same run in a folder."""
+    found = fake.contents(whole)
+    return {key: data for key, data in found.items() if key != "run/lock"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calls_that_fail_now_and_then_change_nothing(
+    seed: int, command: Command, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    place = "flaky://bucket/x.zarr"
+    flaky.FAULTS.reset(share=0.2, seed=seed)
+    assert main(command(place)) == 0
+    assert main(["status", place]) == 0
+    assert main(["verify", place]) == 0
+    assert main(["verify", place, "--repair"]) == 0
+    assert main(["cohorts", place]) == 0
+    assert main(["export", place, "-o", str(tmp_path / "x.tsv")]) == 0
+    if seed == 0:
+        assert main(["report", place, "-o", str(tmp_path / "x.html")]) == 0
+    assert flaky.FAULTS.failed > 100
+    assert flaky.contents(place) == undisturbed
+
+
+def test_a_place_that_fails_for_good_is_one_line_and_the_run_goes_on_later(
+    command: Command,
+    undisturbed: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = "flaky://bucket/x.zarr"
+    assert main(command(place)) == 0
+    n_calls = flaky.FAULTS.calls.total()
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.05)
+    for i in range(12):
+        flaky.FlakyFileSystem.store.clear()
+        sound = i * n_calls // 12
+        flaky.FAULTS.reset(sound=sound)
+        capsys.readouterr()
+        assert main(command(place)) == 1, sound
+        said = capsys.readouterr().err
+        last = said.splitlines()[-1]
+        assert last.startswith("error: "), said
+        assert place in last, last
+        assert "give the same command again" in last, last
+        assert "hidden" not in said
+        assert "Traceback" not in said
+        flaky.FAULTS.reset()
+        key = next((k for k in flaky.FlakyFileSystem.store if k.endswith("lease.json")), None)
+        assert main(command(place)) == 0, (sound, key, capsys.readouterr().err)
+        assert flaky.contents(place) == undisturbed, sound
+
+
+def test_readers_of_a_place_that_fails_for_good_are_one_line(
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    place = "flaky://bucket/x.zarr"
+    assert main(command(place)) == 0
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.02)
+    for words in (
+        ["status", place],
+        ["verify", place],
+        ["verify", place, "--repair"],
+        ["cohorts", place],
+        ["export", place, "-o", str(tmp_path / "x.tsv")],
+        ["report", place, "-o", str(tmp_path / "x.html")],
+    ):
+        flaky.FAULTS.reset()
+        assert main(words) == 0
+        n_calls = flaky.FAULTS.calls.total()
+        for sound in (0, 1, n_calls // 2, n_calls - 1):
+            flaky.FAULTS.reset(sound=sound)
+            capsys.readouterr()
+            assert main(words) == 1, (words, sound)
+            said = capsys.readouterr().err
+            assert said.splitlines()[-1].startswith(f"error: {place}"), (words, sound, said)
+            assert "Traceback" not in said
+            assert not (tmp_path / "x.partial").exists()
+
+
+def test_a_run_asks_an_object_store_no_more_than_it_needs(command: Command) -> None:
+    place = "flaky://bucket/x.zarr"
+    assert main(command(place)) == 0
+    first = flaky.FAULTS.calls.copy()
+    n_files = len(flaky.contents(place))
+    print(dict(first), n_files)
+    flaky.FAULTS.reset()
+    assert main(command(place)) == 0
+    print(dict(flaky.FAULTS.calls))
