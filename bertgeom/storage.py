@@ -194,8 +194,10 @@ class Storage:
                     _remove_tree(path)
                 else:
                     path.unlink(missing_ok=True)
-        elif self.exists(key):
-            self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
+        else:
+            # A repeated request may find that its first attempt has done it.
+            with suppress(FileNotFoundError):
+                self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
 
     def sweep(self) -> None:
         """Delete what killed writers left. Only while nobody else writes."""

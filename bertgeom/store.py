@@ -23,7 +23,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.dataset import name_gates, name_labels, portable
 from bertgeom.errors import DamagedError, StoreError
-from bertgeom.manifest import REMEDY, Checks
+from bertgeom.manifest import REMEDY, Checks, read_many
 from bertgeom.storage import Storage, filesystem, naming, with_retries_async
 from bertgeom.variables import WINDOW_VARIABLES
 
@@ -442,7 +442,9 @@ def consolidated(
     """The root metadata that `consolidate` writes."""
     root = _group_metadata(storage)
     root["attributes"] |= attributes or {}
-    gathered = {name: json.loads(storage.read(f"{name}/{METADATA}")) for name in sorted(members)}
+    names = sorted(members)
+    read = read_many(storage, [f"{name}/{METADATA}" for name in names])
+    gathered = {name: json.loads(data) for name, data in zip(names, read, strict=True)}
     for metadata in gathered.values():
         if metadata["node_type"] == "group":
             empty = {"kind": "inline", "must_understand": False, "metadata": {}}

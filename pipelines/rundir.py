@@ -243,16 +243,26 @@ class RunFolder:
             ) from error
         return arrays, counts
 
-    def read_spool_rows(self, partition: int, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of one array of a partition, without reading the others.
+    def spool_header(self, partition: int) -> tuple[int, dict[str, Any]]:
+        """Bytes of the header of a partition's results, and what it says of every array."""
+        key = _spool_key(partition)
+        size = int.from_bytes(self.storage.read(key, 0, 8), "little")
+        return size, json.loads(self.storage.read(key, 8, 8 + size))
+
+    def read_spool_rows(
+        self, partition: int, name: str, start: int, stop: int, header: tuple[int, dict[str, Any]]
+    ) -> np.ndarray:
+        """Rows start..stop of one array of a partition, in one read.
+
+        Args:
+            header: from `spool_header`.
 
         Raises:
             KeyError: if the partition has no such array.
         """
         key = _spool_key(partition)
-        size = int.from_bytes(self.storage.read(key, 0, 8), "little")
-        header = json.loads(self.storage.read(key, 8, 8 + size))
-        about = header[name]
+        size, arrays = header
+        about = arrays[name]
         dtype = np.dtype(_SAFETENSORS_DTYPES[about["dtype"]])
         row = int(np.prod(about["shape"][1:], dtype=np.int64)) * dtype.itemsize
         begin = 8 + size + about["data_offsets"][0]

@@ -83,9 +83,8 @@ def test_a_place_that_fails_for_good_is_one_line_and_the_run_goes_on_later(
     assert main(command(place)) == 0
     n_calls = flaky.FAULTS.calls.total()
     monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.05)
-    for i in range(12):
+    for sound in (0, 3, *(n_calls * i // 5 for i in range(1, 5)), n_calls - 2):
         flaky.FlakyFileSystem.store.clear()
-        sound = i * n_calls // 12
         flaky.FAULTS.reset(sound=sound)
         capsys.readouterr()
         assert main(command(place)) == 1, sound
@@ -97,8 +96,7 @@ def test_a_place_that_fails_for_good_is_one_line_and_the_run_goes_on_later(
         assert "hidden" not in said
         assert "Traceback" not in said
         flaky.FAULTS.reset()
-        key = next((k for k in flaky.FlakyFileSystem.store if k.endswith("lease.json")), None)
-        assert main(command(place)) == 0, (sound, key, capsys.readouterr().err)
+        assert main(command(place)) == 0, (sound, capsys.readouterr().err)
         assert flaky.contents(place) == undisturbed, sound
 
 
@@ -122,7 +120,7 @@ def test_readers_of_a_place_that_fails_for_good_are_one_line(
         flaky.FAULTS.reset()
         assert main(words) == 0
         n_calls = flaky.FAULTS.calls.total()
-        for sound in (0, 1, n_calls // 2, n_calls - 1):
+        for sound in (0, n_calls // 2, n_calls - 1):
             flaky.FAULTS.reset(sound=sound)
             capsys.readouterr()
             assert main(words) == 1, (words, sound)
@@ -135,9 +133,12 @@ def test_readers_of_a_place_that_fails_for_good_are_one_line(
 def test_a_run_asks_an_object_store_no_more_than_it_needs(command: Command) -> None:
     place = "flaky://bucket/x.zarr"
     assert main(command(place)) == 0
-    first = flaky.FAULTS.calls.copy()
-    n_files = len(flaky.contents(place))
-    print(dict(first), n_files)
+    calls, n_files = flaky.FAULTS.calls.copy(), len(flaky.contents(place))
+    # Every file is written once, and before that zarr looks for it; results wait in spools.
+    assert calls["pipe_file"] < 1.2 * n_files
+    assert calls["cat_file"] < 3.5 * n_files
+    assert calls.total() < 5.5 * n_files
     flaky.FAULTS.reset()
     assert main(command(place)) == 0
-    print(dict(flaky.FAULTS.calls))
+    assert flaky.FAULTS.calls["pipe_file"] < 10
+    assert flaky.FAULTS.calls.total() < 1.3 * n_files
