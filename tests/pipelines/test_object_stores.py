@@ -83,7 +83,7 @@ def test_a_place_that_fails_for_good_is_one_line_and_the_run_goes_on_later(
     assert main(command(place)) == 0
     n_calls = flaky.FAULTS.calls.total()
     monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.05)
-    for sound in (0, 3, *(n_calls * i // 5 for i in range(1, 5)), n_calls - 2):
+    for sound in (0, 3, *(n_calls * i // 4 for i in range(1, 4)), n_calls - 40):
         flaky.FlakyFileSystem.store.clear()
         flaky.FAULTS.reset(sound=sound)
         capsys.readouterr()
