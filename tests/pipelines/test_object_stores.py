@@ -142,3 +142,30 @@ def test_a_run_asks_an_object_store_no_more_than_it_needs(command: Command) -> N
     assert main(command(place)) == 0
     assert flaky.FAULTS.calls["pipe_file"] < 10
     assert flaky.FAULTS.calls.total() < 1.3 * n_files
+
+
+def test_sources_in_a_place_that_fails_now_and_then_are_read_whole(
+    fasta: Path,
+    whole: Path,
+    fake: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = "flaky://me:hidden@bucket/x.fa"
+    flaky.FlakyFileSystem().pipe_file(place, fasta.read_bytes())
+    fixed = ["--model", "fake", "--window", "20", "--partition-windows", "4", "--threads", "1"]
+    command = ["run", place, "--out", str(tmp_path / "x.zarr"), *fixed]
+    flaky.FAULTS.reset(share=0.7, seed=3)
+    assert main(command) == 0
+    assert flaky.FAULTS.failed > 1
+    assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.05)
+    for sound in (0, 1, 2):
+        flaky.FAULTS.reset(sound=sound)
+        capsys.readouterr()
+        assert main([*command[:3], str(tmp_path / "y.zarr"), *command[4:]]) == 1
+        said = capsys.readouterr().err
+        assert "error: flaky://bucket/x.fa: expected a file that can be opened, found" in said
+        assert "hidden" not in said
+        assert not (tmp_path / "y.zarr").exists()
