@@ -113,7 +113,7 @@ def read(storage: Storage) -> dict[str, Entry] | None:
         return None
     except (ValueError, KeyError) as error:
         raise DamagedError(
-            f"{storage.url}/{KEY}: expected the checksums of the store, found a damaged file "
+            f"{storage.shown}/{KEY}: expected the checksums of the store, found a damaged file "
             f"({error}); {REMEDY}"
         ) from error
 
@@ -167,7 +167,7 @@ class Checks:
         if wrong:
             shards = key.startswith("sequences/") or "files" in self._attributes()
             remedy = REMEDY_OF_SHARDS if shards else REMEDY
-            raise DamagedError(f"{self.storage.url}/{key}: the file {wrong}; {remedy}")
+            raise DamagedError(f"{self.storage.shown}/{key}: the file {wrong}; {remedy}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Other processes read the list themselves."""

@@ -511,7 +511,7 @@ def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     dataset = portable(name_gates(name_labels(_without_empty(dataset))))
     if not attributes.get("complete"):
         warnings.warn(
-            f"{path}: the run has not finished; rows still to come are missing",
+            f"{storage.shown}: the run has not finished; rows still to come are missing",
             UnfinishedStoreWarning,
             stacklevel=2,
         )
@@ -606,15 +606,15 @@ def _group_metadata(storage: Storage) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise DamagedError(
-            f"{storage.url}/{METADATA}: expected JSON, found: {error}; {REMEDY}"
+            f"{storage.shown}/{METADATA}: expected JSON, found: {error}; {REMEDY}"
         ) from error
     if not isinstance(metadata, dict) or metadata.get("node_type") != "group":
         what = "an array" if isinstance(metadata, dict) else "other JSON"
-        raise StoreError(f"{storage.url}: expected a zarr group, found {what}")
+        raise StoreError(f"{storage.shown}: expected a zarr group, found {what}")
     attributes = metadata.setdefault("attributes", {})
     if _SEAL in attributes and attributes[_SEAL] != _checksum(metadata):
         raise DamagedError(
-            f"{storage.url}/{METADATA}: the file was changed: another checksum; {REMEDY}"
+            f"{storage.shown}/{METADATA}: the file was changed: another checksum; {REMEDY}"
         )
     return metadata
 

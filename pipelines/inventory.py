@@ -163,7 +163,7 @@ def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
         if sizes.get(key) != size:
             found = f"{sizes[key]} bytes" if key in sizes else "none"
             raise DamagedError(
-                f"{place.storage.url}/{key}: expected a file of {size} bytes, found {found}; "
+                f"{place.storage.shown}/{key}: expected a file of {size} bytes, found {found}; "
                 "give the bertgeom run command again"
             )
     files, unknown = dict(known), []

@@ -48,9 +48,9 @@ def mend(
         return
     _refuse(place, [d for d in damages if _is_beyond(place, d, inputs)])
     for damage in damages[:_NAMED]:
-        bus.send(Damaged(f"{place.storage.url}: {damage}; it is restored"))
+        bus.send(Damaged(f"{place.storage.shown}: {damage}; it is restored"))
     if len(damages) > _NAMED:
-        bus.send(Damaged(f"{place.storage.url}: {len(damages) - _NAMED} more damaged files"))
+        bus.send(Damaged(f"{place.storage.shown}: {len(damages) - _NAMED} more damaged files"))
     if any(damage.kind is Kind.ROOT for damage in damages):
         restore(place, [store.METADATA])
     elif found.complete:
@@ -85,6 +85,6 @@ def _refuse(place: Workplace, damages: list[Damage]) -> None:
         return
     first, more = damages[0], len(damages) - 1
     raise DamagedError(
-        f"{place.storage.url}: {first}{f' (and {more} more)' if more else ''}; the bertgeom run "
+        f"{place.storage.shown}: {first}{f' (and {more} more)' if more else ''}; the bertgeom run "
         "command of this store, given again, restores it from its sources"
     )

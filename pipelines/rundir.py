@@ -114,7 +114,7 @@ class RunFolder:
                 raise ValueError("a fingerprint of something else")
         except ValueError as error:
             raise DamagedError(
-                f"{self.storage.url}/{RUN}: expected what the run is, found a damaged file "
+                f"{self.storage.shown}/{RUN}: expected what the run is, found a damaged file "
                 f"({error}); the bertgeom run command of this store, given again, restores it"
             ) from error
         return facts if "written_by" in facts else self._completed(facts)
@@ -178,7 +178,7 @@ class RunFolder:
 
     def _damaged(self, key: str, what: str) -> DamagedError:
         return DamagedError(
-            f"{self.storage.url}/{key}: expected the {what} of the run, found a damaged file; "
+            f"{self.storage.shown}/{key}: expected the {what} of the run, found a damaged file; "
             "the bertgeom run command of this store, given again, restores it"
         )
 
@@ -238,7 +238,7 @@ class RunFolder:
             counts = json.loads(facts["counts"])
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DamagedError(
-                f"{self.store.url}: expected whole results of partition {partition}, found a "
+                f"{self.store.shown}: expected whole results of partition {partition}, found a "
                 "damaged file or one of another run; the next run measures it again"
             ) from error
         return arrays, counts
@@ -293,7 +293,7 @@ class RunFolder:
         key = beside_key(group, kind)
         data = self._read(key)
         if wrong := difference(data, entry):
-            raise DamagedError(f"{self.storage.url}/{key}: the file {wrong}; {REMEDY}")
+            raise DamagedError(f"{self.storage.shown}/{key}: the file {wrong}; {REMEDY}")
         return data
 
     def write_group(self, group: int, facts: Mapping[str, Any]) -> None:
@@ -344,7 +344,7 @@ class RunFolder:
                 raise ValueError("no counts")
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(
-                f"{self.storage.url}/{group_key(group)}: expected the completion record of row "
+                f"{self.storage.shown}/{group_key(group)}: expected the completion record of row "
                 f"group {group}, found what cannot be used ({error}); the row group is not done"
             ) from error
         return record

@@ -14,7 +14,7 @@ import numpy as np
 from bertgeom import manifest, sequences, store
 from bertgeom.advisories import advisories
 from bertgeom.errors import StoreError
-from bertgeom.storage import Storage
+from bertgeom.storage import Storage, shown_url
 from bertgeom.variables import LOST
 
 from . import cohort_sums
@@ -86,7 +86,9 @@ def verify(
 
         encoder = oracle_of(place, model)
         comparisons = compare(Workplace(place.storage, place.facts, encoder), chosen)
-    return Report(url, tuple(problems), found.files, tuple(chosen), tuple(comparisons))
+    return Report(
+        place.storage.shown, tuple(problems), found.files, tuple(chosen), tuple(comparisons)
+    )
 
 
 def _missing(url: str, found: Inspection) -> list[str]:
@@ -105,7 +107,11 @@ def _missing(url: str, found: Inspection) -> list[str]:
 def _elsewhere(place: Workplace) -> list[str]:
     """What is wrong with shards that lie in a store of their own."""
     where = place.facts["sequences"]
-    return [] if where is None else [f"{where}: {x}" for x in sequences.damage(Storage(where))]
+    return (
+        []
+        if where is None
+        else [f"{shown_url(where)}: {x}" for x in sequences.damage(Storage(where))]
+    )
 
 
 def _advisories(place: Workplace) -> list[str]:

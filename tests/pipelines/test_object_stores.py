@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import bertgeom
 from bertgeom import storage as storage_module
 from bertgeom.pipelines import leases, oracle
 from bertgeom.pipelines.cli import main
@@ -169,3 +170,63 @@ def test_sources_in_a_place_that_fails_now_and_then_are_read_whole(
         assert "error: flaky://bucket/x.fa: expected a file that can be opened, found" in said
         assert "hidden" not in said
         assert not (tmp_path / "y.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["flaky://me:hidden@bucket/x", "flaky://bucket/x?token=hidden&X-Amz-Signature=hidden"]
+)
+def test_secrets_of_urls_are_neither_stored_nor_shown(
+    place: str,
+    fasta: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    system, out, source = flaky.FlakyFileSystem(), f"{place}.zarr", f"{place}.fa"
+    said, codes = "", []
+    system.pipe_file(source, fasta.read_bytes())
+
+    def tell(*words: str) -> None:
+        nonlocal said
+        codes.append(main(list(words)))
+        said += " ".join(capsys.readouterr())
+
+    fixed = ["--model", "fake", "--window", "20", "--partition-windows", "4", "--threads", "1"]
+    run = ["run", source, "--out", out, *fixed]
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_module, "RETRY_SECONDS", 0.0)
+        flaky.FAULTS.reset(sound=1200)
+        tell(*run)
+        flaky.FAULTS.reset()
+    tell("cohorts", out)
+    bertgeom.open(out)
+    tell(*run)
+    assert codes[0] == 1
+    assert codes[2] == 0, said
+    tell(*run, "--tier", "core")
+    tell("status", out)
+    tell("status", out, "--json")
+    tell("verify", out, "--windows", "0")
+    for damaged in ("cone_index/c/0/0", "run/labels.i4", "run/run.json", "layer/c/0"):
+        system.pipe_file(f"{out}/{damaged}", b"{")
+        tell("verify", out, "--windows", "0")
+        tell("cohorts", out)
+        tell("verify", out, "--windows", "0", "--repair")
+        tell(*run)
+    system.pipe_file(f"{out}/sequences/bases/c/0", b"{")
+    tell("verify", out, "--repair")
+    tell(*run)
+    tell("plan", source, *fixed)
+    tell("plan", source, *fixed, "--json")
+    tell("cohorts", out, "--json")
+    tell("export", out, "-o", str(tmp_path / "x.tsv"))
+    tell("report", out, "-o", str(tmp_path / "x.html"))
+    tell("ingest", source, "--out", f"{place}-shards")
+    tell("run", f"{place}-shards", "--out", str(tmp_path / "z.zarr"), *fixed)
+    said += " ".join(str(warning.message) for warning in recwarn)
+    assert "hidden" not in said, [line for line in said.splitlines() if "hidden" in line]
+    kept = {path: file.getvalue() for path, file in system.store.items()}
+    kept |= {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(kept) > 400
+    assert [path for path, data in kept.items() if b"hidden" in data] == []
