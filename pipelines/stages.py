@@ -115,7 +115,8 @@ def run(
     encoder = load_model(str(model), options)
     encoder.probe()
     bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
-    regions = read_groups(annotations, options)
+    with explain_write_errors(storage.url):
+        regions = read_groups(annotations, options)
     with claimed(storage, store.FORMAT, inputs) as storage, explain_write_errors(storage.url):
         folder = RunFolder(storage)
         forget_unstarted(storage)

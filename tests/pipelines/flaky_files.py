@@ -38,7 +38,7 @@ class Faults:
                 return call(*args, **options)
             before, after = self._next(name)
             if before:
-                raise ConnectionResetError("the place hung up: https://me:hidden@host/x?sig=hidden")
+                raise ConnectionResetError("the place hung up: https://me:s3cr3t@host/x?sig=s3cr3t")
             self._inside.busy = True
             try:
                 answer = call(*args, **options)
