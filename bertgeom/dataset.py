@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertgeom import variables
-from bertgeom.errors import UsageError
+from bertgeom.errors import StoreError, UsageError
 from bertgeom.layout import coordinates
 
 if TYPE_CHECKING:
@@ -128,6 +128,28 @@ def without_flagged(dataset: xarray.Dataset, flags: Iterable[str]) -> xarray.Dat
             f"{dataset.sizes['window']}; leave out fewer"
         )
     return name_gates(dataset.isel(window=kept).assign_coords(window=kept))
+
+
+def written_windows(dataset: xarray.Dataset) -> xarray.Dataset:
+    """The windows of a store whose run has written them; all of a finished one.
+
+    Rows still to come hold 0 where a window has its strand, +1 or -1. Without this their zeros
+    would count as windows of record 0.
+
+    Raises:
+        StoreError: if there is none yet.
+    """
+    if dataset.attrs.get("complete", True) or "strand" not in dataset.variables:
+        return dataset
+    there = np.flatnonzero(np.asarray(dataset["strand"]))
+    if not len(there):
+        raise StoreError(
+            "expected a store with windows, found a run that has not written one yet; give the "
+            "bertgeom run command again"
+        )
+    if len(there) == dataset.sizes["window"]:
+        return dataset
+    return dataset.isel(window=there).assign_coords(window=there)
 
 
 def flagged(flags: np.ndarray, truncated: np.ndarray, names: Iterable[str]) -> np.ndarray:

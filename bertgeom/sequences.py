@@ -75,7 +75,7 @@ class Sequences:
         except StoreError as error:
             text = str(error).partition(": ")[2].partition(";")[0]
             raise DamagedError(
-                f"{self.storage.url}/{store.METADATA}: {text}; {REMEDY_OF_SHARDS}"
+                f"{self.storage.shown}/{store.METADATA}: {text}; {REMEDY_OF_SHARDS}"
             ) from error
 
     @cached_property
@@ -118,7 +118,7 @@ def open_sequences(storage: Storage) -> Sequences:
     attributes = store.check_format(storage, store.SEQUENCE_FORMAT)
     if not attributes.get("complete"):
         raise StoreError(
-            f"{storage.url}: expected finished sequence shards, found an ingest that was "
+            f"{storage.shown}: expected finished sequence shards, found an ingest that was "
             "stopped; give the same bertgeom ingest command again"
         )
     return Sequences(storage)

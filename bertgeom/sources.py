@@ -11,14 +11,17 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bertgeom.errors import InputError
+from bertgeom.errors import InputError, StoreError
+from bertgeom.storage import with_retries
 from bertgeom.urls import shown_url
+
+T = TypeVar("T")
 
 _SUFFIXES = ("fa", "fasta", "fna", "ffn", "frn", "fas", "fsa", "fq", "fastq")
 _COMPRESSED = ("", ".gz", ".bgz", ".bz2", ".xz", ".zst")
@@ -141,6 +144,76 @@ class _Streams(io.RawIOBase):
                 return len(piece)
 
 
+class _Remote(io.RawIOBase):
+    """The bytes of a URL. What fails in the middle goes on where it was, for a while.
+
+    Raises:
+        InputError: from any read, if the place does not answer in time.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url, self._place, self._file = url, 0, None
+        self._opened = ExitStack()
+        _patiently(url, self._open)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = _patiently(self._url, lambda: self._read(len(view)))
+        view[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()
+
+    def _read(self, n: int) -> bytes:
+        file = self._file or self._open()
+        try:
+            data = bytes(file.read(n))
+            size = getattr(file, "size", None)
+            if n and not data and isinstance(size, int) and self._place < size:
+                raise ConnectionError(f"{self._place} bytes of {size}, then the end")
+        except BaseException:
+            self._file = None
+            self._opened.close()
+            raise
+        return data
+
+    def _open(self) -> Any:
+        """The file, at the place where the reading is."""
+        import fsspec
+
+        file = self._opened.enter_context(fsspec.open(self._url, "rb"))
+        if self._place and file.seekable():
+            file.seek(self._place)
+        left = 0 if not self._place or file.seekable() else self._place
+        while left:
+            skipped = len(file.read(min(left, _BUFFER)))
+            if not skipped:
+                raise ConnectionError(f"{self._place - left} bytes, then the end")
+            left -= skipped
+        self._file = file
+        return file
+
+
+def _patiently(url: str, action: Callable[[], T]) -> T:
+    """What a place answers, asked again for a while.
+
+    Raises:
+        InputError: if it does not answer in time, or refuses.
+    """
+    try:
+        return with_retries(action, "")
+    except FileNotFoundError as error:
+        raise _cannot_open(url, error) from error
+    except StoreError as error:
+        raise _cannot_open(url, error.__cause__ or error) from error
+
+
 def expand_sources(
     sources: str | os.PathLike[str] | Source | Iterable[str | os.PathLike[str] | Source],
     left_out: list[str] | None = None,
@@ -197,6 +270,8 @@ def open_source(
 
                 # In this process and thread: no helper program, same bytes everywhere.
                 stream = stack.enter_context(xopen(stream, "rb", threads=0, format=kind))
+        except InputError:
+            raise
         except (OSError, ImportError, ValueError) as error:
             raise _cannot_open(url, error) from error
         yield stream
@@ -214,9 +289,7 @@ def open_raw(url: str) -> Iterator[Any]:
         with open(where, "rb", buffering=_BUFFER, closefd=url != STDIN) as file:
             yield file
         return
-    import fsspec
-
-    with fsspec.open(url, "rb") as file, io.BufferedReader(file, _BUFFER) as buffered:
+    with _Remote(url) as stream, io.BufferedReader(stream, _BUFFER) as buffered:
         yield buffered
 
 
@@ -313,28 +386,32 @@ def _expand_folder(source: str, left_out: list[str]) -> Iterator[Source]:
 def _expand_url(source: str, left_out: list[str]) -> Iterator[Source]:
     import fsspec
 
+    def ask(question: Callable[[str], T], path: str) -> T:
+        return _patiently(source, lambda: question(path))
+
     try:
         files, path = fsspec.core.url_to_fs(source)
-        if "::" not in source and glob.has_magic(path) and not files.exists(path):
-            matches = [files.unstrip_protocol(match) for match in files.glob(path)]
+        if "::" not in source and glob.has_magic(path) and not ask(files.exists, path):
+            matches = [files.unstrip_protocol(match) for match in ask(files.glob, path)]
             if not matches:
                 raise InputError("a file that matches", "none", source=source)
             for match in matches:
                 yield from _expand_url(match, left_out)
             return
-        info = files.info(path)
+        info = ask(files.info, path)
         if info.get("type") == "directory":
-            every = files.find(path)
+            every = ask(files.find, path)
             inside = [p for p in every if _is_sequences(p.rsplit("/", 1)[-1])]
             left_out += [p for p in every if not _is_sequences(p.rsplit("/", 1)[-1])]
             if not inside:
                 raise _empty_folder(source)
             for p in inside:
-                yield Source(files.unstrip_protocol(p), files.info(p).get("size"))
+                yield Source(files.unstrip_protocol(p), ask(files.info, p).get("size"))
             return
-    except (OSError, ImportError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:
+        # Client libraries have errors of their own.
         raise _cannot_open(source, error) from error
     yield Source(source, info.get("size"))
 
@@ -353,15 +430,29 @@ def _empty_folder(source: str) -> InputError:
     )
 
 
-def _cannot_open(url: str, error: Exception) -> InputError:
-    if isinstance(error, FileNotFoundError):
+def _cannot_open(url: str, error: BaseException) -> InputError:
+    cause = error.__cause__ if is_url(url) else None
+    if isinstance(error, FileNotFoundError) and _says_nothing_there(cause):
         return InputError("a file", "nothing there", source=url, remedy="check the path")
+    if isinstance(error, FileNotFoundError) and cause is not None:
+        # fsspec has one error for whatever a server answers.
+        error = cause
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         reason = "a loop of symbolic links"
     remedy = "check the path and the permissions"
+    if is_url(url):
+        remedy = "check the address, the network and the permissions"
     if isinstance(error, ImportError):
         scheme = url.partition("://")[0].rpartition("::")[2]
         package = _PACKAGES.get(scheme, "the package that it names")
         remedy = f"pip install {package}"
     return InputError("a file that can be opened", reason, source=url, remedy=remedy)
+
+
+def _says_nothing_there(cause: BaseException | None) -> bool:
+    return (
+        cause is None
+        or isinstance(cause, FileNotFoundError)
+        or getattr(cause, "status", None) in (404, 410)
+    )

@@ -200,8 +200,10 @@ class Storage:
                     _remove_tree(path)
                 else:
                     path.unlink(missing_ok=True)
-        elif self.exists(key):
-            self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
+        else:
+            # A repeated request may find that its first attempt has done it.
+            with suppress(FileNotFoundError):
+                self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
 
     def prune(self) -> None:
         """Delete the empty folders below; an object store has none."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.dataset import name_gates, name_labels, portable
 from bertgeom.errors import DamagedError, StoreError
-from bertgeom.manifest import REMEDY, Checks, has_checksums, read_facts
+from bertgeom.manifest import REMEDY, Checks, has_checksums, read_facts_at_once
 from bertgeom.storage import Storage, filesystem, make_way, naming, with_retries_async
 from bertgeom.variables import WINDOW_VARIABLES
 
@@ -116,6 +116,42 @@ class _Patient(WrapperStore):
 
     async def delete_dir(self, prefix: str) -> None:
         await with_retries_async(lambda: self._store.delete_dir(prefix), self._place)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await with_retries_async(lambda: self._store.set_if_not_exists(key, value), self._place)
+
+    async def is_empty(self, prefix: str) -> bool:
+        return await with_retries_async(lambda: self._store.is_empty(prefix), self._place)
+
+    async def clear(self) -> None:
+        await with_retries_async(self._store.clear, self._place)
+
+    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
+        await asyncio.gather(*(self.set(key, value) for key, value in values))
+
+    async def _get_many(
+        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
+    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
+        for key, prototype, part in requests:
+            yield key, await self.get(key, prototype, part)
+
+    def list(self) -> AsyncIterator[str]:
+        return self._listed(self._store.list)
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        return self._listed(lambda: self._store.list_prefix(prefix))
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        return self._listed(lambda: self._store.list_dir(prefix))
+
+    async def _listed(self, listing: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
+        """A listing in one piece: what fails in its middle starts again."""
+
+        async def whole() -> tuple[str, ...]:
+            return tuple([name async for name in listing()])
+
+        for name in await with_retries_async(whole, self._place):
+            yield name
 
 
 class _Checked(WrapperStore):
@@ -424,9 +460,10 @@ def consolidated(
     """The root metadata that `consolidate` writes."""
     root = _group_metadata(storage)
     root["attributes"] |= attributes or {}
+    names = sorted(members)
+    keys = [f"{name}/{METADATA}" for name in names]
     what = "the metadata of an array or group"
-    keys = {name: f"{name}/{METADATA}" for name in sorted(members)}
-    gathered = {name: read_facts(storage, key, what, REMEDY) for name, key in keys.items()}
+    gathered = dict(zip(names, read_facts_at_once(storage, keys, what, REMEDY), strict=True))
     for metadata in gathered.values():
         if metadata["node_type"] == "group":
             empty = {"kind": "inline", "must_understand": False, "metadata": {}}
@@ -493,7 +530,7 @@ def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     dataset = portable(name_gates(name_labels(_without_empty(dataset))))
     if not attributes.get("complete"):
         warnings.warn(
-            f"{path}: the run has not finished; rows still to come are missing",
+            f"{storage.shown}: the run has not finished; rows still to come are missing",
             UnfinishedStoreWarning,
             stacklevel=2,
         )
@@ -504,7 +541,8 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
     import xarray
 
     if group is not None and not storage.exists(f"{group}/{METADATA}"):
-        raise StoreError(f"{storage.shown}: expected a group {group!r}, found none")
+        remedy = "" if complete else "; the run has not finished, which writes it last"
+        raise StoreError(f"{storage.shown}: expected a group {group!r}, found none{remedy}")
     try:
         return xarray.open_zarr(
             _zarr_store(storage, read_only=True), group=group, consolidated=complete
@@ -587,15 +625,15 @@ def _group_metadata(storage: Storage) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise DamagedError(
-            f"{storage.url}/{METADATA}: expected JSON, found: {error}; {REMEDY}"
+            f"{storage.shown}/{METADATA}: expected JSON, found: {error}; {REMEDY}"
         ) from error
     if not isinstance(metadata, dict) or metadata.get("node_type") != "group":
         what = "an array" if isinstance(metadata, dict) else "other JSON"
-        raise StoreError(f"{storage.url}: expected a zarr group, found {what}")
+        raise StoreError(f"{storage.shown}: expected a zarr group, found {what}")
     attributes = metadata.setdefault("attributes", {})
     if _SEAL in attributes and attributes[_SEAL] != _checksum(metadata):
         raise DamagedError(
-            f"{storage.url}/{METADATA}: the file was changed: another checksum; {REMEDY}"
+            f"{storage.shown}/{METADATA}: the file was changed: another checksum; {REMEDY}"
         )
     return metadata
 

@@ -205,15 +205,14 @@ def cohorts(
     two-sided p, and q by Benjamini and Hochberg. The test takes the values as independent;
     windows of a record are not, so that records are compared. Nothing is measured again.
     """
-    import bertgeom
     from bertgeom import contrasts
     from bertgeom.dataset import attribute
 
-    from .results import check_out
+    from .results import check_out, open_written
     from .sums import cohort_dataset
 
     check_out(out, store, labels)
-    dataset = bertgeom.open(store)
+    dataset = open_written(store)
     counted = unit or ("record" if contrast else "window")
     sums = cohort_dataset(
         store,
@@ -265,15 +264,14 @@ def angles(
     Exact counts of all M (M - 1) / 2 pairs in bounded memory. Stopped? Give the same command
     again. The store must hold the vectors (run --keep cls).
     """
-    import bertgeom
     from bertgeom.dataset import check_flags
 
     from .angle_results import result_as_json, write_result
     from .angles import AngleSettings, database_angles, prepare, run_row
-    from .results import check_out
+    from .results import check_out, open_written
 
     check_out(out, store, labels, work)
-    dataset = bertgeom.open(store)
+    dataset = open_written(store)
     codes, names = (None, None) if labels is None else _cohorts(dataset, labels)
     left_out = check_flags(exclude_flags)
     settings = AngleSettings(vectors, hidden_state, tile, bins, impl, device, left_out)
@@ -325,15 +323,14 @@ def cluster(
     Homogeneity: every cluster has one label. Completeness: a label is in one cluster. Adjusted
     Rand index: 1 for equal partitions, 0 by chance. Needs run --keep cls and scikit-learn.
     """
-    import bertgeom
     from bertgeom.clustering import ClusterSettings, cluster_layers
     from bertgeom.dataset import label_names, without_flagged
     from bertgeom.errors import StoreError
 
-    from .results import check_out
+    from .results import check_out, open_written
 
     check_out(out, store, labels)
-    dataset = without_flagged(bertgeom.open(store), exclude_flags)
+    dataset = without_flagged(open_written(store), exclude_flags)
     if vectors not in dataset:
         raise StoreError(f"{store}: expected the array {vectors!r}, found none; run --keep cls")
     codes, _ = _cohorts(dataset, labels)
@@ -373,18 +370,17 @@ def tracks(
     A token's value belongs to each of its bases; overlapping tokens and windows are averaged.
     Needs run --keep tracks.
     """
-    import bertgeom
     from bertgeom.dataset import without_flagged
     from bertgeom.files import check_target, write_text
     from bertgeom.tracks import chromosome_sizes, export_tracks
 
-    from .results import inputs_of
+    from .results import inputs_of, open_written
 
     inputs = inputs_of(store)
     for one, others in ((out, [sizes]), (sizes, [out])):
         if one is not None:
             check_target(one, inputs=[*inputs, *filter(None, others)])
-    dataset = bertgeom.open(store)
+    dataset = open_written(store)
     files = export_tracks(
         without_flagged(dataset, exclude_flags),
         out,
@@ -413,14 +409,13 @@ def distributions(
     Over all entries of all windows of a cohort together, merged exactly from the stored
     moments. JB = n/6 (S^2 + K^2/4) grows with the number of entries n; compare JB/n.
     """
-    import bertgeom
     from bertgeom.dataset import attribute, without_flagged
     from bertgeom.moments import distribution_analysis
 
-    from .results import check_out
+    from .results import check_out, open_written
 
     check_out(out, store, labels)
-    dataset = without_flagged(bertgeom.open(store), exclude_flags)
+    dataset = without_flagged(open_written(store), exclude_flags)
     codes, names = _cohorts(dataset, labels)
     hidden = attribute(dataset, "model")["hidden"]
     found = distribution_analysis(dataset, hidden, codes, tuple(names))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bertgeom._version import __version__
+from bertgeom.urls import shown_url, without_secrets
 
 from .options import (
     AnnotationsOption,
@@ -102,7 +103,7 @@ def ingest(
     if as_json:
         print_json({"shards": out, **facts})
     else:
-        typer.echo(f"{facts['n_records']} records, {facts['n_bases']} bases in {out}")
+        typer.echo(f"{facts['n_records']} records, {facts['n_bases']} bases in {shown_url(out)}")
         if empty := int((found.lengths == 0).sum()):
             typer.echo(f"records: {empty} of {facts['n_records']} have no bases")
 
@@ -190,7 +191,8 @@ def run(
         for line in done.input.lines() if done.input else ():
             typer.echo(line)
         _tell_windows(done)
-        typer.echo(f'{done.store}: bertgeom.open("{done.store}") in Python')
+        where = shown_url(done.store)
+        typer.echo(f'{where}: bertgeom.open("{where}") in Python')
 
 
 @app.command()
@@ -203,7 +205,7 @@ def status(store: StoreArgument, as_json: JsonOption = False) -> None:
         print_json(found)
         return
     state = "complete" if found.complete else "unfinished"
-    typer.echo(f"{found.store}: {state}")
+    typer.echo(f"{shown_url(found.store)}: {state}")
     typer.echo(f"windows     {found.windows_done} of {found.windows}")
     typer.echo(f"partitions  {found.partitions_done} of {found.partitions}")
     typer.echo(f"row groups  {found.groups_written} of {found.groups}")
@@ -341,7 +343,7 @@ def print_json(value: Any) -> None:
     """Print a result for a program."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    typer.echo(json.dumps(value, indent=2, default=str))
+    typer.echo(without_secrets(json.dumps(value, indent=2, default=str)))
 
 
 def print_rich(value: Any) -> None:
@@ -421,7 +423,6 @@ def _failed(error: Exception, debug: bool) -> int:
     """Tell an error on one line; the exit code."""
     from bertgeom.errors import BertgeomError
     from bertgeom.storage import reason
-    from bertgeom.urls import shown_url, without_secrets
 
     if isinstance(error, BertgeomError):
         return _fail(str(error), error.exit_code, debug)

@@ -72,9 +72,7 @@ def export(
         UsageError: for an unknown level, flag or file ending, or if pyarrow is missing.
         StoreError: if there is no store.
     """
-    import bertgeom
-
-    from .results import inputs_of
+    from .results import inputs_of, open_written
 
     path = Path(out)
     if level not in LEVELS:
@@ -82,7 +80,7 @@ def export(
     if not path.name.endswith(_ENDINGS):
         raise UsageError(f"expected a file that ends in {', '.join(_ENDINGS)}, found {path.name}")
     check_target(path, kind=".gz" if path.suffix == ".gz" else None, inputs=inputs_of(store))
-    dataset = without_flagged(bertgeom.open(store), exclude_flags)
+    dataset = without_flagged(open_written(store), exclude_flags)
     dims = LEVELS[level]
     if not any(array.dims[: len(dims)] == dims for array in dataset.data_vars.values()):
         raise StoreError(

@@ -170,10 +170,10 @@ def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
         if sizes.get(key) != size:
             found = f"{sizes[key]} bytes" if key in sizes else "none"
             raise DamagedError(
-                f"{place.storage.url}/{key}: expected a file of {size} bytes, found {found}; "
+                f"{place.storage.shown}/{key}: expected a file of {size} bytes, found {found}; "
                 "give the bertgeom run command again"
             )
-    files = dict(known)
+    files, unknown = dict(known), []
     for key in sizes.keys() - known.keys():
         kind, _ = owner(place, key)
         ours = key.partition("/")[0] in tops and manifest.is_listed(key) and _is_ours(key)
@@ -183,8 +183,9 @@ def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
             # A chunk that no record knows: of an attempt that was killed.
             place.storage.remove(key)
             continue
-        files[key] = manifest.entry_of(place.storage.read(key))
-    return files
+        unknown.append(key)
+    read = manifest.read_many(place.storage, unknown)
+    return files | dict(zip(unknown, map(manifest.entry_of, read), strict=True))
 
 
 def _is_ours(key: str) -> bool:

@@ -32,6 +32,10 @@ _RENEW_SECONDS = 30.0
 _SETTLE_SECONDS = 2.0
 
 
+#: Leases that this process holds now.
+_held: set[str] = set()
+
+
 @dataclass(frozen=True)
 class Owner:
     """Who holds a lease, and when it was renewed last (seconds since 1970)."""
@@ -52,6 +56,7 @@ def lease(storage: Storage, key: str) -> Iterator[None]:
     mine = Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), time.time())
     plain = Storage(storage.url)
     _take(plain, key, mine)
+    _held.add(mine.owner)
     stop, lost = threading.Event(), threading.Event()
     renewal = threading.Thread(
         target=_renew, args=(plain, key, mine, stop, lost), name="bertgeom-lease", daemon=True
@@ -67,6 +72,7 @@ def lease(storage: Storage, key: str) -> Iterator[None]:
     finally:
         stop.set()
         renewal.join()
+        _held.discard(mine.owner)
         with suppress(Exception):
             if _holder(plain, key) == mine.owner:
                 plain.remove(key)
@@ -134,6 +140,9 @@ def _is_void(known: Owner) -> bool:
         return True
     if known.host != socket.gethostname():
         return False
+    if known.process == os.getpid():
+        # Of an attempt of this very process, whose place did not answer at its end.
+        return known.owner not in _held
     try:
         os.kill(known.process, 0)
     except ProcessLookupError:

@@ -52,15 +52,18 @@ def mend(
     for damage in damages:
         _make_way(place, damage.key)
     for damage in damages[:_NAMED]:
-        bus.send(Damaged(f"{place.storage.url}: {damage}; it is restored"))
+        bus.send(Damaged(f"{place.storage.shown}: {damage}; it is restored"))
     if len(damages) > _NAMED:
-        bus.send(Damaged(f"{place.storage.url}: {len(damages) - _NAMED} more damaged files"))
+        bus.send(Damaged(f"{place.storage.shown}: {len(damages) - _NAMED} more damaged files"))
     if any(damage.kind is Kind.ROOT for damage in damages):
         restore(place, [store.METADATA])
     elif found.complete:
         store.reopen(place.storage)
     for group in found.groups:
         place.folder.remove_group(group)
+    # Without its record nobody would see that a chunk is damaged.
+    for damage in found.of(Kind.ROW_GROUP):
+        place.storage.remove(damage.key)
     if keys := [d.key for d in found.of(Kind.SET_UP)]:
         restore(place, keys)
     for damage in found.of(Kind.INPUT):
@@ -109,6 +112,6 @@ def _refuse(place: Workplace, damages: list[Damage]) -> None:
         return
     first, more = damages[0], len(damages) - 1
     raise DamagedError(
-        f"{place.storage.url}: {first}{f' (and {more} more)' if more else ''}; the bertgeom run "
+        f"{place.storage.shown}: {first}{f' (and {more} more)' if more else ''}; the bertgeom run "
         "command of this store, given again, restores it from its sources"
     )

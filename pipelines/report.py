@@ -253,17 +253,19 @@ def writable(out: str | Path, inputs: Sequence[str | Path] = ()) -> Path:
 
 
 def opened(store: str | Path, group: str | None = None) -> xarray.Dataset:
-    """A store or one of its groups, finished or not.
+    """A store or one of its groups; of an unfinished run the windows that are there.
 
     Raises:
         StoreError: none there, or of another format version.
     """
+    from bertgeom.dataset import written_windows
     from bertgeom.store import UnfinishedStoreWarning
     from bertgeom.store import open as open_store
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnfinishedStoreWarning)
-        return open_store(store, group=group)
+        found = open_store(store, group=group)
+    return found if group is not None else written_windows(found)
 
 
 def _sources(sources: object, most: int = 50) -> Html:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertgeom import store
+from bertgeom.dataset import written_windows
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.files import check_folder, check_target, replacing_folder, write_text
 from bertgeom.storage import Storage
@@ -25,6 +26,27 @@ if TYPE_CHECKING:
 #: Format of a zarr group that may be replaced: a result, not a store.
 FORMAT = "bertgeom-result"
 SUFFIXES = (".zarr", ".json", ".tsv")
+
+
+def open_written(path: str | Path) -> xarray.Dataset:
+    """A store for an analysis; of an unfinished run the windows that are there, with a note.
+
+    Raises:
+        StoreError: none there, or nothing is written yet.
+    """
+    import typer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", store.UnfinishedStoreWarning)
+        dataset = store.open(path)
+    found = written_windows(dataset)
+    if not dataset.attrs.get("complete", True):
+        typer.echo(
+            f"{Storage(str(path)).shown}: the run has not finished, "
+            f"{found.sizes['window']} of {dataset.sizes['window']} windows are there",
+            err=True,
+        )
+    return found
 
 
 def write_dataset(dataset: xarray.Dataset, path: str | Path) -> Path:

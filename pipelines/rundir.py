@@ -25,6 +25,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from safetensors.numpy import load, save
 
 from bertgeom import store
 from bertgeom.config import fingerprint as fingerprint_of
-from bertgeom.errors import DamagedError
+from bertgeom.errors import DamagedError, StoreError
 from bertgeom.manifest import (
     FOLDER,
     REMEDY,
@@ -61,6 +62,8 @@ BESIDE = ("sums", "spectra", "records")
 _FACTS = frozenset(
     {"fingerprint", "identity", "settings", "shape", "group_windows", "model", "sequences"}
 )
+#: What wrote a store whose run.json does not say.
+_FIRST_WRITERS = {"format_version": "1.0", "bertgeom_version": "0.1.0"}
 _SAFETENSORS_DTYPES = {
     "BOOL": "bool",
     "U8": "<u1",
@@ -111,10 +114,20 @@ class RunFolder:
                 raise ValueError("a fingerprint of something else")
         except ValueError as error:
             raise DamagedError(
-                f"{self.storage.url}/{RUN}: expected what the run is, found a damaged file "
+                f"{self.storage.shown}/{RUN}: expected what the run is, found a damaged file "
                 f"({error}); the bertgeom run command of this store, given again, restores it"
             ) from error
-        return facts
+        return facts if "written_by" in facts else self._completed(facts)
+
+    def _completed(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Facts of a run by version 0.1.0, with what only the root of its store says."""
+        try:
+            root = store.check_format(self.store, store.FORMAT)
+        except StoreError:
+            root = {}
+        model_id = (root.get("model") or {}).get("id") or Path(facts["model"]).name
+        writers = {name: str(root.get(name, old)) for name, old in _FIRST_WRITERS.items()}
+        return {"model_id": model_id, **facts, "written_by": writers}
 
     def write_run(self, facts: Mapping[str, Any]) -> None:
         self.storage.write(RUN, sealed(facts))
@@ -165,7 +178,7 @@ class RunFolder:
 
     def _damaged(self, key: str, what: str) -> DamagedError:
         return DamagedError(
-            f"{self.storage.url}/{key}: expected the {what} of the run, found a damaged file; "
+            f"{self.storage.shown}/{key}: expected the {what} of the run, found a damaged file; "
             "the bertgeom run command of this store, given again, restores it"
         )
 
@@ -230,21 +243,31 @@ class RunFolder:
             counts = json.loads(facts["counts"])
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DamagedError(
-                f"{self.store.url}: expected whole results of partition {partition}, found a "
+                f"{self.store.shown}: expected whole results of partition {partition}, found a "
                 "damaged file or one of another run; the next run measures it again"
             ) from error
         return arrays, counts
 
-    def read_spool_rows(self, partition: int, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of one array of a partition, without reading the others.
+    def spool_header(self, partition: int) -> tuple[int, dict[str, Any]]:
+        """Bytes of the header of a partition's results, and what it says of every array."""
+        key = _spool_key(partition)
+        size = int.from_bytes(self.storage.read(key, 0, 8), "little")
+        return size, json.loads(self.storage.read(key, 8, 8 + size))
+
+    def read_spool_rows(
+        self, partition: int, name: str, start: int, stop: int, header: tuple[int, dict[str, Any]]
+    ) -> np.ndarray:
+        """Rows start..stop of one array of a partition, in one read.
+
+        Args:
+            header: from `spool_header`.
 
         Raises:
             KeyError: if the partition has no such array.
         """
         key = _spool_key(partition)
-        size = int.from_bytes(self.storage.read(key, 0, 8), "little")
-        header = json.loads(self.storage.read(key, 8, 8 + size))
-        about = header[name]
+        size, arrays = header
+        about = arrays[name]
         dtype = np.dtype(_SAFETENSORS_DTYPES[about["dtype"]])
         row = int(np.prod(about["shape"][1:], dtype=np.int64)) * dtype.itemsize
         begin = 8 + size + about["data_offsets"][0]
@@ -275,7 +298,7 @@ class RunFolder:
         key = beside_key(group, kind)
         data = self._read(key)
         if wrong := difference(data, entry):
-            raise DamagedError(f"{self.storage.url}/{key}: the file {wrong}; {REMEDY}")
+            raise DamagedError(f"{self.storage.shown}/{key}: the file {wrong}; {REMEDY}")
         return data
 
     def write_group(self, group: int, facts: Mapping[str, Any]) -> None:
@@ -326,7 +349,7 @@ class RunFolder:
                 raise ValueError("no counts")
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(
-                f"{self.storage.url}/{group_key(group)}: expected the completion record of row "
+                f"{self.storage.shown}/{group_key(group)}: expected the completion record of row "
                 f"group {group}, found what cannot be used ({error}); the row group is not done"
             ) from error
         return record

@@ -116,7 +116,8 @@ def run(
     encoder = load_model(str(model), options)
     encoder.probe()
     bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
-    regions = read_groups(annotations, options)
+    with explain_write_errors(storage.url):
+        regions = read_groups(annotations, options)
     with claimed(storage, store.FORMAT, inputs) as storage, explain_write_errors(storage.url):
         folder = RunFolder(storage)
         forget_unstarted(storage)
@@ -210,6 +211,8 @@ def repair(
         # Only `finalise` writes the list and the sums by cohort: root and list may both be lost.
         finished = found.complete or place.storage.exists(manifest.KEY)
         finished = finished or bool(place.storage.names(cohort_sums.GROUP))
+        # A store of version 0.1.0 has no other sign of its end than the root.
+        finished = finished or bool(found.of(Kind.ROOT) and not Tracker.of(place, None).missing())
         constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
         known = finished and not found.of(Kind.SEQUENCES)
         measured = known and (found.groups or Tracker.of(place, None).missing())

@@ -14,7 +14,7 @@ import numpy as np
 from bertgeom import sequences, store
 from bertgeom.advisories import advisories
 from bertgeom.errors import StoreError
-from bertgeom.storage import Storage
+from bertgeom.storage import Storage, shown_url
 from bertgeom.variables import LOST
 
 from . import cohort_sums
@@ -97,7 +97,12 @@ def verify(
         encoder = oracle_of(place, model)
         comparisons = compare(Workplace(place.storage, place.facts, encoder), chosen)
     return Report(
-        url, tuple(problems), found.files, tuple(chosen), tuple(comparisons), tuple(notes)
+        place.storage.shown,
+        tuple(problems),
+        found.files,
+        tuple(chosen),
+        tuple(comparisons),
+        tuple(notes),
     )
 
 
@@ -117,13 +122,19 @@ def _missing(url: str, found: Inspection) -> list[str]:
 def _elsewhere(place: Workplace) -> list[str]:
     """What is wrong with shards that lie in a store of their own."""
     where = place.facts["sequences"]
-    return [] if where is None else [f"{where}: {x}" for x in sequences.damage(Storage(where))]
+    return (
+        []
+        if where is None
+        else [f"{shown_url(where)}: {x}" for x in sequences.damage(Storage(where))]
+    )
 
 
 def _advisories(place: Workplace) -> list[str]:
-    """Known faults of the version that wrote the store; rows not yet written have no tokens."""
+    """Known faults of the version that wrote the row groups that are done."""
     arrays = store.Arrays(place.storage, read_only=True)
-    return advisories(store.check_format(place.storage, store.FORMAT), arrays.read("n_tokens"))
+    done = [arrays.read("n_tokens", *place.plan.group(g)) for g in sorted(place.records()[0])]
+    n_tokens = np.concatenate([np.zeros(0, np.uint32), *done])
+    return advisories(store.check_format(place.storage, store.FORMAT), n_tokens)
 
 
 def check_cohorts(place: Workplace) -> list[str]:
@@ -155,6 +166,7 @@ def _sample(place: Workplace, n: int, seed: int) -> list[int]:
 def report_table(report: Report) -> Table:
     """The comparisons for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         title=f"{len(report.windows)} windows against the float64 oracle", title_justify="left"
@@ -163,7 +175,7 @@ def report_table(report: Report) -> Table:
     for name in ("values", "largest", "tolerance", "beyond", "allowed", ""):
         table.add_column(name, justify="right")
     for c in report.comparisons:
-        verdict = "ok" if c.agrees else "[bold red]differs[/bold red]"
+        verdict = "ok" if c.agrees else Text("differs", style="bold red")
         table.add_row(
             c.array,
             str(c.values),

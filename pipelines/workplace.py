@@ -61,7 +61,7 @@ class Workplace:
             RuntimeError: if this process opened the run without it.
         """
         if self.encoder is None:
-            raise RuntimeError(f"{self.storage.url}: opened without a model")
+            raise RuntimeError(f"{self.storage.shown}: opened without a model")
         return self.encoder
 
     @property
