@@ -20,10 +20,13 @@ from torch import Tensor
 
 from bench import materialised
 from bench.run import environment, save, tables
-from bertgeom.kernels import _amx, attention_stats
-from bertgeom.kernels._cpu import dgemm_address, jit, sgemm, sgemm_address
-from bertgeom.kernels._memory import scratch_address
-from bertgeom.kernels.attention_stats import _cpu_head, _cpu_products, _cpu_rows, _cpu_work, api
+from bertgeom.kernels import attention_stats
+from bertgeom.kernels._cpu import amx
+from bertgeom.kernels._cpu.memory import scratch_address
+from bertgeom.kernels._cpu.runtime import dgemm_address, jit, sgemm, sgemm_address
+from bertgeom.kernels.attention_stats import api
+from bertgeom.kernels.attention_stats.cpu import head, products, rows
+from bertgeom.kernels.attention_stats.cpu import work as _cpu_work
 from bertgeom.kernels.attention_stats.tolerance import bounds, disagreements
 from bertgeom.variables import n_offset_side
 
@@ -93,8 +96,8 @@ def variants(batch: int, tokens: int) -> dict[str, Callable[[list[Tensor]], Any]
 def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
     """Microseconds of the parts of one head on one thread, least of the repeats."""
     q, k, v = (np.ascontiguousarray(x[0, 0].numpy()) for x in inputs(1, tokens, spread, 0))
-    n, pitch = tokens, _cpu_rows.padded(tokens)
-    block = np.zeros((_amx.in_blocks(n), pitch), np.float32)
+    n, pitch = tokens, rows.padded(tokens)
+    block = np.zeros((amx.in_blocks(n), pitch), np.float32)
     work = (*scratch_address(1, _cpu_work.scratch_floats(n, HEAD_DIM, 4, 0.3, n)), n)
     logits, weights = block.copy(), block.copy()
     blas = sgemm_address()
@@ -117,7 +120,7 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
         "value bins": (_bins, (block, n, low.min(), top.max(), work), weights),
         "A_ij A_ji": (_crossed, (block, n), weights),
     }
-    if _amx.usable():
+    if amx.usable():
         parts["Q K^T, tile unit"] = (_by_unit, (q, k, block, n, work), logits)
     return {
         name: _least(part, arguments, block, start, repeats)
@@ -162,17 +165,17 @@ def _by_unit(q, k, block, n, work):
     memory = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3)).pieces
     query, key = np.int64(q.ctypes.data), np.int64(k.ctypes.data)
     matrices = ((query, d), (key, d), (query, d), (query, d))
-    pieces = _cpu_products.split_keys(True, 0.0, n, d, key, d, memory)
+    pieces = products.split_keys(True, 0.0, n, d, key, d, memory)
     out, scale = np.int64(block.ctypes.data), np.float32(0.18)
-    _cpu_products.logits(0, pieces, scale, d, matrices, 0, n, 0, n, out, block.shape[1])
+    products.logits(0, pieces, scale, d, matrices, 0, n, 0, n, out, block.shape[1])
 
 
 @jit
 def _extremes(block, n):
     total = np.float32(0)
     for i in range(n):
-        low, high = _cpu_rows.extremes(block[i], 0, n)
-        _cpu_rows.hide(block[i], 0, n)
+        low, high = rows.extremes(block[i], 0, n)
+        rows.hide(block[i], 0, n)
         total += low + high
     return total
 
@@ -181,8 +184,8 @@ def _extremes(block, n):
 def _exponentials(block, n):
     sums = np.float32(0)
     for i in range(n):
-        _cpu_rows.hide(block[i], 0, n)
-        total, moment = _cpu_rows.exponentials(block[i], np.float32(3))
+        rows.hide(block[i], 0, n)
+        total, moment = rows.exponentials(block[i], np.float32(3))
         sums += total + moment
     return sums
 
@@ -191,9 +194,9 @@ def _exponentials(block, n):
 def _normalise(block, n):
     for i in range(n):
         row = block[i]
-        _, high = _cpu_rows.extremes(row, 0, n)
-        _cpu_rows.hide(row, 0, n)
-        total, _ = _cpu_rows.exponentials(row, high)
+        _, high = rows.extremes(row, 0, n)
+        rows.hide(row, 0, n)
+        total, _ = rows.exponentials(row, high)
         row *= np.float32(1) / total
 
 
@@ -206,7 +209,7 @@ def _spread(block, n, work):
     for i in range(n):
         start = n - 1 - i
         phase = start % _cpu_work.PHASES
-        square += _cpu_rows.spread(
+        square += rows.spread(
             block[i], np.float32(1), column[:pitch],
             diagonals[phase, start - phase : start - phase + pitch],
         )  # fmt: skip
@@ -218,43 +221,41 @@ def _near(block, n, work):
     arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3))
     for i in range(n):
         begin, end = max(0, i - 4), min(n, i + 5)
-        _cpu_rows.lift(block[i], begin, end, arrays.lifted)
-        _cpu_rows.put_back(block[i], begin, end, np.float32(1), arrays.lifted)
+        rows.lift(block[i], begin, end, arrays.lifted)
+        rows.put_back(block[i], begin, end, np.float32(1), arrays.lifted)
     content, near, sums = arrays.content, arrays.near, arrays.near_sums
-    return _cpu_rows.add_near(block, 0, 0, 0, n, n, 4, content, near, sums)
+    return rows.add_near(block, 0, 0, 0, n, n, 4, content, near, sums)
 
 
 @jit
 def _stretches(address, n_floats, n):
     arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3))
     for g in range(16):
-        _cpu_head.end_stretch(g, n, arrays)
+        head.end_stretch(g, n, arrays)
 
 
 @jit
 def _k90(block, n, low, top):
     guess, step = np.float32(1 / n), np.float32(1 / n)
     for i in range(n):
-        _, guess, step = _cpu_rows.smallest_count(block[i], n, low[i], top[i], guess, step)
+        _, guess, step = rows.smallest_count(block[i], n, low[i], top[i], guess, step)
 
 
 @jit
 def _gram(blas, q, k, work):
     n, d = q.shape
     arrays = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3))
-    _cpu_head.logit_statistics(
-        blas, n, d, q.ctypes.data, d, k.ctypes.data, d, arrays.gram, np.zeros(18)
-    )
+    head.logit_statistics(blas, n, d, q.ctypes.data, d, k.ctypes.data, d, arrays.gram, np.zeros(18))
 
 
 @jit
 def _per_head(address, n_floats, n):
     arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3))
     out = np.zeros(18)
-    _cpu_head.row_statistics(n, arrays, out)
-    _cpu_head.column_statistics(n, arrays, np.zeros(n, np.int32), out, np.zeros(0, np.float32))
-    _cpu_head.offset_statistics(n, 4, arrays, out, np.zeros(21, np.float32))
-    _cpu_head.gates(n, 4, arrays, out, np.zeros(8, np.float32))
+    head.row_statistics(n, arrays, out)
+    head.column_statistics(n, arrays, np.zeros(n, np.int32), out, np.zeros(0, np.float32))
+    head.offset_statistics(n, 4, arrays, out, np.zeros(21, np.float32))
+    head.gates(n, 4, arrays, out, np.zeros(8, np.float32))
 
 
 @jit
@@ -263,12 +264,12 @@ def _bins(block, n, low, high, work):
     codes, bins = arrays.codes, arrays.bins
     factor = np.float32(20) / (high - low)
     for i in range(n):
-        _cpu_rows.count_values(block[i], n, low, factor, codes, bins)
+        rows.count_values(block[i], n, low, factor, codes, bins)
 
 
 @jit
 def _crossed(block, n):
-    return _cpu_rows.crossed_tiles(block.reshape(block.size), n, block.shape[1])
+    return rows.crossed_tiles(block.reshape(block.size), n, block.shape[1])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertgeom.files import write_text
+from bertgeom.store.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Inputs take turns, so that no repetition finds its data in the cache.
@@ -127,14 +127,10 @@ def attention(setup: Setup) -> dict[str, Any]:
 
 def _launches(setup: Setup, x: tuple[Tensor, Tensor, Tensor]) -> dict[str, Callable[[Any], Any]]:
     """The launches of the full tier one by one, to see where its time goes."""
-    from bertgeom.kernels.attention_stats import (
-        _gpu_columns,
-        _gpu_gram,
-        _gpu_k90,
-        _gpu_pairs,
-        _gpu_rows,
-    )
-    from bertgeom.kernels.attention_stats._options import Options
+    from bertgeom.kernels.attention_stats.gpu import columns, gram, k90
+    from bertgeom.kernels.attention_stats.gpu import pairs as _gpu_pairs
+    from bertgeom.kernels.attention_stats.gpu import rows as _gpu_rows
+    from bertgeom.kernels.attention_stats.options import Options
 
     size = setup.sizes
     options = Options(size.head_dim**-0.5, None, True, 0.3, 4, 18, 0, False, False)
@@ -144,14 +140,12 @@ def _launches(setup: Setup, x: tuple[Tensor, Tensor, Tensor]) -> dict[str, Calla
     high = rows.top.amax(-1)
     return {
         "launch rows": lambda x: _gpu_rows.row_values(*x, lengths, options),
-        "launch columns": lambda x: _gpu_columns.column_sums(
-            *x[:2], rows.lse, lengths, None, options
-        ),
+        "launch columns": lambda x: columns.column_sums(*x[:2], rows.lse, lengths, None, options),
         "launch pairs": lambda x: _gpu_pairs.pair_sums(
             *x[:2], rows.lse, low, high, lengths, options
         ),
-        "launch k90": lambda x: _gpu_k90.k90_counts(*x[:2], rows, lengths, options),
-        "launch gram": lambda x: _gpu_gram.logit_sums(*x[:2], lengths),
+        "launch k90": lambda x: k90.k90_counts(*x[:2], rows, lengths, options),
+        "launch gram": lambda x: gram.logit_sums(*x[:2], lengths),
     }
 
 

@@ -33,22 +33,23 @@ def heads(tokens: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
 
 def steps(query: Tensor, key: Tensor) -> list[int]:
     """Steps of every program."""
-    from bertgeom.kernels.attention_stats import _gpu_k90, _gpu_rows
-    from bertgeom.kernels.attention_stats._options import Options
+    from bertgeom.kernels.attention_stats.gpu import k90
+    from bertgeom.kernels.attention_stats.gpu import rows as _gpu_rows
+    from bertgeom.kernels.attention_stats.options import Options
 
     options = Options(HEAD_DIM**-0.5, None, True, 0.3, 4, 18, 0, False, False)
     lengths = torch.tensor([query.shape[2]], dtype=torch.int32)
     _, rows = _gpu_rows.row_values(query, key, key, lengths, options)
-    tiles, _ = _gpu_k90.k90_tiles(query.dtype, HEAD_DIM, query.shape[2])
+    tiles, _ = k90.k90_tiles(query.dtype, HEAD_DIM, query.shape[2])
 
     def counts(most: int) -> tuple[Tensor, ...]:
-        found = _gpu_k90.k90_counts(query, key, rows, lengths, options, max_steps=most)
+        found = k90.k90_counts(query, key, rows, lengths, options, max_steps=most)
         return found.flatten().split(tiles.rows)
 
-    final = counts(_gpu_k90.MAX_STEPS)
+    final = counts(k90.MAX_STEPS)
     needed = [1] * len(final)
     # Upwards, and on for a while: counts may be right by accident before the search is over.
-    for most in range(1, _gpu_k90.MAX_STEPS):
+    for most in range(1, k90.MAX_STEPS):
         different = [not torch.equal(*pair) for pair in zip(counts(most), final, strict=True)]
         needed = [most + 1 if d else n for d, n in zip(different, needed, strict=True)]
         if most >= 2 * max(needed):

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bertgeom.files import write_text
+from bertgeom.store.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "numba", "triton", "numpy")
@@ -32,7 +32,7 @@ def environment(device: str) -> dict[str, Any]:
     """Device, versions and commit, for every stated figure."""
     import torch
 
-    from bertgeom.kernels import _amx
+    from bertgeom.kernels._cpu import amx
 
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
@@ -44,7 +44,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "amx": device == "cpu" and _amx.usable(),
+        "amx": device == "cpu" and amx.usable(),
         "python": platform.python_version(),
         "commit": commit or None,
         "date": time.strftime("%Y-%m-%d"),
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from bench import workloads
-    from bertgeom.pipelines.workplace import keep_freed_memory
+    from bertgeom.pipelines.context.run_context import keep_freed_memory
 
     keep_freed_memory()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from bench.run import environment, quartiles, save
-from bertgeom.fasta import read_chunks
 from bertgeom.kernels.kmers import count_ambiguous, reference, reverse_complement
-from bertgeom.tokens import (
+from bertgeom.sequences.fasta import read_chunks
+from bertgeom.tokens.select import (
     DnabertKmer,
     KmerTokenizer,
     NucleotideTransformer,

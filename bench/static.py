@@ -24,9 +24,9 @@ from typing import Any
 #: Modules with a `SHIPPED` list. Absolute names under bertgeom: from the checkout's root, a bare
 #: `kernels` would be the folder, or somebody else's package.
 MODULES = (
-    "bertgeom.kernels.attention_stats.gpu",
+    "bertgeom.kernels.attention_stats.gpu.run",
     "bertgeom.kernels.cone_angles.gpu",
-    "bertgeom.kernels.stream_moments.gpu",
+    "bertgeom.kernels.stations.gpu",
 )
 ARCHITECTURES = (80, 90)
 

@@ -26,9 +26,9 @@ from bench.run import environment, save, tables
 from bench.workloads import Workload, bert_base
 from bertgeom.kernels import station_statistics, statistics_of_stations
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements
-from bertgeom.kernels.stream_moments import cpu
-from bertgeom.kernels.stream_moments.tolerance import stream_disagreements
-from bertgeom.pipelines.workplace import keep_freed_memory
+from bertgeom.kernels.stations import cpu
+from bertgeom.kernels.stations.tolerance import stream_disagreements
+from bertgeom.pipelines.context.run_context import keep_freed_memory
 
 
 @dataclass(frozen=True)

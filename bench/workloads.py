@@ -14,8 +14,8 @@ from torch import Tensor
 
 import bertgeom
 from bench import materialised
-from bertgeom.attention import MeasureSettings, record
-from bertgeom.kernels import _amx
+from bertgeom.kernels._cpu import amx
+from bertgeom.model.attention import MeasureSettings, record
 from bertgeom.variables import n_offset_side
 
 #: Rotating inputs, so that no repetition finds its data in the cache.
@@ -68,7 +68,7 @@ def variants(work: Workload) -> dict[str, Callable[[Tensor], Any]]:
         "attention": partial(_attention, work, settings),
         "everything": partial(_everything, work, settings),
     }
-    if work.model.device.type == "cpu" and _amx.usable():
+    if work.model.device.type == "cpu" and amx.usable():
         ours |= {f"{name}, BLAS": partial(_by_blas, run) for name, run in ours.items()}
     return {"bare": partial(_bare, work), **ours, "materialised": partial(_materialised, work)}
 
@@ -80,7 +80,7 @@ def _bare(work: Workload, ids: Tensor) -> Any:
 
 
 def _by_blas(run: Callable[[Tensor], Any], ids: Tensor) -> Any:
-    with mock.patch.object(_amx, "usable", return_value=False):
+    with mock.patch.object(amx, "usable", return_value=False):
         return run(ids)
 
 

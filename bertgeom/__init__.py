@@ -15,7 +15,6 @@ Importing the package loads neither torch nor transformers. The attention implem
 "bertgeom" is registered as soon as both are there, in either order of the imports.
 """
 
-# No `from __future__ import annotations`: its name would hide the submodule of that name.
 import importlib
 from typing import Any
 
@@ -24,11 +23,11 @@ from wrapt import when_imported
 from bertgeom._version import __version__
 
 _HOME = {
-    "load_encoder": "encoder",
-    "measure": "encoder",
-    "record": "attention",
-    "open": "store",
-    "run": "pipelines.stages",
+    "load_encoder": "model.encoder",
+    "measure": "model.encoder",
+    "record": "model.attention",
+    "open": "store.zarr_io",
+    "run": "pipelines.run.stages",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
@@ -36,7 +35,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 @when_imported("transformers.modeling_utils")
 def _register_attention(_: Any) -> None:
-    importlib.import_module("bertgeom.attention")
+    importlib.import_module("bertgeom.model.attention")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 from bertgeom import variables
 from bertgeom.errors import MismatchError, UsageError
-from bertgeom.kernels.attention_stats._options import IMPLEMENTATIONS as KERNELS
-from bertgeom.kernels.attention_stats._options import fault as option_fault
+from bertgeom.kernels.attention_stats.options import IMPLEMENTATIONS as KERNELS
+from bertgeom.kernels.attention_stats.options import fault as option_fault
 
 STRANDS = ("+", "-", "both")
 IMPLEMENTATIONS = ("auto", *KERNELS)

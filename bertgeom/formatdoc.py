@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bertgeom import variables
-from bertgeom.layout import Layout, Shape, missing_value
-from bertgeom.sequences import BASES, TABLE
+from bertgeom.sequences.shards import BASES, TABLE
+from bertgeom.store.layout import Layout, Shape, missing_value
 from bertgeom.variables import Variable
 
 PATH = Path(__file__).with_name("FORMAT.md")

@@ -148,7 +148,7 @@ def eager_attention_statistics(
     maps: tuple[torch.Tensor, ...], mask: torch.Tensor, special: torch.Tensor, n_side: int
 ) -> dict[str, Any]:
     """Statistics (window, layer, head, ...) of eager maps, a tuple of (B, H, N, N) by layer."""
-    from bertgeom.kernels.attention_stats._options import Options
+    from bertgeom.kernels.attention_stats.options import Options
     from bertgeom.kernels.attention_stats.reference import weight_statistics
 
     options = Options(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from bertgeom.kernels._dispatch import ImplementationUnavailableError
     from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
     from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
-    from bertgeom.kernels.stations import station_statistics, statistics_of_stations
-    from bertgeom.kernels.stream_moments.api import stream_moments
+    from bertgeom.kernels.stations.api import station_statistics, statistics_of_stations
+    from bertgeom.kernels.stations.moments import stream_moments
 
 _HOMES = {
     "AttentionStats": "attention_stats.api",
@@ -24,9 +24,9 @@ _HOMES = {
     "attention_stats": "attention_stats.api",
     "cone_sums": "cone_angles.api",
     "pairwise_angle_histogram": "cone_angles.api",
-    "station_statistics": "stations",
-    "statistics_of_stations": "stations",
-    "stream_moments": "stream_moments.api",
+    "station_statistics": "stations.api",
+    "statistics_of_stations": "stations.api",
+    "stream_moments": "stations.moments",
 }
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class _Kernels(ModuleType):
-    """Two operations have the names of their folders: the operation wins."""
+    """An operation has the name of its folder: the operation wins."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .attention_stats._options import IMPLEMENTATIONS
+from bertgeom.kernels.attention_stats.options import IMPLEMENTATIONS
 
 _REMEDY = {
     "triton": "pip install triton (Linux), or use impl='auto'",

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import bertgeom
-from bertgeom.pipelines import stages
-from bertgeom.pipelines.cli import _command, main
+from bertgeom.pipelines.cli.main import _command, main
+from bertgeom.pipelines.run import stages
 from bertgeom.testing import save_tiny_classifier
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,85 +1,226 @@
-"""The direction of imports, the rooms that may touch zarr, and the wheel."""
+"""The rooms of the house: the direction of imports, their size, and the wheel."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 FOLDERS = {"kernels": "bertgeom.kernels", "bertgeom": "bertgeom", "pipelines": "bertgeom.pipelines"}
 
+#: Rooms from the ground up: an arrow goes from a room to itself or to one further up in this list.
+#: What stands between brackets is one floor: its rooms do not know each other.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("bertgeom._version", "bertgeom.urls", "bertgeom.variables", "bertgeom.data"),
+    ("bertgeom.errors",),
+    ("bertgeom.advisories",),
+    ("bertgeom.kernels._valid", "bertgeom.kernels._cpu", "bertgeom.kernels._triton"),
+    ("bertgeom.kernels._dispatch",),
+    ("bertgeom.kernels.kmers", "bertgeom.kernels.cone_angles"),
+    ("bertgeom.kernels.stations",),
+    ("bertgeom.kernels.attention_stats",),
+    ("bertgeom.kernels",),
+    ("bertgeom.config",),
+    ("bertgeom.store",),
+    ("bertgeom.sequences",),
+    ("bertgeom.tokens",),
+    ("bertgeom.model",),
+    ("bertgeom.analysis",),
+    ("bertgeom.formatdoc", "bertgeom.testing"),
+    ("bertgeom",),
+    ("bertgeom.pipelines.plan",),
+    ("bertgeom.pipelines.context",),
+    ("bertgeom.pipelines.partition",),
+    ("bertgeom.pipelines.run",),
+    ("bertgeom.pipelines.catalogue",),
+    ("bertgeom.pipelines.report",),
+    ("bertgeom.pipelines.casestudy",),
+    ("bertgeom.pipelines.cli",),
+    ("bertgeom.pipelines",),
+)
+HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+#: Lines of a module and of a function, modules of a folder.
+MOST_LINES, MOST_LINES_OF_FUNCTION, MOST_MODULES = 500, 80, 16
+#: A longer module says why on its first lines.
+REASON = "Long because"
 
-def imported(path: Path, package: str) -> set[str]:
-    """Absolute names of all modules that a file imports, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, base] if base else above)
-            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return names
 
-
-def modules(root: Path, folder: str) -> list[tuple[Path, str]]:
-    """Files of a top-level folder with the package they are in."""
-    found = []
-    for path in sorted((root / folder).rglob("*.py")):
-        inner = path.relative_to(root / folder).parent.parts
-        found.append((path, ".".join([FOLDERS[folder], *inner])))
+def modules(root: Path, *folders: str) -> dict[str, Path]:
+    """Every module by its absolute name; a package by the name of its folder."""
+    found = {}
+    for folder in folders or FOLDERS:
+        for path in sorted((root / folder).rglob("*.py")):
+            inner = path.relative_to(root / folder).with_suffix("").parts
+            name = ".".join([FOLDERS[folder], *inner])
+            found[name.removesuffix(".__init__")] = path
     return found
 
 
-def is_in(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
+def imported(
+    name: str, path: Path, known: Iterable[str] = (), *, types: bool = True
+) -> set[str]:
+    """Absolute names of all modules that a module imports, inside functions and by strings too.
+
+    Args:
+        known: modules that an import `from package import name` may mean.
+        types: count what only annotations need (`if TYPE_CHECKING`).
+    """
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text())
+    if not types:
+        tree = _WithoutTypes().visit(tree)
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                above = parts[: len(parts) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            found |= (inner & set(known)) or {base}
+    return found | named_by_strings(tree, package, set(known))
+
+
+class _WithoutTypes(ast.NodeTransformer):
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+
+def named_by_strings(tree: ast.Module, package: str, known: set[str]) -> set[str]:
+    """Modules that strings of the code name: whole, or from the package on (`_HOMES`)."""
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    strings = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in documentation
+        and re.fullmatch(r"\w+(\.\w+)+", node.value)
+    }
+    return {name for text in strings for name in (text, f"{package}.{text}") if name in known}
+
+
+def room_of(name: str) -> str:
+    """The longest entry of `FLOORS` that holds a module."""
+    parts = name.split(".")
+    while ".".join(parts) not in HEIGHT:
+        parts.pop()
+    return ".".join(parts)
+
+
+@pytest.fixture(scope="module")
+def arrows(root: Path) -> Mapping[str, set[str]]:
+    """Every module and the modules of this project that it imports."""
+    known = modules(root)
+    return {name: imported(name, path, known) & set(known) for name, path in known.items()}
+
+
+def test_strings_that_name_modules_are_arrows(root: Path, arrows: Mapping[str, set[str]]) -> None:
+    assert "bertgeom.pipelines.run.stages" in arrows["bertgeom"]
+    assert "bertgeom.kernels.stations.moments" in arrows["bertgeom.kernels"]
+    assert "bertgeom.pipelines.report.build" in arrows["bertgeom.pipelines.cli.main"]
+
+
+def test_arrows_go_down(arrows: Mapping[str, set[str]]) -> None:
+    # The package's own page names the public functions of every room, as strings.
+    wrong = [
+        f"{name} -> {other}"
+        for name, others in arrows.items()
+        if name != "bertgeom"
+        for other in others - {"bertgeom", "bertgeom.kernels"}
+        if HEIGHT[room_of(other)] > HEIGHT[room_of(name)]
+        or (HEIGHT[room_of(other)] == HEIGHT[room_of(name)] and room_of(other) != room_of(name))
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_in_a_circle(root: Path) -> None:
+    known = modules(root)
+    pages = {"bertgeom", "bertgeom.kernels", "bertgeom.pipelines"}
+    below: dict[str, set[str]] = {}
+    for name, path in known.items():
+        if name not in pages:
+            below[name] = imported(name, path, known, types=False) & set(known) - pages - {name}
+    while free := [name for name, others in below.items() if not others]:
+        for name in free:
+            del below[name]
+        for others in below.values():
+            others.difference_update(free)
+    assert below == {}
+
+
+def test_every_room_says_what_it_is_for(root: Path) -> None:
+    for path in modules(root).values():
+        if path.name == "__init__.py":
+            page = ast.get_docstring(ast.parse(path.read_text()))
+            assert page, path
+            assert len(page.splitlines()) >= 3, f"{path}: expected what for, what from, what first"
+
+
+def test_rooms_modules_and_functions_are_small(root: Path) -> None:
+    for folder in {path.parent for path in modules(root).values()}:
+        found = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(found) <= MOST_MODULES, f"{folder}: {len(found)} modules"
+    for name, path in modules(root).items():
+        text = path.read_text()
+        head = "\n".join(text.splitlines()[:15])
+        assert len(text.splitlines()) <= MOST_LINES or REASON in head, f"{path}: too long"
+        if name.startswith("bertgeom.kernels"):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= MOST_LINES_OF_FUNCTION, f"{path}: {node.name} has {lines} lines"
 
 
 def test_kernels_know_no_model_file_or_store(root: Path) -> None:
     allowed = {"numpy", "torch", "triton", "numba", "scipy", "threadpoolctl", "llvmlite"}
-    for path, package in modules(root, "kernels"):
-        for name in imported(path, package):
-            top = name.split(".")[0]
+    for name, path in modules(root, "kernels").items():
+        for other in imported(name, path):
+            top = other.split(".")[0]
             if top == "bertgeom":
-                assert is_in(name, "bertgeom.kernels"), f"{path}: {name}"
+                assert other.startswith("bertgeom.kernels"), f"{path}: {other}"
             else:
-                assert top in allowed | set(sys.stdlib_module_names), f"{path}: {name}"
+                assert top in allowed | set(sys.stdlib_module_names), f"{path}: {other}"
 
 
 def test_kernels_import_triton_and_numba_only_where_they_are_used(root: Path) -> None:
-    for path, package in modules(root, "kernels"):
-        if path.name in ("__init__.py", "api.py", "_dispatch.py", "reference.py", "stations.py"):
-            tops = {name.split(".")[0] for name in imported(path, package)}
+    light = ("__init__.py", "api.py", "_dispatch.py", "moments.py", "options.py", "reference.py")
+    for name, path in modules(root, "kernels").items():
+        if path.name in light:
+            tops = {other.split(".")[0] for other in imported(name, path)}
             assert not tops & {"triton", "numba"}, path
 
 
-def test_the_core_does_not_know_the_pipelines(root: Path) -> None:
-    for path, package in modules(root, "bertgeom"):
-        for name in imported(path, package):
-            assert not is_in(name, "bertgeom.pipelines"), f"{path}: {name}"
-
-
-def test_only_the_store_touches_zarr(root: Path) -> None:
-    for folder in FOLDERS:
-        for path, package in modules(root, folder):
-            if path == root / "bertgeom" / "store.py":
-                continue
-            assert "zarr" not in {n.split(".")[0] for n in imported(path, package)}, path
+def test_only_one_module_touches_zarr(root: Path) -> None:
+    for name, path in modules(root).items():
+        if name != "bertgeom.store.zarr_io":
+            assert "zarr" not in {n.split(".")[0] for n in imported(name, path)}, path
 
 
 def test_implementations_never_import_each_other(root: Path) -> None:
-    names = {"gpu", "cpu", "reference"}
-    for path, package in modules(root, "kernels"):
-        if path.stem in names:
-            for other in names - {path.stem}:
-                found = imported(path, package)
-                assert not any(n.endswith(f".{other}") for n in found), f"{path} -> {other}"
+    known = modules(root, "kernels")
+    for name, path in known.items():
+        mine = {"gpu", "cpu", "reference"} & set(name.split("."))
+        if mine:
+            for other in imported(name, path, known) & set(known):
+                theirs = {"gpu", "cpu", "reference"} & set(other.split("."))
+                assert theirs <= mine, f"{name} -> {other}"
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +243,11 @@ def test_the_wheel_holds_one_namespace(wheel: Path) -> None:
 
 
 def test_every_module_imports_from_the_wheel(wheel: Path, root: Path) -> None:
-    expected = {
-        ".".join([package, *([] if path.stem == "__init__" else [path.stem])])
-        for folder in FOLDERS
-        for path, package in modules(root, folder)
-    }
+    expected = sorted(modules(root))
     code = f"""
 import importlib, sys
 sys.path.insert(0, {str(wheel)!r})
-for name in {sorted(expected)!r}:
+for name in {expected!r}:
     module = importlib.import_module(name)
     assert module.__file__.startswith({str(wheel)!r}), module.__file__
 """

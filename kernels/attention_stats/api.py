@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import resolve
-from ._options import Options, fault
+from bertgeom.kernels._dispatch import resolve
+from bertgeom.kernels.attention_stats.options import Options, fault
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MODULES = {"triton": "gpu", "numba": "cpu", "reference": "reference"}
-_CONES = __package__.replace("attention_stats", "cone_angles")
+_MODULES = {"triton": "gpu.run", "numba": "cpu.run", "reference": "reference"}
+#: Where head cones come from; the CPU code has them at hand.
+_CONES = {
+    "triton": "bertgeom.kernels.cone_angles.gpu",
+    "reference": "bertgeom.kernels.cone_angles.reference",
+}
 _TRACKS = ("query_entropy", "attention_received")
 
 
@@ -283,7 +287,7 @@ def _valid_first(mask: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _head_cones(name: str, heads: tuple[Tensor, ...], lengths: Tensor) -> dict[str, Tensor]:
     """(B, H, 4) by name, from the cone kernel of an implementation that has no sums at hand."""
-    cones = importlib.import_module(f"{_CONES}.{_MODULES[name]}")
+    cones = importlib.import_module(_CONES[name])
     found = [cones.cone_sums(x, lengths.to(torch.int64), False) for x in heads]
     repeat = [heads[0].shape[1] // x.shape[1] for x in heads]
     return {

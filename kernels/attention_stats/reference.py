@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._options import (
+from bertgeom.kernels.attention_stats.options import (
     FLAT,
     GATE_MIXED,
     GATES,

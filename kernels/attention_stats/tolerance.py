@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import reference
-from ._options import SLACK, Options
+from bertgeom.kernels.attention_stats import reference
+from bertgeom.kernels.attention_stats.options import SLACK, Options
 
 _EPSILON = 2.0**-23
 #: The rounding band in units of epsilon.

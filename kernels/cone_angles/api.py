@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import resolve
-from .._valid import check_vectors, valid_rows
+from bertgeom.kernels._dispatch import resolve
+from bertgeom.kernels._valid import check_vectors, valid_rows
 
 _MODULES = {"triton": "gpu", "numba": "cpu", "reference": "reference"}
 MAX_BINS = 1024

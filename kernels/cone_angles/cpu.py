@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _memory
-from .._amx import row_bytes
-from .._cone_sweeps import (
+from bertgeom.kernels._cpu import memory as _memory
+from bertgeom.kernels._cpu.amx import row_bytes
+from bertgeom.kernels._cpu.cones import (
     NARROW,
     NO_AXIS,
     TILE_COLUMNS,
@@ -23,8 +23,7 @@ from .._cone_sweeps import (
     cone_of,
     versine_edges,
 )
-from .._cpu import claim, inner, jit, sgemm_address, started
-from .._rows import (
+from bertgeom.kernels._cpu.rows import (
     ROWS,
     Products,
     flat_rows,
@@ -35,6 +34,7 @@ from .._rows import (
     unit_pieces,
     unit_rows,
 )
+from bertgeom.kernels._cpu.runtime import claim, inner, jit, sgemm_address, started
 
 _CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
 _AXIS = ("cone_axis_angle_mean", "cone_axis_angle_max")

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .._gpu_angles import angle_sums, finish
-from .._gpu_rows import AXIS, CONE, centre_sets, sum_sets
-from .._gpu_shipped import centre_kernels, row_kernels, tile_kernels
+from bertgeom.kernels._triton.angles import angle_sums, finish
+from bertgeom.kernels._triton.rows import AXIS, CONE, centre_sets, sum_sets
+from bertgeom.kernels._triton.shipped import centre_kernels, row_kernels, tile_kernels
 
 _ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
 _NARROW = 0.5

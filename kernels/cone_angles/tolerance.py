@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import reference
+from bertgeom.kernels.cone_angles import reference
 
 _EPSILON = 2.0**-23
 #: The rounding band in units of epsilon.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertgeom.kernels import _memory
+from bertgeom.kernels._cpu import memory
 from bertgeom.kernels.kmers.table import KmerTable, check_k
 
 
@@ -68,7 +68,7 @@ def encode_kmers(
         return _encode_kmers_reference(bases, starts, stops, table, stride, counts, ids, first)
     from bertgeom.kernels.kmers import cpu
 
-    unknown = _memory.zeros(starts.size, np.int64)
+    unknown = memory.zeros(starts.size, np.int64)
     written = np.ascontiguousarray(ids)
     cpu.encode_kmers(
         bases,
@@ -158,9 +158,9 @@ def encode_split(
             raise ValueError(f"expected {first + room} columns, found {array.shape[1]}")
         _check_writable(array)
     result = SplitTokens(
-        _memory.zeros(starts.size, np.int64),
-        _memory.zeros(starts.size, np.int64),
-        _memory.zeros(starts.size, np.bool_),
+        memory.zeros(starts.size, np.int64),
+        memory.zeros(starts.size, np.int64),
+        memory.zeros(starts.size, np.bool_),
     )
     if _resolve(impl) == "reference":
         rows = zip(starts, stops, strict=True)
@@ -245,7 +245,7 @@ def encode_singles(
     if counts.size and first + counts.max() > ids.shape[1]:
         raise ValueError(f"expected room for every base, found ids of shape {ids.shape}")
     _check_writable(ids)
-    n_unknown = _memory.zeros(starts.size, np.int64)
+    n_unknown = memory.zeros(starts.size, np.int64)
     if _resolve(impl) == "reference":
         from bertgeom.kernels.kmers import reference
 
@@ -289,7 +289,7 @@ def kmer_places(
         raise ValueError(f"expected at most {width - first} k-mers a row, found {counts.max()}")
     from bertgeom.kernels.kmers import cpu
 
-    begins, ends = (_memory.empty((counts.size, width), np.int32) for _ in range(2))
+    begins, ends = (memory.empty((counts.size, width), np.int32) for _ in range(2))
     cpu.kmer_places(counts, limits, k, stride, first, begins, ends)
     return begins, ends
 
@@ -300,7 +300,7 @@ def kmer_keys(bases: np.ndarray, k: int, stride: int, *, pad: bool) -> np.ndarra
     from bertgeom.kernels.kmers import cpu
 
     bases = check_bases(bases)
-    keys = _memory.empty(int(n_kmers(bases.size, k, stride, pad=pad)), np.uint64)
+    keys = memory.empty(int(n_kmers(bases.size, k, stride, pad=pad)), np.uint64)
     cpu.kmer_keys(bases, k, stride, keys)
     return keys
 
@@ -327,7 +327,7 @@ def count_ambiguous(
         return np.array([reference.count_ambiguous(text[a:b]) for a, b in rows], dtype=np.int64)
     from bertgeom.kernels.kmers import cpu
 
-    counts = _memory.zeros(starts.size, np.int64)
+    counts = memory.zeros(starts.size, np.int64)
     cpu.count_ambiguous(bases, starts, stops, counts)
     return counts
 
@@ -342,7 +342,7 @@ def reverse_complement(bases: np.ndarray, *, impl: str = "auto") -> np.ndarray:
         return np.frombuffer(text.encode("latin-1"), dtype=np.uint8)
     from bertgeom.kernels.kmers import cpu
 
-    out = _memory.empty(bases.size, np.uint8)
+    out = memory.empty(bases.size, np.uint8)
     cpu.reverse_complement(bases, out)
     return out
 

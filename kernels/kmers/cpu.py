@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bertgeom.kernels._cpu import jit
+from bertgeom.kernels._cpu.runtime import jit
 from bertgeom.kernels.kmers.alphabet import CODES, COMPLEMENTS, LETTERS
 
 _inline = jit(inline="always")

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bertgeom.kernels import _memory
+from bertgeom.kernels._cpu import memory
 from bertgeom.kernels.kmers.alphabet import BITS, CODES, LETTERS, MAX_K, OTHER
 
 #: Longest k whose clean k-mers are looked up directly: 4^8 ids are 256 KiB.
@@ -67,18 +67,18 @@ class KmerTable:
         from bertgeom.kernels.kmers import cpu
 
         ambiguous = _ambiguous(self.keys)
-        clean = _memory.empty(int((~ambiguous).sum()), np.uint64)
+        clean = memory.empty(int((~ambiguous).sum()), np.uint64)
         cpu.clean_keys(self.keys[~ambiguous], self.k, clean)
-        dense = _memory.zeros(0, np.int32)
+        dense = memory.zeros(0, np.int32)
         entries, shift = _empty_slots(0)
         if self.k <= DENSE_MAX_K:
-            dense = _memory.full(4**self.k, self.unknown, np.int32)
+            dense = memory.full(4**self.k, self.unknown, np.int32)
             dense[clean] = self.ids[~ambiguous]
         else:
             entries, shift = _empty_slots(clean.size)
             cpu.fill_clean(clean, self.ids[~ambiguous], entries, shift)
         slots, slot_shift = _empty_slots(int(ambiguous.sum()))
-        values = _memory.full(slots.size, self.unknown, np.int32)
+        values = memory.full(slots.size, self.unknown, np.int32)
         cpu.fill_ambiguous(self.keys[ambiguous], self.ids[ambiguous], slots, values, slot_shift)
         return dense, entries, shift, slots, values, slot_shift
 
@@ -91,7 +91,7 @@ def _ambiguous(keys: np.ndarray) -> np.ndarray:
 def _empty_slots(n: int) -> tuple[np.ndarray, np.uint64]:
     """Room for n entries at a load of at most a third, and the shift that hashes into it."""
     bits = max(2, (3 * n).bit_length())
-    return _memory.full(1 << bits, 0xFFFF_FFFF_FFFF_FFFF, np.uint64), np.uint64(64 - bits)
+    return memory.full(1 << bits, 0xFFFF_FFFF_FFFF_FFFF, np.uint64), np.uint64(64 - bits)
 
 
 def pack_kmers(kmers: Iterable[str], k: int) -> np.ndarray:

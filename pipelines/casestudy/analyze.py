@@ -17,21 +17,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertgeom.dataset import attribute, label_codes
 from bertgeom.errors import DamagedError, InputError, StoreError, UsageError
-from bertgeom.files import check_target, replacing, system_errors, write_text
-from bertgeom.manifest import read_facts
-from bertgeom.storage import Storage, explain_write_errors
-
-from ..summary import ALL, Summary, summarise
-from .domains import DOMAINS, N_AMINO, align, domain_of, reference_position, spike_annotations
-from .metrics import class_table, confusion_matrix, macro_f1, matthews
-from .positions import one_versus_all
+from bertgeom.pipelines.casestudy.classifier.metrics import (
+    class_table,
+    confusion_matrix,
+    macro_f1,
+    matthews,
+)
+from bertgeom.pipelines.casestudy.genomes.domains import (
+    DOMAINS,
+    N_AMINO,
+    align,
+    domain_of,
+    reference_position,
+    spike_annotations,
+)
+from bertgeom.pipelines.casestudy.positions import one_versus_all
+from bertgeom.pipelines.report.summary import ALL, Summary, summarise
+from bertgeom.store.dataset import attribute, label_codes
+from bertgeom.store.files import check_target, replacing, system_errors, write_text
+from bertgeom.store.manifest import read_facts
+from bertgeom.store.storage import Storage, explain_write_errors
 
 if TYPE_CHECKING:
     import xarray
 
-    from ..workplace import Workplace
+    from bertgeom.pipelines.context.run_context import Workplace
 
 #: Amino acids of a step of the profile along the spike: a token of the paper's tokenizer.
 STEP = 3
@@ -119,8 +130,8 @@ def analyze_store(
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The results of a store: JSON-able figures, and arrays by name."""
-    from ..samples import store_regions, store_spectra
-    from ..workplace import open_workplace
+    from bertgeom.pipelines.catalogue.samples import store_regions, store_spectra
+    from bertgeom.pipelines.context.run_context import open_workplace
 
     settings = settings or Settings()
     moved = None if model is None else str(model)
@@ -206,8 +217,8 @@ def _write(folder: Path, result: dict[str, Any], arrays: dict[str, np.ndarray]) 
 
 
 def _is_store(source: str) -> bool:
-    from bertgeom.storage import Storage
-    from bertgeom.store import FORMAT, is_store
+    from bertgeom.store.storage import Storage
+    from bertgeom.store.zarr_io import FORMAT, is_store
 
     return is_store(Storage(source), FORMAT)
 
@@ -222,10 +233,9 @@ def _measured(
 ) -> tuple[str, list[dict[str, str]]]:
     """Spikes cut out of the genomes and measured; the store, and what was skipped."""
     from bertgeom import data
-    from bertgeom.fasta import read_records
-
-    from ..stages import run
-    from .spike import Spike, extract_all
+    from bertgeom.pipelines.casestudy.genomes.spike import Spike, extract_all
+    from bertgeom.pipelines.run.stages import run
+    from bertgeom.sequences.fasta import read_records
 
     spikes: list[Spike] = []
     skipped: list[dict[str, str]] = []
@@ -262,7 +272,7 @@ def _measured(
 
 def _labels(path: str | Path, relabel: Mapping[str, str] | None) -> dict[str, str]:
     """Record id -> class."""
-    from bertgeom.cohorts import read_labels
+    from bertgeom.analysis.cohorts import read_labels
 
     found = read_labels(path)
     names = [(relabel or {}).get(name, name) for name in found.names]
@@ -271,7 +281,7 @@ def _labels(path: str | Path, relabel: Mapping[str, str] | None) -> dict[str, st
 
 
 def _opened(store: str) -> xarray.Dataset:
-    from bertgeom.store import open as open_store
+    from bertgeom.store.zarr_io import open as open_store
 
     dataset = open_store(store)
     needed = {
@@ -373,9 +383,8 @@ def _bin_means(values: np.ndarray, place: np.ndarray, n_bins: int) -> np.ndarray
 
 def _token_ids(place: Workplace, n_windows: int, moved: str | None) -> np.ndarray:
     """Tokens of all windows, (n, N) int32; -1 beyond the last token."""
-    from bertgeom.tokens import load_tokenizer
-
-    from ..compute import encode_windows
+    from bertgeom.pipelines.partition.measure import encode_windows
+    from bertgeom.tokens.select import load_tokenizer
 
     settings = place.settings
     tokenizer = load_tokenizer(
@@ -406,9 +415,8 @@ class _OnlyTokenizer:
 
 def _exact_maps(store: str, moved: str | None) -> dict[str, np.ndarray]:
     """Exact n x n attention of the first genome, for 16 heads spread over all, float16."""
-    from bertgeom.spectra import attention_map
-
-    from ..samples import sampled_windows
+    from bertgeom.analysis.spectra import attention_map
+    from bertgeom.pipelines.catalogue.samples import sampled_windows
 
     sample = next(iter(sampled_windows(store, 1, model=moved)))
     calls = sample.captured.calls
@@ -454,9 +462,8 @@ def _classification(
 
 
 def _heads(summary: Summary) -> list[dict[str, Any]]:
+    from bertgeom.pipelines.report.figures.heads import dominant
     from bertgeom.variables import GATE_MIXED, GATES
-
-    from ..figures.heads import dominant
 
     mass = summary.of("gate_mass")
     k90 = np.nanmedian(np.asarray(summary.sample["attention_k90_median"]), axis=0)
@@ -480,9 +487,8 @@ def _clusters(dataset: xarray.Dataset, codes: np.ndarray, seed: int) -> list[dic
     """Agreement of k-means clusters with the classes: [CLS] by station, logits, softmax."""
     import xarray
 
-    from bertgeom.clustering import ClusterSettings, cluster_layers
-
-    from .calibrate import softmax
+    from bertgeom.analysis.clustering import ClusterSettings, cluster_layers
+    from bertgeom.pipelines.casestudy.classifier.calibrate import softmax
 
     kept = np.flatnonzero(codes >= 0)
     logits = np.asarray(dataset["logits"], dtype=np.float64)

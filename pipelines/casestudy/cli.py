@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bertgeom.errors import UsageError
-from bertgeom.files import check_target, replacing, write_text
-
-from .lineages import CLASSES
+from bertgeom.pipelines.casestudy.genomes.lineages import CLASSES
+from bertgeom.store.files import check_target, replacing, write_text
 
 if TYPE_CHECKING:
-    from .classify import VariantClassifier
-    from .stream import LabelledSequences
-    from .train import Progress as TrainProgress
+    from bertgeom.pipelines.casestudy.classifier.classify import VariantClassifier
+    from bertgeom.pipelines.casestudy.classifier.stream import LabelledSequences
+    from bertgeom.pipelines.casestudy.classifier.train import Progress as TrainProgress
 
 app = typer.Typer(
     help="SARS-CoV-2 variants: simulated genomes, a trained classifier, what it does and why.",
@@ -52,7 +51,7 @@ def simulate(
     balanced: Annotated[bool, typer.Option(help="As many of every class.")] = True,
 ) -> None:
     """Simulate labelled SARS-CoV-2 spikes or genomes."""
-    from . import simulate as simulation
+    from bertgeom.pipelines.casestudy.genomes import simulate as simulation
 
     settings = simulation.Simulation(region=region, profiles=((profile, 1.0),))
     table = labels if labels is not None else Path(f"{_stem(out)}.tsv")
@@ -74,10 +73,9 @@ def spike(
     ] = 0.3,
 ) -> None:
     """Cut the spike gene out of whole genomes."""
-    from bertgeom.fasta import expand_sources, read_records
-
-    from .fasta_out import open_fasta, write_record
-    from .spike import Skipped, extract_all
+    from bertgeom.pipelines.casestudy.genomes.fasta import open_fasta, write_record
+    from bertgeom.pipelines.casestudy.genomes.spike import Skipped, extract_all
+    from bertgeom.sequences.fasta import expand_sources, read_records
 
     kept, left = 0, []
     if skipped is not None:
@@ -112,8 +110,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train the variant classifier; its model folder is OUT/model."""
-    from .settings import PRESETS
-    from .train import train as run
+    from bertgeom.pipelines.casestudy.classifier.settings import PRESETS
+    from bertgeom.pipelines.casestudy.classifier.train import train as run
 
     if preset not in PRESETS:
         raise UsageError(f"expected a preset of {', '.join(PRESETS)}, found {preset!r}")
@@ -161,8 +159,7 @@ def evaluate(
 ) -> None:
     """Say how well a model classifies labelled genomes, or simulated ones it never saw."""
     from bertgeom import data
-
-    from .classify import load_classifier
+    from bertgeom.pipelines.casestudy.classifier.classify import load_classifier
 
     if (fasta is None) != (labels is None):
         raise UsageError("expected a FASTA and its label table, found only one of them")
@@ -171,7 +168,7 @@ def evaluate(
         check_target(out, kind=".json", inputs=inputs)
     classifier = load_classifier(data.demo_model() if model is None else model)
     if fasta is None or labels is None:
-        from .held_out import evaluate_held_out
+        from bertgeom.pipelines.casestudy.classifier.held_out import evaluate_held_out
 
         figures = evaluate_held_out(classifier, n=count, report=_log)
         summary = _held_out_summary(figures)
@@ -205,7 +202,7 @@ def analyze(
     One pass over the spikes makes a store; everything else is computed from it, and from some
     of its windows run once more (domains, spectra, an exact attention map).
     """
-    from .analyze import analyze as analyze_source
+    from bertgeom.pipelines.casestudy.analyze import analyze as analyze_source
 
     found = analyze_source(
         source,
@@ -244,7 +241,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page that is read from top to bottom, without a network."""
-    from .report import report as write_report
+    from bertgeom.pipelines.casestudy.report import report as write_report
 
     found = write_report(analysis, out, evaluation=evaluation or [], store=store)
     typer.echo(f"{out}: {found['figures']} figures, {found['bytes'] / 1e6:.1f} MB")
@@ -253,10 +250,9 @@ def report(
 def _evaluate_labelled(
     classifier: VariantClassifier, fasta: Path, labels: Path, relabel: list[str]
 ) -> dict[str, Any]:
-    from bertgeom.fasta import read_records
-
-    from .evaluate import evaluate as figures_of
-    from .evaluate import outcomes, read_labels
+    from bertgeom.pipelines.casestudy.classifier.evaluate import evaluate as figures_of
+    from bertgeom.pipelines.casestudy.classifier.evaluate import outcomes, read_labels
+    from bertgeom.sequences.fasta import read_records
 
     truth = read_labels(labels, classifier.classes, dict(_pair(text) for text in relabel))
     results = outcomes(classifier, read_records(fasta), truth)
@@ -264,11 +260,10 @@ def _evaluate_labelled(
 
 
 def _given(fasta: Path, labels: Path) -> LabelledSequences:
-    from bertgeom.fasta import read_records
-
-    from .evaluate import read_labels
-    from .spike import Spike, extract_all
-    from .stream import LabelledSequences
+    from bertgeom.pipelines.casestudy.classifier.evaluate import read_labels
+    from bertgeom.pipelines.casestudy.classifier.stream import LabelledSequences
+    from bertgeom.pipelines.casestudy.genomes.spike import Spike, extract_all
+    from bertgeom.sequences.fasta import read_records
 
     truth = read_labels(labels, CLASSES)
     bases, indices = [], []

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertgeom.cohorts import Moments
-from bertgeom.contrasts import rounding, welch
+from bertgeom.analysis.cohorts import Moments
+from bertgeom.analysis.contrasts import rounding, welch
 
 #: Splits of a tree, at most: how many positions it can look at.
 SPLITS = (1, 2, 3, 5)
@@ -59,7 +59,7 @@ def one_versus_all(
         codes: int (S,), classes; -1 for none, left out.
         names: of the classes.
         received: (S, N) attention received by every token, NaN beyond the last one.
-        dtype: of the computation that gave `received`, see `bertgeom.contrasts.rounding`.
+        dtype: of the computation that gave `received`, see `bertgeom.analysis.contrasts.rounding`.
 
     Returns:
         One entry for every class, way of choosing, and number of splits.

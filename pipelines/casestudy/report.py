@@ -10,19 +10,33 @@ from typing import Any
 import numpy as np
 
 from bertgeom.errors import InputError, StoreError
-from bertgeom.files import write_text
-
-from .. import sections
-from ..figures import casestudy as figures
-from ..figures import cones, heads, regions
-from ..figures.cohorts import Plane, plane
-from ..page import Html, Page, bullets, details, join, paragraph, table, tag, tiles
-from ..progress import counts_of
-from ..report import analysed, opened, writable
-from ..summary import Summary, summarise
-from .analyze import ARRAYS, RESULT, STEP, load
-from .calibrate import OTHER, softmax
-from .domains import DOMAINS, N_AMINO, defining_amino_acids, domain_of
+from bertgeom.pipelines.casestudy.analyze import ARRAYS, RESULT, STEP, load
+from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER, softmax
+from bertgeom.pipelines.casestudy.genomes.domains import (
+    DOMAINS,
+    N_AMINO,
+    defining_amino_acids,
+    domain_of,
+)
+from bertgeom.pipelines.report import sections
+from bertgeom.pipelines.report.build import analysed, opened, writable
+from bertgeom.pipelines.report.figures import casestudy as figures
+from bertgeom.pipelines.report.figures import cones, heads, regions
+from bertgeom.pipelines.report.figures.cohorts import Plane, plane
+from bertgeom.pipelines.report.page import (
+    Html,
+    Page,
+    bullets,
+    details,
+    join,
+    paragraph,
+    table,
+    tag,
+    tiles,
+)
+from bertgeom.pipelines.report.summary import Summary, summarise
+from bertgeom.pipelines.run.progress import counts_of
+from bertgeom.store.files import write_text
 
 _OF_ARRAYS = f"in {ARRAYS}"
 #: Amino acids from the middle of a step within which a change lies in an attended token.

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from bertgeom.kernels import _amx, _memory
+from bertgeom.kernels._cpu import amx
+from bertgeom.kernels._cpu import memory as _memory
 
 
-@pytest.fixture(scope="module", params=["blas", "tile unit"] if _amx.usable() else ["blas"])
+@pytest.fixture(scope="module", params=["blas", "tile unit"] if amx.usable() else ["blas"])
 def products(request: pytest.FixtureRequest) -> Iterator[None]:
     """The tests of a module by BLAS, and again on the tile unit if the CPU has one."""
-    with mock.patch.object(_amx, "usable", return_value=request.param == "tile unit"):
+    with mock.patch.object(amx, "usable", return_value=request.param == "tile unit"):
         yield
 
 

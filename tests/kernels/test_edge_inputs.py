@@ -15,14 +15,14 @@ from bertgeom.kernels import (
     cone_sums,
     pairwise_angle_histogram,
     station_statistics,
-    stream_moments,
+    stations,
 )
 from bertgeom.kernels.attention_stats import api
-from bertgeom.kernels.attention_stats._options import GATE_MIXED
+from bertgeom.kernels.attention_stats.options import GATE_MIXED
 from bertgeom.kernels.attention_stats.tolerance import bounds, disagreements
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements, cone_disagreements
 from bertgeom.kernels.kmers import KmerTable, encode_kmers, encode_singles, single_table
-from bertgeom.kernels.stream_moments.tolerance import stream_disagreements
+from bertgeom.kernels.stations.tolerance import stream_disagreements
 
 pytestmark = pytest.mark.usefixtures("products")
 
@@ -41,7 +41,7 @@ def attention(x: Tensor, **asked: Any) -> Values:
 KERNELS: dict[str, Callable[..., Values]] = {
     "attention": attention,
     "stations": lambda x, **asked: station_statistics(x, angles=True, **asked),
-    "stream": stream_moments,
+    "stream": stations,
     "cones": cone_sums,
     "angles": pairwise_angle_histogram,
     "angles between": lambda x, **asked: pairwise_angle_histogram(
@@ -66,7 +66,7 @@ def check(x: Tensor, lengths: Tensor | None = None) -> None:
     lengths = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
     of_stations = station_statistics(x, lengths=lengths, angles=True)
     assert stream_disagreements(x, lengths, of_stations) == []
-    assert stream_disagreements(x, lengths, stream_moments(x, lengths=lengths)) == []
+    assert stream_disagreements(x, lengths, stations(x, lengths=lengths)) == []
     cones = cone_sums(x, lengths=lengths)
     for found in (cones, {name: of_stations[name] for name in cones}):
         assert (
@@ -209,9 +209,9 @@ def test_odd_strides_of_single_rows_windows_and_columns(kernel: str) -> None:
 
 @each_kernel
 def test_lengths_of_any_integers_and_strides_compile_nothing_anew(kernel: str) -> None:
-    from bertgeom.kernels.attention_stats import cpu as attention_cpu
+    from bertgeom.kernels.attention_stats.cpu import run as attention_cpu
     from bertgeom.kernels.cone_angles import cpu as cones_cpu
-    from bertgeom.kernels.stream_moments import cpu as stations_cpu
+    from bertgeom.kernels.stations import cpu as stations_cpu
 
     compiled = [
         attention_cpu._sweep,

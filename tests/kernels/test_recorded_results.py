@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from bertgeom.kernels import _amx, attention_stats, pairwise_angle_histogram, station_statistics
+from bertgeom.kernels import attention_stats, pairwise_angle_histogram, station_statistics
+from bertgeom.kernels._cpu import amx
 
 RECORDED = Path(__file__).parents[1] / "data" / "kernel_results.npz"
 #: Tracks and moments of a few hundred numbers: as far as sums in another order are.
@@ -30,7 +31,7 @@ def kind() -> str:
     """What decides the order of sums: the vendor, the widest vectors, and the tile unit."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     vendor = next((x.split(":")[1].strip() for x in lines if x.startswith("vendor_id")), "unknown")
-    unit = "tile unit" if _amx.usable() else "blas"
+    unit = "tile unit" if amx.usable() else "blas"
     return f"{vendor} {torch.backends.cpu.get_cpu_capability()} {unit}"
 
 

@@ -71,10 +71,12 @@ def test_a_spill_or_a_missing_wgmma_is_a_fault_on_sm_90_alone(static: ModuleType
 
 
 def test_every_module_with_triton_kernels_ships_them(root: Path, static: ModuleType) -> None:
-    found = sorted(x.parent.name for x in (root / "kernels").glob("*/gpu.py"))
-    assert found
-    for name in found:
-        module = f"bertgeom.kernels.{name}.gpu"
+    kernels = root / "kernels"
+    found = sorted([*kernels.glob("*/gpu.py"), *kernels.glob("*/gpu/run.py")])
+    assert len(found) >= 3
+    for path in found:
+        inner = path.relative_to(kernels).with_suffix("").parts
+        module = ".".join(["bertgeom.kernels", *inner])
         assert module in static.MODULES
         assert static.shipped([module]), module
 

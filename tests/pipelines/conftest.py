@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fake_encoder as fakes
 import pytest
 
-from bertgeom.pipelines import stages
-from bertgeom.pipelines.stages import Status
-
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_encoder", Path(__file__).with_name("fake_encoder.py")
-)
-fakes = importlib.util.module_from_spec(_SPEC)
-sys.modules["fake_encoder"] = fakes
-_SPEC.loader.exec_module(fakes)
+from bertgeom.pipelines.run import stages
+from bertgeom.pipelines.run.stages import Status
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,6 @@
+"""Analysis: from statistics of windows to answers, without looking at a window again.
+
+Inputs of the user: `labels`, `annotations` with `region_files` and `region_placement`. Sums by
+cohort: `cohorts`, `contrasts`. Single questions: `clustering`, `moments`, `rollout`, `spectra`,
+`tracks`, `weights`. Read `cohorts` first. May import from: model, tokens, sequences, store.
+"""

@@ -1,0 +1,112 @@
+"""Queries, keys, values and layer outputs of a forward pass, as the model computes them.
+
+What the kernels reduce on the fly, `spectra`, `rollout` and `annotations` want whole, of a
+few windows. Nothing is derived again from the weights: biases, rotary positions, scale and
+sliding windows are the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bertgeom.errors import ModelError
+from bertgeom.model.layers import is_layer
+from bertgeom.model.masks import plain_attention
+from bertgeom.model.recorder import active
+
+if TYPE_CHECKING:
+    from bertgeom.model.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention call.
+
+    Attributes:
+        query: (B, H, N, d); key, value: (B, Hk, N, d).
+        scale: of the logits. window: key j is visible to query i iff |i - j| <= window.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    window: int | None
+
+
+@dataclass
+class Capture:
+    """What a forward pass has shown: one call and one output (B, N, D) a layer."""
+
+    calls: list[AttentionCall] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """The attention function's view of a recorder; the output is torch's."""
+        self.calls.append(AttentionCall(query, key, value, scale, window))
+        return plain_attention(query, key, value, valid=mask, scale=scale, window=window)
+
+
+@contextmanager
+def capture(model: nn.Module) -> Iterator[Capture]:
+    """Keep queries, keys, values and layer outputs of the forward passes in the block.
+
+    The model must have been loaded with `attn_implementation="bertgeom"`. No gradients.
+    """
+    captured = Capture()
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if active.get() is captured:
+            captured.outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    layers = [module for module in model.modules() if is_layer(module)]
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    token = active.set(captured)
+    try:
+        with torch.no_grad():
+            yield captured
+    finally:
+        active.reset(token)
+        for handle in handles:
+            handle.remove()
+
+
+def capture_window(encoder: Encoder, ids: np.ndarray) -> Capture:
+    """Run one window, its n tokens alone and without padding.
+
+    Args:
+        encoder: from `bertgeom.load_encoder`.
+        ids: (n,) token ids.
+
+    Returns:
+        Capture with B = 1 and N = n.
+
+    Raises:
+        ModelError: if the model's attention or layers were not seen.
+    """
+    tokens = torch.from_numpy(ids.astype(np.int64))[None].to(encoder.device)
+    with capture(encoder.model) as captured:
+        encoder.model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    if not captured.calls or len(captured.calls) != len(captured.outputs):
+        raise ModelError(
+            f"expected an attention call and an output a layer, found {len(captured.calls)} and "
+            f"{len(captured.outputs)}; the layers of {type(encoder.model).__name__} are not "
+            "recognised"
+        )
+    return captured

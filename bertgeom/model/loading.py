@@ -1,0 +1,310 @@
+"""Load the weights of a model, and refuse a checkpoint that is not what its configuration says.
+
+transformers fills gaps of a checkpoint with random weights and leaves out what the configuration
+has no place for. Here both are errors where they reach a number that is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bertgeom.errors import ModelError, UsageError
+from bertgeom.model.masks import NAME
+
+_LFS = b"version https://git-lfs"
+_INDEX = "model.safetensors.index.json"
+#: Names of weights that belong to the encoder: without them it is another one.
+_ENCODER = re.compile(
+    r"(^|\.)(encoder|embeddings|embed_\w+|transformer|layers?|layer_groups|h|blocks?|attention)\."
+)
+#: Names of weights that a bare encoder has no use for.
+_UNUSED = re.compile(
+    r"(^|\.)(cls|lm_head|pooler|classifier|pre_classifier|score|contact_head|qa_outputs|"
+    r"predictions|generator_\w+|discriminator_\w+|vocab_\w+|decoder|head)\.|"
+    r"(position_ids|token_type_ids|inv_freq|lm_head)$"
+)
+
+
+def load_model(model: str, trust_remote_code: bool = False) -> tuple[Any, set[str]]:
+    """A transformers encoder in the dtype of its file, and the names of weights the file lacks.
+
+    Args:
+        model: a folder, or a hub name that transformers can resolve.
+        trust_remote_code: run code that the model brings.
+
+    Returns:
+        The model, and the missing weights; only a pooler that nothing reads may be missing.
+
+    Raises:
+        ModelError: no such model, damaged or foreign files, weights that are missing, superfluous,
+            of another size or not finite.
+        UsageError: for an empty name.
+    """
+    _check_place(model)
+    with _quiet():
+        try:
+            loaded, info = _from_pretrained(model, trust_remote_code)
+        except Exception as error:
+            raise ModelError(_reason(model, error)) from error
+    _check_report(model, loaded, info)
+    _check_weights(model, loaded)
+    return loaded, set(info["missing_keys"])
+
+
+def _from_pretrained(model: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+    options = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(model, **options)
+    _check_architecture(model, config)
+    classifies = any(
+        name.endswith("ForSequenceClassification") for name in config.architectures or ()
+    )
+    kind = AutoModelForSequenceClassification if classifies else AutoModel
+    return kind.from_pretrained(
+        model,
+        config=config,
+        dtype="auto",
+        use_safetensors=True,
+        attn_implementation=NAME,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+
+
+def _reason(model: str, error: Exception) -> str:
+    if isinstance(error, ModelError):
+        return str(error)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = f"expected a transformers encoder with safetensors weights at {model!r}, found: "
+    if not Path(model).is_dir() and isinstance(error, OSError):
+        return (
+            f"{text}no such folder, and the hub could not be reached or has no such model; "
+            "give the path of a model folder, or download it first"
+        )
+    found = " ".join(line.strip() for line in lines[:2])
+    if isinstance(error, KeyError):
+        found = f"the unknown name {found}"
+    return f"{text}{found}; check config.json and the files beside it"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars and reports of transformers: what counts is raised."""
+    import logging as std_logging
+
+    from transformers.utils import logging
+
+    hub = std_logging.getLogger("huggingface_hub")
+    level, hub_level, bars = (
+        logging.get_verbosity(),
+        hub.level,
+        logging.is_progress_bar_enabled(),
+    )
+    logging.set_verbosity(std_logging.CRITICAL)
+    hub.setLevel(std_logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        hub.setLevel(hub_level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_place(model: str) -> None:
+    """Refuse what is no model folder, before transformers guesses at it."""
+    if not model.strip():
+        raise UsageError("expected a model folder or a hub name, found an empty one")
+    path = Path(model)
+    expected = f"expected a transformers encoder, config.json and safetensors weights, at {model!r}"
+    if path.is_file():
+        raise ModelError(f"{expected}, found a file; give the folder it is in")
+    if not path.is_dir():
+        if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+            raise ModelError(f"{expected}, found no such folder; check the path")
+        return
+    if not (path / "config.json").is_file():
+        found = "an empty folder" if not any(path.iterdir()) else "a folder without config.json"
+        raise ModelError(f"{expected}, found {found}; give the folder of a saved model")
+    config = _json(path / "config.json")
+    if not isinstance(config.get("model_type"), str) and "auto_map" not in config:
+        raise ModelError(
+            f'{path / "config.json"}: expected a model_type, such as "bert", found none; add '
+            "the one that the model was trained as"
+        )
+    _check_files(path, expected)
+
+
+def _check_files(path: Path, expected: str) -> None:
+    index = path / _INDEX
+    files = [path / "model.safetensors"]
+    if index.is_file() and not files[0].is_file():
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ModelError(f'{index}: expected "weight_map", found none; download it again')
+        files = [path / os.path.basename(str(name)) for name in sorted(set(shards.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing and files[0].name == "model.safetensors":
+        if list(path.glob("*.bin")) or list(path.glob("*.pt")):
+            raise ModelError(
+                f"{expected}, found pickled weights alone, which are never loaded; convert them "
+                "with model.save_pretrained(folder)"
+            )
+        raise ModelError(f"{expected}, found no model.safetensors; download it again")
+    if missing:
+        raise ModelError(
+            f"{expected}, found {len(missing)} of {len(files)} parts missing, the first "
+            f"{missing[0]}; download it again"
+        )
+    for file in files:
+        _check_safetensors(file)
+
+
+def _check_safetensors(file: Path) -> None:
+    from safetensors import safe_open
+
+    try:
+        with file.open("rb") as handle:
+            pointer = handle.read(len(_LFS)) == _LFS
+        if not pointer:
+            with safe_open(file, framework="pt"):
+                return
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{file}: expected safetensors weights, found a damaged or truncated file of "
+            f"{file.stat().st_size} bytes ({reason}); download it again"
+        ) from error
+    raise ModelError(
+        f"{file}: expected safetensors weights, found a pointer of Git LFS; fetch the file with "
+        "git lfs pull"
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+        if data.startswith(_LFS):
+            raise ModelError(
+                f"{path}: expected JSON, found a pointer of Git LFS; fetch it with git lfs pull"
+            )
+        found = json.loads(data.decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: expected JSON, found: {error}; download it again") from error
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"{path}: expected a JSON object, found a {type(found).__name__}; download it again"
+        )
+    return found
+
+
+def _check_architecture(model: str, config: Any) -> None:
+    """Refuse a configuration whose class of model is one of another type."""
+    import transformers
+
+    for name in config.architectures or ():
+        kind = getattr(getattr(transformers, str(name), None), "config_class", None)
+        wanted = getattr(kind, "model_type", None)
+        if wanted is not None and wanted != config.model_type:
+            raise ModelError(
+                f"expected one kind of model in config.json of {model!r}, found model_type "
+                f"{config.model_type!r} and architecture {name}, which is {wanted!r}; correct one"
+            )
+    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+        value = getattr(config, name, None)
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(
+                f"expected {name} of at least 1 in config.json of {model!r} "
+                f"({config.model_type!r}), found {value!r}; it is no encoder that can be observed"
+            )
+
+
+def _check_report(model: str, loaded: Any, info: dict[str, Any]) -> None:
+    """Refuse what transformers reports of a checkpoint and goes on with."""
+    name = type(loaded).__name__
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, found, expected = mismatched[0]
+        raise ModelError(
+            f"expected weights of {name} as config.json of {model!r} says, found "
+            f"{len(mismatched)} of another size, the first {key} {tuple(found)} instead of "
+            f"{tuple(expected)}; the checkpoint is of another configuration"
+        )
+    # A pooler that nothing reads may be missing; a classifier reads it.
+    classifies = name.endswith("ForSequenceClassification")
+    missing = sorted(k for k in info["missing_keys"] if classifies or "pooler" not in k)
+    if missing:
+        raise ModelError(
+            f"expected all weights of {name} in {model!r}, found {len(missing)} missing, the "
+            f"first {missing[0]}; the checkpoint is of another model"
+        )
+    rotary = getattr(loaded.config, "position_embedding_type", "") == "rotary"
+    more = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if _ENCODER.search(key)
+        and not _UNUSED.search(key)
+        and not (rotary and "position_embeddings" in key)
+    )
+    if more:
+        raise ModelError(
+            f"expected the weights of {name} alone in {model!r}, found {len(more)} more of an "
+            f"encoder, the first {more[0]}; config.json describes another model than the weights"
+        )
+
+
+def _check_weights(model: str, loaded: nn.Module) -> None:
+    for name, weight in loaded.state_dict().items():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            raise ModelError(
+                f"expected finite weights in {model!r}, found NaN or infinity in {name}; the "
+                "checkpoint is damaged, or was saved from a training that diverged"
+            )
+    table = _position_table(loaded)
+    if table is not None and table.padding_idx is None and _starts_like_roberta(table.weight):
+        raise ModelError(
+            f"expected positions counted from 0 in {model!r}, as {type(loaded).__name__} does, "
+            "found an empty row 1 in its position embeddings, as RoBERTa has; correct model_type "
+            "in config.json"
+        )
+
+
+def _starts_like_roberta(weight: Tensor) -> bool:
+    """Whether row 1 alone is zero: padding, from which RoBERTa counts positions."""
+    if len(weight) < 3:
+        return False
+    used = (weight[:3] != 0).any(1).tolist()
+    return used == [True, False, True]
+
+
+def _position_table(model: nn.Module) -> nn.Embedding | None:
+    """The table of learned absolute positions of the model's embeddings."""
+    for name, module in model.named_modules():
+        if name.split(".")[-1] == "position_embeddings" and isinstance(module, nn.Embedding):
+            return module
+    return None
+
+
+def max_positions(model: Any) -> int | None:
+    """Longest window in tokens that the positions of a model allow, None if unlimited."""
+    config = model.config
+    if getattr(config, "position_embedding_type", "") == "rotary":
+        return None
+    table = _position_table(model)
+    if table is not None:
+        # RoBERTa and its relatives count positions from the padding id plus one.
+        offset = 0 if table.padding_idx is None else table.padding_idx + 1
+        return table.num_embeddings - offset
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None

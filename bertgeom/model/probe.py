@@ -1,0 +1,105 @@
+"""Whether a model can be observed: two short windows, with and without recording."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertgeom.errors import BertgeomError, ModelError, UsageError
+from bertgeom.kernels import ImplementationUnavailableError
+from bertgeom.model.attention import record
+from bertgeom.model.observed import observed
+
+#: Tokens of the longer window; the other one is half as long.
+_TOKENS = 24
+#: Allowed differences, as a share of the largest number, by size of the dtype in bytes.
+_TOLERANCE = {4: 1e-3, 2: 5e-2}
+
+
+def probe(model: Any, *, pad_id: int, max_tokens: int, impl: str = "auto") -> None:
+    """Compare a recorded forward pass with the model's own eager attention.
+
+    Args:
+        model: a transformers encoder in eval mode, loaded with `attn_implementation="bertgeom"`.
+        pad_id: token id at padding.
+        max_tokens: most tokens of a window. impl: of the kernels.
+
+    Raises:
+        ModelError: if the architecture cannot be observed, if a recorded output differs from the
+            plain one, if a station is not a hidden state, or if an output is not finite.
+    """
+    name = type(model).__name__
+    inputs = _windows(model, pad_id, min(_TOKENS, max_tokens))
+    options = {"output_hidden_states": True, "return_dict": True}
+    try:
+        with torch.inference_mode(), record(tier="core", impl=impl) as recorder:
+            found = model(**inputs, **options)
+        with torch.inference_mode():
+            plain = observed(model, "eager")(**inputs, **options)
+        arrays = recorder.arrays()
+    except ImplementationUnavailableError as error:
+        raise UsageError(f"--impl {impl}: {error}") from error
+    except BertgeomError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"expected {name} to take token ids and an attention mask, found: {reason}; it cannot "
+            "be observed"
+        ) from error
+    valid = inputs["attention_mask"].bool()
+    _compare_outputs(name, found[0], plain[0], valid)
+    _compare_stations(name, arrays["stream_norm_max"], getattr(plain, "hidden_states", None), valid)
+
+
+def _windows(model: Any, pad_id: int, n: int) -> dict[str, Tensor]:
+    """Two windows of any tokens but padding, the second half as long as the first."""
+    top = model.get_input_embeddings().num_embeddings
+    device = model.get_input_embeddings().weight.device
+    ids = (torch.arange(2 * n).reshape(2, n) * 7919 + 11) % top
+    ids[ids == pad_id] = (pad_id + 1) % top
+    mask = torch.ones_like(ids)
+    mask[1, max(n // 2, 1) :] = 0
+    ids[mask == 0] = pad_id
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def _compare_outputs(name: str, found: Tensor, plain: Tensor, valid: Tensor) -> None:
+    if found.shape[:2] == valid.shape:
+        found, plain = found[valid], plain[valid]
+    if not bool(torch.isfinite(plain).all()):
+        # Half precision may overflow: a run computes such windows again in float32.
+        if plain.element_size() < 4:
+            return
+        raise ModelError(
+            f"expected finite outputs of {name}, found NaN or infinity; the weights are damaged"
+        )
+    _close(found, plain, f"expected the output of {name} unchanged by recording")
+
+
+def _compare_stations(name: str, norms: Any, states: Any, valid: Tensor) -> None:
+    """Hidden states but the last, which some models normalise, are every second station."""
+    n_layers = (norms.shape[1] - 1) // 2
+    if states is None or len(states) != n_layers + 1:
+        return
+    for layer, state in enumerate(states[:-1]):
+        size = state.float().norm(dim=-1).masked_fill(~valid, 0).amax(1).cpu()
+        station = torch.from_numpy(norms[:, 2 * layer]).float()
+        if bool(torch.isfinite(size).all()):
+            _close(
+                station.to(state.dtype),
+                size.to(state.dtype),
+                f"expected the stream between the layers of {name} to be hidden state {layer}",
+            )
+
+
+def _close(found: Tensor, plain: Tensor, expected: str) -> None:
+    scale = float(plain.float().abs().max()) or 1.0
+    difference = float((found.float() - plain.float()).abs().max()) / scale
+    if not difference <= _TOLERANCE[min(plain.element_size(), 4)]:
+        raise ModelError(
+            f"{expected}, found a difference of {difference:.1e} of the largest number; this "
+            "architecture is not understood"
+        )

@@ -1,0 +1,464 @@
+"""Named bytes under a folder or an fsspec URL: records, spools, run history.
+
+A record must be there whole or not at all. In a local folder it is written beside its place
+and renamed; on an object store a single PUT is atomic already. Failures of a remote place are
+tried again for `RETRY_SECONDS`; a full or read-only place is reported at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bertgeom.errors import BertgeomError, InputError, StoreError, UsageError
+from bertgeom.store.journal import DRAFT, PARTIAL, Journal
+from bertgeom.urls import shown_url, without_secrets
+
+__all__ = [
+    "PARTIAL",
+    "Storage",
+    "explain_write_errors",
+    "filesystem",
+    "is_passing",
+    "shown_url",
+    "with_retries",
+    "with_retries_async",
+    "without_secrets",
+]
+
+T = TypeVar("T")
+
+#: A remote place that fails is asked again for this many seconds, with growing pauses.
+RETRY_SECONDS = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+_HOPELESS = _FULL | _FORBIDDEN | {errno.ENOENT}
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+#: Client libraries below fsspec whose own exceptions mean that a place did not answer.
+_CLIENTS = {"aiohttp", "aiobotocore", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
+#: HTTP answers of the 400s that may be another one next time.
+_PASSING_STATUS = {408, 425, 429}
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A root folder or URL. Keys are relative paths with `/`.
+
+    Attributes:
+        url: as the user gave it: a path, `file://...`, `s3://...`, `memory://...`
+        journal: notes what is created, None where nothing will be taken back.
+    """
+
+    url: str
+    journal: Journal | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, None for a remote place."""
+        if "://" not in self.url and "::" not in self.url:
+            return local_path(self.url)
+        scheme, _, path = self.url.partition("://")
+        return Path(path) if scheme in ("file", "local") else None
+
+    @property
+    def shown(self) -> str:
+        """The URL for messages and attributes: without user info, query and fragment."""
+        return shown_url(self.url)
+
+    def child(self, key: str) -> Storage:
+        """The storage one level down."""
+        return Storage(f"{self.url.rstrip('/')}/{key}", self.journal)
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """The bytes start..stop of `key`.
+
+        Raises:
+            FileNotFoundError: where there is no file; a folder of that name is none.
+        """
+        if self.folder is not None:
+            path = self.folder / key
+            try:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(-1 if stop is None else stop - start)
+            except (IsADirectoryError, NotADirectoryError) as error:
+                raise FileNotFoundError(errno.ENOENT, "no file there", str(path)) from error
+        return self._asked(lambda fs, path: fs.cat_file(path, start=start, end=stop), key)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put `data` at `key`, whole or not at all."""
+        self.note(key)
+        if self.folder is None:
+            self._asked(lambda fs, path: fs.pipe_file(path, data), key)
+            return
+        path = self.folder / key
+        draft = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                make_way(path)
+                draft.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    draft.unlink(missing_ok=True)
+                raise
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put `data` at `key` where nothing is; whether this call did it.
+
+        Raises:
+            NotImplementedError: for a file system that cannot tell.
+        """
+        self.note(key)
+        if self.folder is None:
+            try:
+                self._asked(lambda fs, path: fs.pipe_file(path, data, mode="create"), key)
+            except FileExistsError:
+                # A repeated request may meet what its first attempt has written.
+                return self.read(key) == data
+            except (TypeError, ValueError) as error:
+                raise NotImplementedError(f"{self.shown}: no exclusive writes") from error
+            return True
+        path = self.folder / key
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with path.open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
+        return True
+
+    def append(self, key: str, text: str) -> None:
+        """Add `text` to the end of `key`; one writer at a time."""
+        self.note(key)
+        if self.folder is not None:
+            path = self.folder / key
+            with naming(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+            return
+        old = self.read(key) if self.exists(key) else b""
+        self.write(key, old + text.encode())
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a file `key`."""
+        if self.folder is not None:
+            return (self.folder / key).is_file()
+        return self._asked(lambda fs, path: fs.exists(path), key)
+
+    def names(self, prefix: str, drafts: bool = False) -> list[str]:
+        """Names directly under `prefix`, sorted; unfinished files are left out unless asked for."""
+        if self.folder is not None:
+            folder = self.folder / prefix
+            found = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        else:
+            found = [Path(key).name for key in self._listing(prefix)]
+        return sorted(name for name in found if drafts or not DRAFT.fullmatch(name))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below, by key; unfinished files too."""
+        if self.folder is None:
+            return self._asked(_sizes_below, "")
+        sizes = {}
+        for folder, _, names in os.walk(self.folder):
+            place = Path(folder)
+            for name in names:
+                path = place / name
+                with suppress(FileNotFoundError):
+                    sizes[path.relative_to(self.folder).as_posix()] = path.lstat().st_size
+        return sizes
+
+    def remove(self, key: str) -> None:
+        """Delete the file or folder `key`; nothing happens where there is none."""
+        if self.folder is not None:
+            path = self.folder / key if key else self.folder
+            with naming(path):
+                if path.is_dir() and not path.is_symlink():
+                    _remove_tree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        else:
+            # A repeated request may find that its first attempt has done it.
+            with suppress(FileNotFoundError):
+                self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
+
+    def prune(self) -> None:
+        """Delete the empty folders below; an object store has none."""
+        if self.folder is not None:
+            for folder, _, _ in os.walk(self.folder, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(folder)
+
+    def sweep(self) -> None:
+        """Delete what killed writers left. Only while nobody else writes."""
+        if self.folder is not None:
+            for path in self.folder.rglob(f"*{PARTIAL}"):
+                if DRAFT.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+    def note(self, key: str) -> None:
+        """Tell the journal that `key` is about to be written."""
+        if self.journal is None:
+            return
+        if self.folder is not None:
+            self.journal.note_path(self.folder / key)
+        else:
+            self.journal.note_object(self, key)
+
+    def _listing(self, prefix: str) -> list[str]:
+        try:
+            return self._asked(lambda fs, path: fs.ls(path, detail=False), prefix)
+        except FileNotFoundError:
+            return []
+
+    def _asked(self, action: Callable[[Any, str], T], key: str) -> T:
+        """What the remote file system answers to `action(file system, path of key)`."""
+        system, root = filesystem(self.url)
+        root = root.rstrip("/")
+        path = f"{root}/{key}" if key else root
+
+        def ask() -> T:
+            system.invalidate_cache()
+            return action(system, path)
+
+        return with_retries(ask, self.shown)
+
+
+def local_path(text: str) -> Path:
+    """A path; a leading `~` is the home folder, which shells do not expand after `--out=`."""
+    if text == "~" or text.startswith("~/"):
+        return Path(text).expanduser()
+    return Path(text)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it.
+
+    Raises:
+        UsageError: for an unknown scheme, or if the package for it is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        scheme = url.rpartition("::")[2].partition("://")[0]
+        extra = _EXTRAS.get(scheme)
+        remedy = f"pip install 'bertgeom[{extra}]'" if extra else _short(error)
+        raise UsageError(
+            f"{shown_url(url)}: expected the package that fsspec needs for {scheme}://, found it "
+            f"missing; {remedy}"
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"{shown_url(url)}: expected a URL that fsspec understands, found: {_short(error)}; "
+            "check the scheme before ://"
+        ) from error
+
+
+def _sizes_below(system: Any, root: str) -> dict[str, int]:
+    found = system.find(root, detail=True)
+    return {path.removeprefix(f"{root}/"): int(about["size"]) for path, about in found.items()}
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failure of a remote place may be over at the next attempt."""
+    if isinstance(error, (*_FINAL, BertgeomError)):
+        return False
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status in _PASSING_STATUS
+    if isinstance(error, OSError):
+        return error.errno not in _HOPELESS
+    client = type(error).__module__.partition(".")[0] in _CLIENTS
+    return client and not re.search("Credential|Validation|Auth", type(error).__name__)
+
+
+class _Patience:
+    """How long to go on asking a place."""
+
+    def __init__(self, place: str) -> None:
+        self._place, self._pause = place, _FIRST_PAUSE
+        self._begin = time.monotonic()
+
+    def pause(self, error: Exception) -> float:
+        """Seconds to wait after a failure.
+
+        Raises:
+            StoreError: if the time is up, or the place refuses for good. The error itself, if it
+                is an answer: nothing there, something there already.
+        """
+        if not is_passing(error):
+            if _is_answer(error):
+                raise error
+            raise StoreError(
+                f"{self._place}: expected access to this place, found: {_short(error)}; check the "
+                "address and the credentials and give the same command again"
+            ) from error
+        spent = time.monotonic() - self._begin
+        if spent >= RETRY_SECONDS:
+            raise StoreError(
+                f"{self._place}: expected an answer within {RETRY_SECONDS:.0f} s, found: "
+                f"{_short(error)}; check the address and the network and give the same command "
+                "again, finished work is kept"
+            ) from error
+        pause = min(self._pause, max(0.0, RETRY_SECONDS - spent))
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return pause
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether it says something about a key, or is a fault of the program: not of the place."""
+    if isinstance(error, PermissionError):
+        return False
+    known = isinstance(error, OSError) or getattr(error, "status", None) is not None
+    client = type(error).__module__.partition(".")[0] in _CLIENTS
+    return isinstance(error, _FINAL) or not (known or client)
+
+
+def with_retries(action: Callable[[], T], place: str) -> T:
+    """The result of `action` on a remote place, tried again for `RETRY_SECONDS`.
+
+    Args:
+        place: the URL for the message, without secrets.
+
+    Raises:
+        StoreError: if the place does not answer in time, or refuses for good.
+        FileNotFoundError, FileExistsError: as `action` does, at once.
+    """
+    patience = _Patience(place)
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            pause = patience.pause(error)
+        time.sleep(pause)
+
+
+async def with_retries_async(action: Callable[[], Awaitable[T]], place: str) -> T:
+    """`with_retries` for coroutines."""
+    patience = _Patience(place)
+    while True:
+        try:
+            return await action()
+        except Exception as error:
+            pause = patience.pause(error)
+        await asyncio.sleep(pause)
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Note the file in an OSError that names none, as of an open file, or the draft of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or DRAFT.fullmatch(Path(str(error.filename)).name):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def explain_write_errors(place: str | Path, what: str | None = None) -> Iterator[None]:
+    """Turn a failure to write to `place` into one line that says how to go on.
+
+    Args:
+        place: folder, file or URL that the block writes to. what: of it, for the message.
+
+    Raises:
+        StoreError: for an OSError at `place`.
+        InputError: for an OSError at a file that lies elsewhere; names it.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = reason(error)
+        if _is_elsewhere(error, str(place)):
+            raise InputError(
+                "a file that can be read",
+                found,
+                source=shown_url(str(error.filename)),
+                remedy="check the path and the permissions",
+            ) from error
+        code = error.errno or 0
+        remedy = "mend the cause"
+        if code in _FULL:
+            remedy = "free some space"
+        elif code in _FORBIDDEN:
+            remedy = "make the folder writable or choose another --out"
+        elif code == errno.ENAMETOOLONG:
+            remedy = "choose a shorter --out"
+        elif code in _IN_THE_WAY and error.filename is not None:
+            remedy = f"move {shown_url(str(error.filename))} away"
+        raise StoreError(
+            f"expected to write {what or shown_url(str(place))}, found: {found}; {remedy} and give "
+            "the same command again, finished work is kept"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line and without secrets."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return without_secrets(" ".join(str(text).split()))
+
+
+def _short(error: BaseException) -> str:
+    text = reason(error)
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+
+
+def _is_elsewhere(error: OSError, place: str) -> bool:
+    """Whether an error names a file outside of `place`."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    folder = Storage(place).folder
+    if folder is None:
+        return "://" not in str(error.filename)
+    there, here = Path(os.path.abspath(error.filename)), Path(os.path.abspath(folder))
+    # A parent that cannot be written to is a matter of the place too.
+    return not (there.is_relative_to(here) or here.is_relative_to(there))
+
+
+def make_way(path: Path) -> None:
+    """Delete an empty folder in the place of a file; one with contents is somebody's, and stays."""
+    if path.is_dir() and not path.is_symlink():
+        with suppress(OSError):
+            path.rmdir()
+
+
+def _remove_tree(path: Path) -> None:
+    """Delete a folder. A write that failed may still be finishing its neighbours in threads."""
+    import shutil
+
+    for pause in (0.2, 0.4, 0.8, None):
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or pause is None:
+                raise
+            time.sleep(pause)
+        if not path.exists():
+            return

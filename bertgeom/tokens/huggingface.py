@@ -1,0 +1,380 @@
+"""Any Hugging Face tokenizer, with the bases behind every token.
+
+The tokenizer gets a window as one string, in the spelling of its own vocabulary: upper or lower
+case, with T or with U (`read_spelling`). Every base belongs to exactly one token; a tokenizer
+that leaves a base without one is refused. A token that stands for no base, such as the mark
+that SentencePiece puts in front of a text, is a special token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+
+from bertgeom.errors import ModelError, UsageError
+from bertgeom.kernels.kmers import count_ambiguous
+from bertgeom.tokens.encoded import Encoded, EncodedBatch, stack
+
+#: A token of letters alone, with the marks that tokenizers put around pieces of a word.
+_LETTERS = re.compile(r"[^A-Za-z0-9<\[]*([ACGTUNRYSWKMBDHV]+)(</w>)?[^A-Za-z0-9]*", re.IGNORECASE)
+#: Sequences that show how a tokenizer reads bases; short, as a word may be no longer than 100.
+_PROBES, _PROBE_BASES = 64, 48
+#: Another spelling must save this share of the tokens to be preferred over upper case with T.
+_CLEARLY_FEWER = 0.1
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How bases are written for a tokenizer.
+
+    Attributes:
+        case: "upper" or "lower". thymine: "T" or "U", the letter for both.
+    """
+
+    case: str = "upper"
+    thymine: str = "T"
+
+    def __post_init__(self) -> None:
+        if self.case not in ("upper", "lower"):
+            raise UsageError(f"expected case 'upper' or 'lower', found {self.case!r}")
+        if self.thymine not in ("T", "U"):
+            raise UsageError(f"expected thymine 'T' or 'U', found {self.thymine!r}")
+
+    def text(self, bases: np.ndarray) -> str:
+        """uint8 ASCII bases (n,) as n characters."""
+        text = np.ascontiguousarray(bases).tobytes().decode("ascii", "replace").upper()
+        other = "U" if self.thymine == "T" else "T"
+        text = text.replace(other, self.thymine)
+        return text if self.case == "upper" else text.lower()
+
+
+@dataclass(frozen=True, eq=False)
+class HuggingFace:
+    """A transformers tokenizer that is given the bases as one string.
+
+    Tokens beyond `max_tokens` are cut off in front of the closing special tokens.
+
+    Attributes:
+        tokenizer: a transformers tokenizer; one without offsets must give back its text.
+        max_tokens: most tokens of a sequence, special ones included.
+        case: "upper" or "lower", the case in which it gets the bases.
+        name: short name, for people.
+        thymine: "T" or "U", how it gets both.
+    """
+
+    tokenizer: Any
+    max_tokens: int
+    case: str = "upper"
+    name: str = "hf"
+    thymine: str = "T"
+    exact_counts = False
+
+    def __post_init__(self) -> None:
+        _ = self.spelling
+        if self.max_tokens <= self._extra:
+            raise UsageError(
+                f"expected max_tokens of at least {self._extra + 1}, found {self.max_tokens}"
+            )
+        if self.tokenizer.is_fast:
+            # A length limit saved in tokenizer.json is no rule of this project.
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
+
+    @property
+    def spelling(self) -> Spelling:
+        """How the tokenizer gets its bases."""
+        return Spelling(self.case, self.thymine)
+
+    @cached_property
+    def _extra(self) -> int:
+        return int(self.tokenizer.num_special_tokens_to_add(pair=False))
+
+    @cached_property
+    def _marks(self) -> int:
+        """Tokens without a base that every sequence gets beyond the closing and opening ones."""
+        return int(self._whole([_probes()[0]])[0].special.sum()) - self._extra
+
+    @property
+    def n_special(self) -> int:
+        """Tokens of every sequence that stand for no base."""
+        return self._extra + self._marks
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    @cached_property
+    def unknown_ids(self) -> tuple[int, ...]:
+        """Ids of the unknown token: that which is declared, and that which the model gives."""
+        found = {self.tokenizer.unk_token_id, self._model_unknown}
+        return tuple(sorted(int(i) for i in found if i is not None))
+
+    @cached_property
+    def _model_unknown(self) -> int | None:
+        """The unknown id inside a fast tokenizer, which need not be declared outside."""
+        if not self.tokenizer.is_fast:
+            return None
+        backend = self.tokenizer.backend_tokenizer
+        model = json.loads(backend.to_str())["model"]
+        token = model.get("unk_token")
+        return model.get("unk_id") if token is None else backend.token_to_id(token)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Most bases of a token of the vocabulary."""
+        special = set(self.tokenizer.all_special_tokens)
+        found = (_LETTERS.fullmatch(token) for token in self.tokenizer.get_vocab().keys() - special)
+        return max((len(match[1]) for match in found if match), default=1)
+
+    @property
+    def variable_length(self) -> bool:
+        """Whether the number of tokens depends on the bases, not on their number alone."""
+        return self.longest_token > 1
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that changes an id, JSON-able."""
+        found = {
+            "kind": "hf",
+            "class": type(self.tokenizer).__name__,
+            "case": self.case,
+            "max_tokens": self.max_tokens,
+            "sha256": self._digest,
+        }
+        # Only where they differ from what was always done, so that older stores can go on.
+        if self.thymine != "T":
+            found["thymine"] = self.thymine
+        if self._marks:
+            found["marks"] = self._marks
+        if self.unknown_ids and self.unknown_ids != (self.tokenizer.unk_token_id,):
+            found["unknown"] = list(self.unknown_ids)
+        return found
+
+    @cached_property
+    def _digest(self) -> str:
+        if self.tokenizer.is_fast:
+            text = self.tokenizer.backend_tokenizer.to_str()
+        else:
+            text = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @overload
+    def count_tokens(self, n_bases: int) -> int: ...
+    @overload
+    def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
+    def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
+        """Upper bound: every base a token."""
+        counts = np.minimum(np.asarray(n_bases, dtype=np.int64) + self.n_special, self.max_tokens)
+        return counts if isinstance(n_bases, np.ndarray) else int(counts)
+
+    def window_bases(self) -> int:
+        """Longest sequence that surely fits: every base a token."""
+        return max(1, self.max_tokens - self.n_special)
+
+    def encode(self, bases: np.ndarray) -> Encoded:
+        """Tokens of uint8 ASCII bases (n,) of any case.
+
+        Raises:
+            ModelError: if the tokenizer tells no offsets and they cannot be recovered, or if a
+                base has no token or several.
+        """
+        return self._rows([bases])[0]
+
+    def encode_batch(self, sequences: Sequence[np.ndarray]) -> EncodedBatch:
+        """Tokens of several sequences, each a row."""
+        return stack(self._rows(sequences) if len(sequences) else [], self.pad_id)
+
+    def encode_whole(self, sequences: Sequence[np.ndarray]) -> list[Encoded]:
+        """Tokens of several sequences, however many they are: nothing is cut off.
+
+        Raises:
+            ModelError: as `encode`.
+        """
+        rows = self._whole(sequences) if len(sequences) else []
+        for row, bases in zip(rows, sequences, strict=True):
+            self._check_places(row, bases)
+        return rows
+
+    def _rows(self, sequences: Sequence[np.ndarray]) -> list[Encoded]:
+        return [self._cut(row) for row in self.encode_whole(sequences)]
+
+    def _whole(self, sequences: Sequence[np.ndarray]) -> list[Encoded]:
+        """Tokens as the tokenizer gives them; tokens without a base are special."""
+        texts = [self.spelling.text(bases) for bases in sequences]
+        fast = self.tokenizer.is_fast
+        found = self.tokenizer(
+            texts,
+            add_special_tokens=True,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=fast,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        rows = []
+        for b, bases in enumerate(sequences):
+            ids = np.array(found["input_ids"][b], dtype=np.int32)
+            special = np.array(found["special_tokens_mask"][b], dtype=bool)
+            if fast:
+                offsets = np.array(found["offset_mapping"][b], dtype=np.int32).reshape(-1, 2)
+            else:
+                special, offsets = self._align(texts[b], ids)
+            special = special | _without_bases(special, offsets)
+            offsets[special] = -1
+            start, stop = np.ascontiguousarray(offsets.T)
+            n_ambiguous = int(count_ambiguous(bases)[0])
+            rows.append(
+                Encoded(
+                    ids, special, start, stop, self._n_unknown(ids, special), n_ambiguous, False
+                )
+            )
+        return rows
+
+    def _n_unknown(self, ids: np.ndarray, special: np.ndarray) -> int:
+        return int((np.isin(ids, self.unknown_ids) & ~special).sum())
+
+    def _cut(self, row: Encoded) -> Encoded:
+        """Without the content that does not fit."""
+        if row.ids.size <= self.max_tokens:
+            return row
+        content = np.flatnonzero(~row.special)
+        kept = np.ones(row.ids.size, dtype=bool)
+        kept[content[max(0, self.max_tokens - int(row.special.sum())) :]] = False
+        ids, special = row.ids[kept], row.special[kept]
+        return Encoded(
+            ids,
+            special,
+            row.start[kept],
+            row.stop[kept],
+            self._n_unknown(ids, special),
+            row.n_ambiguous,
+            True,
+        )
+
+    def _check_places(self, row: Encoded, bases: np.ndarray) -> None:
+        """Every base belongs to exactly one token."""
+        start, stop = row.start[~row.special], row.stop[~row.special]
+        edges = np.concatenate([[0], stop])
+        wanted = np.concatenate([start, [len(bases)]])
+        if np.array_equal(edges, wanted):
+            return
+        place = int(np.flatnonzero(edges != wanted)[0])
+        base = min(int(min(edges[place], wanted[place])), len(bases) - 1)
+        letter = self._dropped(bases) or self.spelling.text(bases[base : base + 1])
+        many = "none" if edges[place] < wanted[place] else "several"
+        raise ModelError(
+            f"expected exactly one token of {self.name} for every base, found {many} for "
+            f"{letter!r}: the tokenizer has no place in its vocabulary for it, nor an unknown "
+            "token; choose another one with --tokenizer, or leave such letters out of the input"
+        )
+
+    def _dropped(self, bases: np.ndarray) -> str:
+        """The first letter that gives no token; tokens behind it have the wrong places."""
+        letters = np.unique(bases)
+        rows = self._whole([np.array([letter]) for letter in letters])
+        lost = [letter for letter, row in zip(letters, rows, strict=True) if row.special.all()]
+        return self.spelling.text(np.array(lost[:1], dtype=np.uint8))
+
+    def _align(self, text: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Special marks and offsets for a tokenizer that gives none: its tokens, end to end."""
+        tokens = self.tokenizer.tokenize(text)
+        plain = self.tokenizer.convert_tokens_to_ids(tokens)
+        first = _find(plain, ids)
+        if first is None or _folded("".join(tokens)) != _folded(text):
+            raise ModelError(
+                f"expected a tokenizer with offsets, or whose tokens spell the sequence, found "
+                f"{type(self.tokenizer).__name__}; choose one with --tokenizer"
+            )
+        special = np.ones(ids.size, dtype=bool)
+        special[first : first + len(plain)] = False
+        stops = np.cumsum([len(token) for token in tokens], dtype=np.int32)
+        offsets = np.full((ids.size, 2), -1, dtype=np.int32)
+        offsets[~special, 1] = stops
+        offsets[~special, 0] = np.concatenate([[0], stops[:-1]])[: stops.size]
+        return special, offsets
+
+
+def read_spelling(tokenizer: Any, case: str | None = None) -> Spelling:
+    """The spelling in which a tokenizer knows bases best, from what it makes of random ones.
+
+    The spelling that leaves the fewest bases without a known token; among equals, one that
+    needs clearly fewer tokens (a vocabulary of bytes knows every letter, but has pieces in one
+    spelling alone); else upper case with T.
+
+    Args:
+        tokenizer: a transformers tokenizer. case: "upper" or "lower" if that is decided.
+
+    Raises:
+        ModelError: if the places of its tokens cannot be found in any spelling.
+    """
+    options = [Spelling(c, t) for c in ([case] if case else ["upper", "lower"]) for t in ("T", "U")]
+    best, least, refused = None, (0, 0.0), None
+    for spelling in options:
+        try:
+            lost, tokens = _reading(tokenizer, spelling)
+        except ModelError as error:
+            refused = error
+            continue
+        if (
+            best is None
+            or lost < least[0]
+            or (lost == least[0] and tokens < (1 - _CLEARLY_FEWER) * least[1])
+        ):
+            best, least = spelling, (lost, tokens)
+    if best is None:
+        raise refused or ModelError("expected a spelling, found none")
+    return best
+
+
+def _reading(tokenizer: Any, spelling: Spelling) -> tuple[int, int]:
+    """Bases of the probes without a known token, and tokens of all of them."""
+    reader = HuggingFace(tokenizer, 2 * _PROBE_BASES + 64, spelling.case, thymine=spelling.thymine)
+    known = tokens = 0
+    for row in reader._whole(_probes()):
+        content = ~row.special & ~np.isin(row.ids, reader.unknown_ids)
+        known += int((row.stop[content] - row.start[content]).sum())
+        tokens += row.ids.size
+    return _PROBES * _PROBE_BASES - known, tokens
+
+
+def _probes() -> list[np.ndarray]:
+    letters = np.frombuffer(b"ACGT", np.uint8)
+    rng = np.random.default_rng(0)
+    return [letters[rng.integers(0, 4, _PROBE_BASES)] for _ in range(_PROBES)]
+
+
+def _without_bases(special: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """bool (n,): content tokens that stand for no base.
+
+    They have no width, or are said to lie on the base with which the next token begins, as the
+    mark in front of a text is.
+    """
+    found = np.zeros(special.size, dtype=bool)
+    content = np.flatnonzero(~special)
+    start, stop = offsets[content].T
+    found[content] = start == stop
+    found[content[:-1]] |= start[:-1] == start[1:]
+    return found
+
+
+def _find(part: list[int], ids: np.ndarray) -> int | None:
+    """Where `part` begins in `ids`, None if it is not in there."""
+    for first in range(ids.size - len(part) + 1):
+        if ids[first : first + len(part)].tolist() == part:
+            return first
+    return None
+
+
+def _folded(text: str) -> str:
+    return text.upper().replace("U", "T")

@@ -1,0 +1,173 @@
+"""Compiled functions on disk: where they are kept, and when they are used again.
+
+One file holds one compiled signature. Its name is made of everything that decides the machine
+code, so no two processes ever mean different code by one name, and there is no index to lose.
+The file begins with a checksum: a damaged one is compiled again.
+
+Nothing here stops a computation. Where no folder can be written the code goes to a private folder
+of the system's temporary directory, and where that fails too it stays in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import pickle
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import config
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    _CacheLocator,
+    _SourceFileBackedLocatorMixin,
+)
+from numba.core.serialize import dumps
+
+_LOG = logging.getLogger("bertgeom.kernels")
+_REMEDY = "set NUMBA_CACHE_DIR to a folder that can be written"
+_DIGEST_BYTES = 32
+
+
+def keep_on_disk(dispatcher: Any, function: Callable[..., Any]) -> None:
+    """Makes a compiled function look for its machine code on disk, and leave it there."""
+    try:
+        dispatcher._cache = _Cache(function)
+    except (OSError, RuntimeError) as error:
+        _warn_once(f"compiled code is kept in memory alone ({error}); {_REMEDY}")
+
+
+@functools.cache
+def source_stamp(folder: Path) -> str:
+    """Digest of the Python files of a folder and of all of `kernels`: what code is made from.
+
+    Numba's own rule looks at one file, and misses a change in what the function calls or in the
+    constants that it holds.
+    """
+    digest = hashlib.sha256()
+    kernels = Path(__file__).parents[1]
+    for of, paths in ((kernels, kernels.rglob("*.py")), (folder, folder.glob("*.py"))):
+        for path in sorted(paths):
+            # By its place below the folder: the same tree elsewhere makes the same code.
+            source = path.read_bytes()
+            digest.update(f"{path.relative_to(of)}\0{len(source)}\0".encode())
+            digest.update(source)
+    return digest.hexdigest()
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    _LOG.warning("%s", text)
+
+
+@functools.cache
+def _private_folder() -> str:
+    """A folder in the temporary directory that nobody else can write to.
+
+    The same one for all processes of a user, unless something else has that name.
+
+    Raises:
+        OSError: if none can be made.
+    """
+    path = os.path.join(tempfile.gettempdir(), f"bertgeom-compiled-{_user()}")
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        found = os.lstat(path)
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == _user()
+        if not own or stat.S_IMODE(found.st_mode) & 0o077:
+            path = tempfile.mkdtemp(prefix="bertgeom-compiled-")
+    _warn_once(f"no cache folder can be written, compiled code goes to {path}; {_REMEDY}")
+    return path
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
+
+
+class _PrivateLocator(_SourceFileBackedLocatorMixin, _CacheLocator):
+    """The last resort."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self._py_file = file
+        self._lineno = function.__code__.co_firstlineno
+        self._folder = self.get_suitable_cache_subpath(file)
+
+    def get_cache_path(self) -> str:
+        return os.path.join(_private_folder(), self._folder)
+
+
+class _Implementation(CompileResultCacheImpl):
+    _locator_classes = (*CompileResultCacheImpl._locator_classes, _PrivateLocator)
+
+
+class _Cache(FunctionCache):
+    _impl_class = _Implementation
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = source_stamp(Path(function.__code__.co_filename).parent)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        # Whatever is wrong with a file: compiling again is always right.
+        except Exception as error:
+            _LOG.debug("compiled code is not used: %s", error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_once(f"compiled code cannot be kept in {self._cache_path} ({error}); {_REMEDY}")
+            self.disable()
+
+
+class _Files:
+    """One file a signature, in place of Numba's index and numbered files.
+
+    Two processes that compile different signatures at once take the same number there.
+    """
+
+    def __init__(self, folder: str, base: str, stamp: str) -> None:
+        self._folder, self._base, self._stamp = folder, base, stamp
+
+    def load(self, key: Any) -> Any:
+        try:
+            data = self._path(key).read_bytes()
+        except OSError:
+            return None
+        digest, code = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        # Pickle is safe here: as with any cache of code, who writes to it runs as this user.
+        return pickle.loads(code) if hashlib.sha256(code).digest() == digest else None  # noqa: S301
+
+    def save(self, key: Any, data: Any) -> None:
+        code = dumps(data)
+        path = self._path(key)
+        number, temporary = tempfile.mkstemp(dir=self._folder, prefix=path.name)
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def flush(self) -> None:
+        """Forget the code of this function."""
+        for path in Path(self._folder).glob(f"{self._base}.*.nbc"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: Any) -> Path:
+        what = (numba.__version__, self._stamp, bool(config.BOUNDSCHECK), key)
+        name = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
+        return Path(self._folder, f"{self._base}.{name}.nbc")

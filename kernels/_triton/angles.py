@@ -1,0 +1,523 @@
+"""Triton: tiles of products of centred vectors, what they say, and the end of every statistic.
+
+    angle_tiles    histogram and moments of angles; squares of the covariance
+    square_tiles   squares of a Gram matrix
+    finish_sets    all partial results of a set, added in order
+
+The histogram needs no atomics. A pair's bin is four bits of nothing but position: group (bin / 4)
+and byte (bin % 4) of a 32-bit counter. For every group that a tile touches, a masked sum along
+its rows counts four bins at once; a row has 128 columns, so no byte overflows.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bertgeom.kernels._triton.rows import (
+    BLOCK_ROWS,
+    CONSTANT,
+    NO_AXIS,
+    Centred,
+    Sets,
+    degrees_of,
+    options,
+)
+from bertgeom.kernels._triton.rules import ceil_div, next_power_of_two
+
+#: Degrees by which an angle may be rounded up: those on an edge must not fall below it.
+EDGE = tl.constexpr(2e-5)
+#: Tiles that one program folds into one where there are more, and how many it reads at once.
+#: A tile has at most 2^14 pairs, so that 32-bit counts hold FOLD of them.
+FOLD, FOLD_STEP = 128, 8
+
+
+@triton.jit
+def triangle(t):
+    """Row and column, row <= column, of tile t of an upper triangle counted by columns."""
+    j = ((tl.sqrt(8.0 * t.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
+    j = tl.where(j * (j + 1) // 2 > t, j - 1, j)
+    j = tl.where((j + 1) * (j + 2) // 2 <= t, j + 1, j)
+    return t - j * (j + 1) // 2, j
+
+
+@triton.jit
+def products(
+    acc, p_a, p_b, depth, step_a, step_b, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """acc + inner products of BLOCK rows at p_a and at p_b, or of their columns if COLUMNS."""
+    o_tile = tl.arange(0, BLOCK)
+    o_k = tl.arange(0, BLOCK_K)
+    if COLUMNS:
+        p_a += o_k.to(tl.int64)[:, None] * step_a + o_tile[None, :]
+        p_b += o_k.to(tl.int64)[:, None] * step_b + o_tile[None, :]
+        for _ in range(0, depth, BLOCK_K):
+            acc = tl.dot(tl.trans(tl.load(p_a)), tl.load(p_b), acc, input_precision=PRECISION)
+            p_a += BLOCK_K * step_a
+            p_b += BLOCK_K * step_b
+    else:
+        p_a += o_tile.to(tl.int64)[:, None] * step_a + o_k[None, :]
+        p_b += o_tile.to(tl.int64)[:, None] * step_b + o_k[None, :]
+        for _ in range(0, depth, BLOCK_K):
+            acc = tl.dot(tl.load(p_a), tl.trans(tl.load(p_b)), acc, input_precision=PRECISION)
+            p_a += BLOCK_K
+            p_b += BLOCK_K
+    return acc
+
+
+@triton.jit
+def halves(x, COLUMNS: tl.constexpr):
+    """The left and the right half of x (rows, COLUMNS); every thread keeps what it has."""
+    rows: tl.constexpr = x.shape[0]
+    return tl.split(tl.permute(tl.reshape(x, (rows, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def read_side(p_norm, p_alpha, p_scale, first, o_row, n):
+    """Whether rows exist, whether they have a direction, and their numbers."""
+    norm = tl.load(p_norm + first + o_row)
+    return o_row < n, norm, tl.load(p_alpha + first + o_row), tl.load(p_scale + first + o_row)
+
+
+@triton.jit
+def covariance_squares(v, norm_a, norm_b, weight_a, weight_b, m_pair):
+    """Row sums of <x_i - m, x_j - m>^2 from 1 - cos; see `stream_moments/README.md`."""
+    entry = norm_a[:, None] * norm_b[None, :] * (1.0 - v)
+    entry = tl.where(m_pair, (entry - weight_a[:, None]) - weight_b[None, :], 0.0)
+    return tl.sum(entry * entry, axis=1)
+
+
+@triton.jit
+def add_counts(counts, angle, m_pair, least, largest, scale, bins, BLOCK_BINS: tl.constexpr):
+    """Adds a tile to counts (BLOCK_BINS,), whose fours of bins are in the order 0, 2, 1, 3."""
+    place = tl.minimum(((angle + EDGE) * scale).to(tl.int32), bins - 1)
+    group = tl.where(m_pair, place >> 2, -1)
+    unit = tl.full((), 1, tl.uint32) << ((place & 3) << 3).to(tl.uint32)
+    first = ((least + EDGE) * scale).to(tl.int32) >> 2
+    last = tl.minimum(((largest + EDGE) * scale).to(tl.int32), bins - 1) >> 2
+    o_bin = tl.arange(0, BLOCK_BINS)
+    shift = ((o_bin & 3) << 4).to(tl.uint64)
+    for g in range(first, tl.where(largest >= 0, last + 1, first)):
+        row = tl.sum(tl.where(group == g, unit, 0), axis=1)
+        # Bytes 0, 2 and 1, 3 become 16-bit fields: a tile holds 128^2 pairs.
+        wide = (row & 0x00FF00FF).to(tl.uint64) | (((row >> 8) & 0x00FF00FF).to(tl.uint64) << 32)
+        field = ((tl.sum(wide, axis=0) >> shift) & 0xFFFF).to(tl.int32)
+        counts += tl.where((o_bin >> 2) == g, field, 0)
+    return counts
+
+
+@triton.jit
+def angle_tiles(
+    p_a,
+    p_b,
+    p_alpha_a,
+    p_alpha_b,
+    p_scale_a,
+    p_scale_b,
+    p_norm_a,
+    p_norm_b,
+    p_weight,
+    p_lengths_a,
+    p_lengths_b,
+    p_kept_a,
+    p_kept_b,
+    p_near_mean,
+    p_counts,
+    p_sums,
+    rows_a,
+    rows_b,
+    tiles_b,
+    step_near_mean,
+    bins,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_BINS: tl.constexpr,
+    PARTS: tl.constexpr,
+    TRIANGLE: tl.constexpr,
+    RATIO: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Program (tile, set): p_counts (S, T, bins) int32; p_sums (S, T, 5): sum of angle - near
+    mean, of its square, least, largest, sum of the squares of the covariance right of the
+    diagonal. Vectors (S, rows, WIDTH) and their numbers are those of `centre_rows`."""
+    i_tile = tl.program_id(0)
+    i_set = tl.program_id(1).to(tl.int64)
+    if TRIANGLE:
+        i, j = triangle(i_tile)
+    else:
+        i = i_tile // tiles_b
+        j = i_tile % tiles_b
+    good = (tl.load(p_kept_a + i_set) >= 0) & (tl.load(p_kept_b + i_set) >= 0)
+    n_a = tl.where(good, tl.load(p_lengths_a + i_set), 0)
+    n_b = tl.where(good, tl.load(p_lengths_b + i_set), 0)
+    first_a = i_set * rows_a
+    first_b = i_set * rows_b
+    product = products(
+        tl.zeros((BLOCK, BLOCK), tl.float32),
+        p_a + (first_a + i.to(tl.int64) * BLOCK) * WIDTH,
+        p_b + (first_b + j.to(tl.int64) * BLOCK) * WIDTH,
+        tl.where((i * BLOCK < n_a) & (j * BLOCK < n_b), WIDTH, 0),
+        WIDTH,
+        WIDTH,
+        BLOCK,
+        BLOCK_K,
+        PRECISION,
+        False,
+    )
+    o_a = i * BLOCK + tl.arange(0, BLOCK)
+    m_a, norm_a, alpha_a, scale_a = read_side(p_norm_a, p_alpha_a, p_scale_a, first_a, o_a, n_a)
+    near_mean = tl.load(p_near_mean + i_set * step_near_mean)
+    scale = bins / 180.0
+    counts = tl.zeros((BLOCK_BINS,), tl.int32)
+    least, largest = 360.0, -1.0
+    first = tl.zeros((BLOCK,), tl.float32)
+    second = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    # A part at a time: the numbers of a whole tile would fill the registers.
+    parts = halves(product, BLOCK)
+    if PARTS == 4:
+        parts = halves(parts[0], BLOCK // 2) + halves(parts[1], BLOCK // 2)
+    for part in tl.static_range(PARTS):
+        o_b = j * BLOCK + part * (BLOCK // PARTS) + tl.arange(0, BLOCK // PARTS)
+        m_b, norm_b, alpha_b, scale_b = read_side(p_norm_b, p_alpha_b, p_scale_b, first_b, o_b, n_b)
+        v = (alpha_a[:, None] + alpha_b[None, :]) - parts[part] * scale_a[:, None] * scale_b[
+            None, :
+        ]
+        v = tl.minimum(tl.maximum(v, 0.0), 2.0)
+        if RATIO:
+            weight_a = tl.load(p_weight + first_a + o_a)
+            weight_b = tl.load(p_weight + first_b + o_b)
+            m_pair = m_a[:, None] & m_b[None, :] & (o_a[:, None] < o_b[None, :])
+            squares += covariance_squares(v, norm_a, norm_b, weight_a, weight_b, m_pair)
+        m_pair = (m_a & (norm_a > 0))[:, None] & (m_b & (norm_b > 0))[None, :]
+        if TRIANGLE:
+            m_pair = m_pair & (o_a[:, None] < o_b[None, :])
+        angle = degrees_of(v)
+        off = tl.where(m_pair, angle - near_mean, 0.0)
+        first += tl.sum(off, axis=1)
+        second += tl.sum(off * off, axis=1)
+        low = tl.min(tl.min(tl.where(m_pair, angle, 360.0), axis=1), axis=0)
+        high = tl.max(tl.max(tl.where(m_pair, angle, -1.0), axis=1), axis=0)
+        least = tl.minimum(least, low)
+        largest = tl.maximum(largest, high)
+        counts = add_counts(counts, angle, m_pair, low, high, scale, bins, BLOCK_BINS)
+    o_out = i_set * tl.num_programs(0) + i_tile
+    tl.store(p_sums + o_out * 5, tl.sum(first, axis=0))
+    tl.store(p_sums + o_out * 5 + 1, tl.sum(second, axis=0))
+    tl.store(p_sums + o_out * 5 + 2, least)
+    tl.store(p_sums + o_out * 5 + 3, largest)
+    tl.store(p_sums + o_out * 5 + 4, tl.sum(squares, axis=0))
+    o_bin = tl.arange(0, BLOCK_BINS)
+    o_field = (o_bin & ~3) + ((o_bin & 1) << 1) + ((o_bin & 2) >> 1)
+    tl.store(p_counts + o_out * bins + o_field, counts, mask=o_field < bins)
+
+
+@triton.jit
+def square_tiles(
+    p_vectors,
+    p_lengths,
+    p_kept,
+    p_sums,
+    rows,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Program (tile, set): p_sums (S, T) takes the tile's share of the squared norm of X X^T, or
+    of X^T X where that is smaller; X is p_vectors (S, rows, WIDTH), zero beyond the length.
+    COLUMNS: whether any length may exceed WIDTH."""
+    i_tile = tl.program_id(0)
+    i_set = tl.program_id(1).to(tl.int64)
+    i, j = triangle(i_tile)
+    n = tl.where(tl.load(p_kept + i_set) >= 0, tl.load(p_lengths + i_set), 0)
+    p_set = p_vectors + i_set * rows * WIDTH
+    p_a = p_set + i.to(tl.int64) * BLOCK * WIDTH
+    p_b = p_set + j.to(tl.int64) * BLOCK * WIDTH
+    depth = tl.where((n <= WIDTH) & (j * BLOCK < n), WIDTH, 0)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, False)
+    if COLUMNS:
+        p_a = p_set + i * BLOCK
+        p_b = p_set + j * BLOCK
+        depth = tl.where(n <= WIDTH, 0, n)
+        acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, True)
+    square = tl.sum(tl.sum(acc * acc, axis=1), axis=0)
+    # Off the diagonal every tile stands for its mirror image, too.
+    tl.store(p_sums + i_set * tl.num_programs(0) + i_tile, tl.where(i == j, square, 2 * square))
+
+
+@triton.jit
+def fold_tiles(
+    p_counts,
+    p_sums,
+    p_folded_counts,
+    p_folded_sums,
+    n_tiles,
+    bins,
+    FOLD: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK_BINS: tl.constexpr,
+):
+    """Program (fold, set): the counts and sums of FOLD tiles as those of one."""
+    i_fold = tl.program_id(0)
+    i_set = tl.program_id(1).to(tl.int64)
+    o_bin = tl.arange(0, BLOCK_BINS)
+    counts = tl.zeros((STEP, BLOCK_BINS), tl.int32)
+    first = tl.zeros((STEP,), tl.float64)
+    second = tl.zeros((STEP,), tl.float64)
+    squares = tl.zeros((STEP,), tl.float64)
+    least = tl.full((STEP,), 360.0, tl.float32)
+    largest = tl.full((STEP,), -1.0, tl.float32)
+    for step in range(0, FOLD, STEP):
+        o_tile = i_fold * FOLD + step + tl.arange(0, STEP)
+        m_tile = o_tile < n_tiles
+        o_in = i_set * n_tiles + o_tile
+        m_count = m_tile[:, None] & (o_bin < bins)[None, :]
+        p_in = p_counts + o_in[:, None] * bins + o_bin[None, :]
+        counts += tl.load(p_in, mask=m_count, other=0)
+        first += tl.load(p_sums + o_in * 5, mask=m_tile, other=0.0).to(tl.float64)
+        second += tl.load(p_sums + o_in * 5 + 1, mask=m_tile, other=0.0).to(tl.float64)
+        squares += tl.load(p_sums + o_in * 5 + 4, mask=m_tile, other=0.0).to(tl.float64)
+        least = tl.minimum(least, tl.load(p_sums + o_in * 5 + 2, mask=m_tile, other=360.0))
+        largest = tl.maximum(largest, tl.load(p_sums + o_in * 5 + 3, mask=m_tile, other=-1.0))
+    o_out = i_set * tl.num_programs(0) + i_fold
+    tl.store(p_folded_counts + o_out * bins + o_bin, tl.sum(counts, axis=0), mask=o_bin < bins)
+    p_out = p_folded_sums + o_out * 5
+    tl.store(p_out, tl.sum(first, axis=0).to(tl.float32))
+    tl.store(p_out + 1, tl.sum(second, axis=0).to(tl.float32))
+    tl.store(p_out + 2, tl.min(least, axis=0))
+    tl.store(p_out + 3, tl.max(largest, axis=0))
+    tl.store(p_out + 4, tl.sum(squares, axis=0).to(tl.float32))
+
+
+@triton.jit
+def finish_sets(
+    p_parts,
+    p_counts,
+    p_sums,
+    p_near_mean,
+    p_lengths,
+    p_kept,
+    p_out,
+    p_histogram,
+    heads,
+    n_blocks,
+    n_tiles,
+    step_near_mean,
+    bins,
+    at_ratio,
+    BLOCK_BINS: tl.constexpr,
+    N_OUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WITH_AXIS: tl.constexpr,
+    ANGLES: tl.constexpr,
+    RATIO: tl.constexpr,
+    SQUARES: tl.constexpr,
+):
+    """Program (set,): writes p_out (S, N_OUT): angles to the axis at 3, the participation ratio
+    at `at_ratio`, angles right after it; and p_histogram (S, bins) int64."""
+    i_set = tl.program_id(0).to(tl.int64)
+    n = tl.load(p_lengths + i_set // heads)
+    kept = tl.load(p_kept + i_set)
+    p_set = p_out + i_set * N_OUT
+    trace = tl.zeros((), tl.float64)
+    square = tl.zeros((), tl.float64)
+    if WITH_AXIS:
+        angle_sum = tl.zeros((), tl.float64)
+        angle_max = 0.0
+    for k in range(tl.cdiv(n, BLOCK_ROWS)):
+        p_in = p_parts + (i_set * n_blocks + k) * 4
+        if WITH_AXIS:
+            angle_sum += tl.load(p_in).to(tl.float64)
+            angle_max = tl.maximum(angle_max, tl.load(p_in + 1))
+        trace += tl.load(p_in + 2).to(tl.float64)
+        square += tl.load(p_in + 3).to(tl.float64)
+    if WITH_AXIS:
+        some = kept > 0
+        kept_wide = tl.maximum(kept, 1).to(tl.float64)
+        has_axis = some & (tl.load(p_set + 1) > NO_AXIS)
+        tl.store(p_set + 3, tl.where(has_axis, angle_sum / kept_wide, float("nan")).to(tl.float32))
+        tl.store(p_set + 4, tl.where(has_axis, angle_max, float("nan")))
+    if ANGLES:
+        o_bin = tl.arange(0, BLOCK_BINS)
+        counts = tl.zeros((BLOCK_BINS,), tl.int64)
+        first = tl.zeros((), tl.float64)
+        second = tl.zeros((), tl.float64)
+        least = 360.0
+        largest = -1.0
+    for k in range(n_tiles):
+        o_tile = i_set * n_tiles + k
+        if SQUARES:
+            square += tl.load(p_sums + o_tile).to(tl.float64)
+        if RATIO:
+            square += 2 * tl.load(p_sums + o_tile * 5 + 4).to(tl.float64)
+        if ANGLES:
+            first += tl.load(p_sums + o_tile * 5).to(tl.float64)
+            second += tl.load(p_sums + o_tile * 5 + 1).to(tl.float64)
+            least = tl.minimum(least, tl.load(p_sums + o_tile * 5 + 2))
+            largest = tl.maximum(largest, tl.load(p_sums + o_tile * 5 + 3))
+            counts += tl.load(p_counts + o_tile * bins + o_bin, mask=o_bin < bins, other=0).to(
+                tl.int64
+            )
+    if RATIO or SQUARES:
+        # Squares were taken of rows scaled to a mean square of 1.
+        mean, variance = tl.load(p_set + 5), tl.load(p_set + 6)
+        entries = n.to(tl.float64) * WIDTH
+        if RATIO:
+            entries *= (variance + mean * mean).to(tl.float64)
+        spread = (kept >= 0) & (trace > CONSTANT * entries) & (square > 0)
+        ratio = trace * trace / tl.where(spread, square, 1.0)
+        tl.store(p_set + at_ratio, tl.where(spread, ratio, float("nan")).to(tl.float32))
+    if ANGLES:
+        tl.store(p_histogram + i_set * bins + o_bin, counts, mask=o_bin < bins)
+        pairs = tl.sum(counts, axis=0)
+        wide = tl.maximum(pairs, 1).to(tl.float64)
+        off = first / wide
+        deviation = tl.sqrt(tl.maximum(second / wide - off * off, 0.0))
+        mean_angle = tl.load(p_near_mean + i_set * step_near_mean).to(tl.float64) + off
+        some_pairs = pairs > 0
+        p_angle = p_set + at_ratio + 1
+        tl.store(p_angle, tl.where(some_pairs, mean_angle, float("nan")).to(tl.float32))
+        tl.store(p_angle + 1, tl.where(some_pairs, deviation, float("nan")).to(tl.float32))
+        tl.store(p_angle + 2, tl.where(some_pairs, least, float("nan")))
+        tl.store(p_angle + 3, tl.where(some_pairs, largest, float("nan")))
+
+
+@dataclass(frozen=True)
+class Products:
+    """How tiles of products are computed: rows and columns, depth of a step, compilation."""
+
+    block: int
+    depth: int
+    warps: int
+    stages: int
+    precision: str
+
+
+def tile_products(dtype: torch.dtype) -> Products:
+    """The pinned configuration for centred vectors of a type, fp16 or fp32."""
+    if dtype == torch.float32:
+        return Products(block=64, depth=32, warps=8, stages=2, precision="ieee")
+    return Products(block=128, depth=64, warps=8, stages=3, precision="ieee")
+
+
+def n_parts(ratio: bool) -> int:
+    """Parts that a tile is summarised in. Without the covariance, four leave room for a second
+    program on a multiprocessor of sm_90; with it they do not, and on sm_80 they spill."""
+    return 2 if ratio else 4
+
+
+def n_triangle(rows: int, block: int) -> int:
+    """Tiles of the upper triangle of rows x rows."""
+    side = rows // block
+    return side * (side + 1) // 2
+
+
+def block_bins(bins: int) -> int:
+    """Bins rounded up to whole groups, and to a power of two."""
+    return next_power_of_two(ceil_div(bins, 4) * 4)
+
+
+@dataclass(frozen=True)
+class TileSums:
+    """What the tiles of S sets left: counts (S, T, bins) or None, sums (S, T, 5) or (S, T)."""
+
+    counts: Tensor | None
+    sums: Tensor
+
+
+def angle_sums(
+    a: Sets,
+    b: Sets,
+    centred_a: Centred,
+    centred_b: Centred,
+    near_mean: Tensor,
+    bins: int,
+) -> TileSums:
+    """`angle_tiles` of all pairs within a (b is a), or of a and b; near_mean (S,), any stride."""
+    within, ratio = b is a, centred_a.weight is not None
+    how = tile_products(centred_a.vectors.dtype)
+    tiles_b = b.n_padded // how.block
+    n_tiles = n_triangle(a.n_padded, how.block) if within else a.n_padded // how.block * tiles_b
+    device = a.x.device
+    found = TileSums(
+        counts=torch.empty((a.n_sets, n_tiles, bins), device=device, dtype=torch.int32),
+        sums=torch.empty((a.n_sets, n_tiles, 5), device=device, dtype=torch.float32),
+    )
+    angle_tiles[(n_tiles, a.n_sets)](
+        centred_a.vectors, centred_b.vectors, centred_a.alpha, centred_b.alpha,
+        centred_a.scale, centred_b.scale, a.norm, b.norm, centred_a.weight,
+        a.lengths, b.lengths, a.kept, b.kept, near_mean, found.counts, found.sums,
+        a.n_padded, b.n_padded, tiles_b, near_mean.stride(0), bins,
+        WIDTH=centred_a.vectors.shape[2], BLOCK=how.block, BLOCK_K=how.depth,
+        BLOCK_BINS=block_bins(bins), PARTS=n_parts(ratio), TRIANGLE=within, RATIO=ratio,
+        PRECISION=how.precision, **options(how.warps, how.stages),
+    )  # fmt: skip
+    return fold(found) if n_tiles > FOLD else found
+
+
+def fold(tiles: TileSums) -> TileSums:
+    """Every `FOLD` tiles as one, so that the last kernel's loop is short."""
+    n_sets, n_tiles, bins = tiles.counts.shape
+    n_folds = ceil_div(n_tiles, FOLD)
+    found = TileSums(
+        counts=tiles.counts.new_empty((n_sets, n_folds, bins)),
+        sums=tiles.sums.new_empty((n_sets, n_folds, 5)),
+    )
+    fold_tiles[(n_folds, n_sets)](
+        tiles.counts, tiles.sums, found.counts, found.sums, n_tiles, bins,
+        FOLD=FOLD, STEP=FOLD_STEP, BLOCK_BINS=block_bins(bins), **options(4),
+    )  # fmt: skip
+    return found
+
+
+def square_sums(sets: Sets, centred: Centred) -> TileSums:
+    """`square_tiles` of all sets."""
+    _, rows, width = centred.vectors.shape
+    how = tile_products(centred.vectors.dtype)
+    n_tiles = n_triangle(min(rows, width), how.block)
+    found = torch.empty((sets.n_sets, n_tiles), device=sets.x.device, dtype=torch.float32)
+    square_tiles[(n_tiles, sets.n_sets)](
+        centred.vectors, sets.lengths, sets.kept, found, rows,
+        WIDTH=width, BLOCK=how.block, BLOCK_K=how.depth, COLUMNS=rows > width,
+        PRECISION=how.precision, **options(how.warps, how.stages),
+    )  # fmt: skip
+    return TileSums(None, found)
+
+
+def finish(
+    sets: Sets,
+    parts: Tensor,
+    tiles: TileSums | None,
+    near_mean: Tensor,
+    *,
+    axis: bool,
+    at_ratio: int,
+    ratio: bool = False,
+    bins: int = 4,
+) -> Tensor | None:
+    """Completes `sets.out`; returns the histogram (S, bins) int64 where there are counts."""
+    angles = tiles is not None and tiles.counts is not None
+    squares = tiles is not None and tiles.counts is None
+    histogram = None
+    if angles:
+        histogram = torch.empty((sets.n_sets, bins), device=sets.x.device, dtype=torch.int64)
+    finish_sets[(sets.n_sets,)](
+        parts, tiles.counts if tiles else None, tiles.sums if tiles else None, near_mean,
+        sets.lengths, sets.kept, sets.out, histogram, sets.x.shape[1], parts.shape[1],
+        tiles.sums.shape[1] if tiles else 0, near_mean.stride(0), bins, at_ratio,
+        BLOCK_BINS=block_bins(bins), N_OUT=sets.out.shape[1], BLOCK_ROWS=BLOCK_ROWS,
+        WIDTH=sets.x.shape[-1], WITH_AXIS=axis, ANGLES=angles, RATIO=ratio, SQUARES=squares,
+        **options(4),
+    )  # fmt: skip
+    return histogram

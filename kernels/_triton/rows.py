@@ -1,0 +1,557 @@
+"""Triton: what is read off the rows of a tensor, one pass of memory each.
+
+    row_sums      norms; sums of unit vectors; with MOMENTS, of rows and of powers of deviations
+    merge_sums    of a set: its cone, and with MOMENTS its stream statistics
+    centre_rows   angles to the cone's axis; centred (unit) vectors for the products that follow
+
+A set is one window of one head, N slots of which the first `length` are valid. Column sums are
+partial sums of `BLOCK_ROWS` rows, added in order: no atomics, nothing depends on the padding.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bertgeom.kernels._triton.rules import ceil_div, next_power_of_two
+
+#: Rows of a program of `row_sums` and `centre_rows`.
+BLOCK_ROWS = 64
+#: Rows and columns of a tile of products: padded sizes are multiples of it.
+TILE = 128
+#: See `_cone_sweeps`: where units are centred, and where a cone has no axis.
+NARROW = tl.constexpr(0.5)
+NO_AXIS = tl.constexpr(1e-6)
+#: See `stream_moments/reference.py`.
+CONSTANT = tl.constexpr(1e-12)
+OUTLIER = tl.constexpr(6.0)
+INFINITY = tl.constexpr(float("inf"))
+
+CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
+AXIS = ("cone_axis_angle_mean", "cone_axis_angle_max")
+STREAM = (
+    "stream_mean",
+    "stream_variance",
+    "stream_skewness",
+    "stream_kurtosis",
+    "stream_norm_mean",
+    "stream_norm_std",
+    "stream_norm_max",
+    "stream_rowsum_mean",
+    "stream_rowsum_variance",
+    "stream_rowsum_skewness",
+    "stream_rowsum_kurtosis",
+)
+
+
+@triton.jit
+def degrees_of(versine):
+    """Angle whose 1 - cos is given, in degrees: 2 asin(sqrt(v / 2)), minimax to 1.5e-8."""
+    z = 0.5 * tl.minimum(versine, 2.0 - versine)
+    z = tl.maximum(z, 0.0)
+    p = 0.11344954362324261
+    p = p * z - 0.09664462787672151
+    p = p * z + 0.08000983852382511
+    p = p * z + 0.015222972784506529
+    p = p * z + 0.04674161551944223
+    p = p * z + 0.07485973492808352
+    p = p * z + 0.16667020350691558
+    p = p * z + 0.999999985438151
+    acute = tl.sqrt(z) * p * 114.59155902616465
+    return tl.where(versine > 1.0, 180.0 - acute, acute)
+
+
+@triton.jit
+def inverse(x):
+    """1 / x, and 0 where x is not positive."""
+    return tl.where(x > 0, 1.0 / tl.where(x > 0, x, 1.0), 0.0)
+
+
+@triton.jit
+def load_rows(p_set, o_row, stride_n, m_x, o_dim):
+    """Rows of a set, float32, zero where masked."""
+    p_rows = p_set + o_row.to(tl.int64)[:, None] * stride_n + o_dim[None, :]
+    return tl.load(p_rows, mask=m_x, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def row_sums(
+    p_x,
+    p_lengths,
+    p_norm,
+    p_unit,
+    p_rows,
+    p_moments,
+    heads,
+    n_padded,
+    stride_b,
+    stride_h,
+    stride_n,
+    WIDTH: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    MOMENTS: tl.constexpr,
+):
+    """Program (block, set): p_norm (S, n_padded), 0 beyond the length; p_unit and p_rows
+    (S, K, WIDTH), sums over the block; p_moments (S, K, 5), its count, mean, M2, M3, M4."""
+    i_block = tl.program_id(0)
+    i_set = tl.program_id(1).to(tl.int64)
+    n = tl.load(p_lengths + i_set // heads)
+    p_set = p_x + (i_set // heads) * stride_b + (i_set % heads) * stride_h
+    o_dim = tl.arange(0, BLOCK_DIM)
+    m_dim = o_dim < WIDTH
+    units = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+    rows = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+    count, mean, m2, m3, m4 = 0.0, 0.0, 0.0, 0.0, 0.0
+    for step in range(BLOCK_ROWS // STEP):
+        o_row = i_block * BLOCK_ROWS + step * STEP + tl.arange(0, STEP)
+        m_x = (o_row < n)[:, None] & m_dim[None, :]
+        x = load_rows(p_set, o_row, stride_n, m_x, o_dim)
+        # By the largest entry, so that no square over- or underflows.
+        largest = tl.max(tl.abs(x), axis=1)
+        scaled = x * inverse(largest)[:, None]
+        norm = largest * tl.sqrt(tl.sum(scaled * scaled, axis=1))
+        tl.store(p_norm + i_set * n_padded + o_row, norm)
+        units += x * inverse(norm)[:, None]
+        if MOMENTS:
+            rows += x
+            k = tl.sum((o_row < n).to(tl.float32), axis=0) * WIDTH
+            count, mean, m2, m3, m4 = add_group(x, m_x, k, count, mean, m2, m3, m4)
+    o_out = (i_set * tl.num_programs(0) + i_block) * WIDTH + o_dim
+    tl.store(p_unit + o_out, tl.sum(units, axis=0), mask=m_dim)
+    if MOMENTS:
+        tl.store(p_rows + o_out, tl.sum(rows, axis=0), mask=m_dim)
+        p_out = p_moments + (i_set * tl.num_programs(0) + i_block) * 5
+        tl.store(p_out, count)
+        tl.store(p_out + 1, mean)
+        tl.store(p_out + 2, m2)
+        tl.store(p_out + 3, m3)
+        tl.store(p_out + 4, m4)
+
+
+@triton.jit
+def add_group(x, m_x, k, count, mean, m2, m3, m4):
+    """Merges the moments of the k entries of x into those of count entries."""
+    some = tl.maximum(k, 1.0)
+    about = tl.sum(tl.sum(x, axis=1), axis=0) / some
+    d = tl.where(m_x, x - about, 0.0)
+    square = d * d
+    s1 = tl.sum(tl.sum(d, axis=1), axis=0)
+    s2 = tl.sum(tl.sum(square, axis=1), axis=0)
+    s3 = tl.sum(tl.sum(square * d, axis=1), axis=0)
+    s4 = tl.sum(tl.sum(square * square, axis=1), axis=0)
+    # `about` is rounded: the rest of the mean is small, and so are these corrections.
+    off = s1 / some
+    g2 = s2 - k * off * off
+    g3 = s3 - 3 * off * s2 + 2 * k * off * off * off
+    g4 = s4 - 4 * off * s3 + 6 * off * off * s2 - 3 * k * off * off * off * off
+    return merge(count, mean, m2, m3, m4, k, about + off, g2, g3, g4)
+
+
+@triton.jit
+def merge(na, mean_a, a2, a3, a4, nb, mean_b, b2, b3, b4):
+    """Moments of two samples together (Chan et al. 1983; Pebay 2008)."""
+    n = na + nb
+    some = tl.maximum(n, 1.0)
+    a = na / some
+    b = nb / some
+    delta = mean_b - mean_a
+    between = delta * delta * n * a * b
+    m4 = (
+        a4
+        + b4
+        + between * delta * delta * (a * a - a * b + b * b)
+        + 6 * delta * delta * (a * a * b2 + b * b * a2)
+        + 4 * delta * (a * b3 - b * a3)
+    )
+    m3 = a3 + b3 + between * delta * (a - b) + 3 * delta * (a * b2 - b * a2)
+    return n, mean_a + delta * b, a2 + b2 + between, m3, m4
+
+
+@triton.jit
+def describe(p_out, good, count, mean, m2, m3, m4):
+    """Stores mean, variance, skewness and excess kurtosis; NaN where not good or not defined."""
+    variance = m2 / tl.maximum(count, 1.0)
+    spread = good & (variance > CONSTANT * (variance + mean * mean))
+    safe = tl.where(spread, variance, 1.0)
+    skewness = m3 / tl.maximum(count, 1.0) / (safe * tl.sqrt(safe))
+    kurtosis = m4 / tl.maximum(count, 1.0) / (safe * safe) - 3.0
+    tl.store(p_out, tl.where(good, mean, float("nan")).to(tl.float32))
+    tl.store(p_out + 1, tl.where(good, variance, float("nan")).to(tl.float32))
+    tl.store(p_out + 2, tl.where(spread, skewness, float("nan")).to(tl.float32))
+    tl.store(p_out + 3, tl.where(spread, kurtosis, float("nan")).to(tl.float32))
+
+
+@triton.jit
+def merge_sums(
+    p_lengths,
+    p_norm,
+    p_unit,
+    p_rows,
+    p_moments,
+    p_out,
+    p_kept,
+    p_axis,
+    p_shift,
+    p_mean,
+    p_facts,
+    p_outliers,
+    heads,
+    n_padded,
+    n_blocks,
+    WIDTH: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    N_OUT: tl.constexpr,
+    MOMENTS: tl.constexpr,
+):
+    """Program (set,): p_out (S, N_OUT), cone and with MOMENTS stream statistics; p_kept (S,),
+    non-zero vectors or -1 where an entry is not finite; p_axis, p_shift, p_mean (S, WIDTH);
+    p_facts (S, 3): whether units are shifted, an angle near the mean, scale of centred rows."""
+    i_set = tl.program_id(0).to(tl.int64)
+    n = tl.load(p_lengths + i_set // heads)
+    o_dim = tl.arange(0, BLOCK_DIM)
+    m_dim = o_dim < WIDTH
+    used = tl.cdiv(n, BLOCK_ROWS)
+    total = tl.zeros((BLOCK_DIM,), tl.float64)
+    rows = tl.zeros((BLOCK_DIM,), tl.float64)
+    for k in range(used):
+        o_in = (i_set * n_blocks + k) * WIDTH + o_dim
+        total += tl.load(p_unit + o_in, mask=m_dim, other=0.0).to(tl.float64)
+        if MOMENTS:
+            rows += tl.load(p_rows + o_in, mask=m_dim, other=0.0).to(tl.float64)
+    kept = 0
+    finite = 0
+    norm_sum = tl.zeros((), tl.float64)
+    norm_max = 0.0
+    for first in range(0, n, 1024):
+        o_row = first + tl.arange(0, 1024)
+        norm = tl.load(p_norm + i_set * n_padded + o_row, mask=o_row < n, other=0.0)
+        kept += tl.sum((norm > 0).to(tl.int32), axis=0)
+        finite += tl.sum(((norm < INFINITY) & (o_row < n)).to(tl.int32), axis=0)
+        norm_sum += tl.sum(norm.to(tl.float64), axis=0)
+        norm_max = tl.maximum(norm_max, tl.max(norm, axis=0))
+    is_finite = finite >= n
+    good = is_finite & (n > 0)
+    some = is_finite & (kept > 0)
+    index = tl.sqrt(tl.sum(total * total, axis=0))
+    kept_wide = tl.maximum(kept, 1).to(tl.float64)
+    resultant = index / kept_wide
+    pairs = tl.maximum(kept_wide * (kept_wide - 1), 1.0)
+    cosine = (index * index - kept_wide) / pairs
+    p_out += i_set * N_OUT
+    tl.store(p_out, tl.where(some, index, float("nan")).to(tl.float32))
+    tl.store(p_out + 1, tl.where(some, resultant, float("nan")).to(tl.float32))
+    tl.store(p_out + 2, tl.where(some & (kept > 1), cosine, float("nan")).to(tl.float32))
+    tl.store(p_kept + i_set, tl.where(is_finite, kept, -1))
+    has_axis = some & (resultant > NO_AXIS)
+    axis = tl.where(has_axis, total / tl.where(has_axis, index, 1.0), float("nan"))
+    narrow = some & (resultant > NARROW)
+    shift = tl.where(narrow, total / kept_wide, 0.0)
+    o_out = i_set * WIDTH + o_dim
+    tl.store(p_axis + o_out, axis.to(tl.float32), mask=m_dim)
+    tl.store(p_shift + o_out, shift.to(tl.float32), mask=m_dim)
+    near_mean = degrees_of(tl.where(some, 1.0 - cosine, 1.0).to(tl.float32))
+    p_facts += i_set * 3
+    tl.store(p_facts, narrow.to(tl.float32))
+    tl.store(p_facts + 1, near_mean)
+    if MOMENTS:
+        count = tl.zeros((), tl.float64)
+        mean = tl.zeros((), tl.float64)
+        m2 = tl.zeros((), tl.float64)
+        m3 = tl.zeros((), tl.float64)
+        m4 = tl.zeros((), tl.float64)
+        for k in range(used):
+            p_in = p_moments + (i_set * n_blocks + k) * 5
+            count, mean, m2, m3, m4 = merge(
+                count,
+                mean,
+                m2,
+                m3,
+                m4,
+                tl.load(p_in).to(tl.float64),
+                tl.load(p_in + 1).to(tl.float64),
+                tl.load(p_in + 2).to(tl.float64),
+                tl.load(p_in + 3).to(tl.float64),
+                tl.load(p_in + 4).to(tl.float64),
+            )
+        describe(p_out + 5, good, count, mean, m2, m3, m4)
+        square = m2 / tl.maximum(count, 1.0) + mean * mean
+        rms = tl.sqrt(tl.where(good & (square > 0), square, 1.0))
+        tl.store(p_facts + 2, (1.0 / rms).to(tl.float32))
+        n_wide = tl.maximum(n, 1).to(tl.float64)
+        norm_mean = norm_sum / n_wide
+        spread = tl.zeros((), tl.float64)
+        for first in range(0, n, 1024):
+            o_row = first + tl.arange(0, 1024)
+            norm = tl.load(p_norm + i_set * n_padded + o_row, mask=o_row < n, other=0.0)
+            off = tl.where(o_row < n, norm.to(tl.float64) - norm_mean, 0.0)
+            spread += tl.sum(off * off, axis=0)
+        tl.store(p_out + 9, tl.where(good, norm_mean, float("nan")).to(tl.float32))
+        tl.store(p_out + 10, tl.where(good, tl.sqrt(spread / n_wide), float("nan")).to(tl.float32))
+        tl.store(p_out + 11, tl.where(good, norm_max, float("nan")))
+        row_mean = tl.sum(rows, axis=0) / WIDTH
+        d = tl.where(m_dim, rows - row_mean, 0.0)
+        r2 = tl.sum(d * d, axis=0)
+        r3 = tl.sum(d * d * d, axis=0)
+        r4 = tl.sum(d * d * d * d, axis=0)
+        describe(p_out + 12, good, tl.full((), WIDTH, tl.float64), row_mean, r2, r3, r4)
+        reach = OUTLIER * tl.sqrt(r2 / WIDTH)
+        outliers = tl.sum(((tl.abs(d) > reach) & m_dim).to(tl.int32), axis=0)
+        tl.store(p_outliers + i_set, tl.where(good, outliers, 0))
+        tl.store(p_mean + o_out, (rows / n_wide).to(tl.float32), mask=m_dim)
+
+
+@triton.jit
+def centre_rows(
+    p_x,
+    p_lengths,
+    p_norm,
+    p_axis,
+    p_shift,
+    p_mean,
+    p_facts,
+    p_parts,
+    p_vectors,
+    p_alpha,
+    p_scale,
+    p_weight,
+    heads,
+    n_padded,
+    stride_b,
+    stride_h,
+    stride_n,
+    WIDTH: tl.constexpr,
+    WIDTH_PADDED: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    WITH_AXIS: tl.constexpr,
+    UNITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    RATIO: tl.constexpr,
+):
+    """Program (block, set): p_parts (S, K, 4): sum and maximum of the angles to the axis, trace
+    of the covariance, and sum of the squares of its diagonal.
+
+    With UNITS p_vectors (S, n_padded, WIDTH_PADDED) takes x / |x| - shift, p_alpha and p_scale
+    (S, n_padded) the numbers that make versines of their products: alpha_i + alpha_j -
+    scale_i scale_j y_i y_j; with RATIO too p_weight (S, n_padded): x m - |m|^2 / 2.
+    With ROWS p_vectors takes (x - m) scale. Rows beyond the length are 0.
+    """
+    i_block = tl.program_id(0)
+    i_set = tl.program_id(1).to(tl.int64)
+    n = tl.load(p_lengths + i_set // heads)
+    p_set = p_x + (i_set // heads) * stride_b + (i_set % heads) * stride_h
+    o_dim = tl.arange(0, BLOCK_DIM)
+    m_dim = o_dim < WIDTH
+    if WITH_AXIS:
+        axis = tl.load(p_axis + i_set * WIDTH + o_dim, mask=m_dim, other=0.0)
+    if UNITS:
+        shift = tl.load(p_shift + i_set * WIDTH + o_dim, mask=m_dim, other=0.0)
+        narrow = tl.load(p_facts + i_set * 3) > 0
+    if ROWS or RATIO:
+        mean = tl.load(p_mean + i_set * WIDTH + o_dim, mask=m_dim, other=0.0)
+        half_square = tl.sum(mean * mean, axis=0) * 0.5
+        factor = tl.load(p_facts + i_set * 3 + 2)
+    angle_sum, angle_max, trace, diagonal = 0.0, 0.0, 0.0, 0.0
+    for step in range(BLOCK_ROWS // STEP):
+        o_row = i_block * BLOCK_ROWS + step * STEP + tl.arange(0, STEP)
+        m_row = o_row < n
+        m_x = m_row[:, None] & m_dim[None, :]
+        x = load_rows(p_set, o_row, stride_n, m_x, o_dim)
+        norm = tl.load(p_norm + i_set * n_padded + o_row)
+        known = norm > 0
+        unit = x * inverse(norm)[:, None]
+        if WITH_AXIS:
+            # From the difference: the cosine has no digits left near the axis.
+            apart = unit - axis[None, :]
+            angle = degrees_of(0.5 * tl.sum(apart * apart, axis=1))
+            angle = tl.where(known, angle, 0.0)
+            angle_sum += tl.sum(angle, axis=0)
+            angle_max = tl.maximum(angle_max, tl.max(angle, axis=0))
+        o_out = i_set * n_padded + o_row
+        if UNITS:
+            y = tl.where(known[:, None] & m_dim[None, :], unit - shift[None, :], 0.0)
+        if ROWS:
+            y = tl.where(m_x, (x - mean[None, :]) * factor, 0.0)
+        if UNITS or ROWS:
+            y = y.to(p_vectors.dtype.element_ty)
+            p_row = p_vectors + o_out.to(tl.int64)[:, None] * WIDTH_PADDED + o_dim[None, :]
+            tl.store(p_row, y, mask=(o_dim < WIDTH_PADDED)[None, :] & (o_row < n_padded)[:, None])
+            rounded = y.to(tl.float32)
+            square = tl.sum(rounded * rounded, axis=1)
+        if UNITS:
+            tl.store(p_alpha + o_out, tl.where(narrow, 0.5 * square, 0.5))
+            tl.store(p_scale + o_out, tl.where(narrow, 1.0, inverse(tl.sqrt(square))))
+        if ROWS:
+            trace += tl.sum(square, axis=0)
+        if RATIO:
+            tl.store(p_weight + o_out, tl.sum(x * mean[None, :], axis=1) - half_square)
+            off = tl.where(m_x, x - mean[None, :], 0.0)
+            own = tl.sum(off * off, axis=1)
+            trace += tl.sum(own, axis=0)
+            diagonal += tl.sum(own * own, axis=0)
+    p_out = p_parts + (i_set * tl.num_programs(0) + i_block) * 4
+    tl.store(p_out, angle_sum)
+    tl.store(p_out + 1, angle_max)
+    tl.store(p_out + 2, trace)
+    tl.store(p_out + 3, diagonal)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Rows a program loads at once, and its warps."""
+
+    rows: int
+    warps: int
+
+
+def steps(block_dim: int) -> Steps:
+    """The pinned configuration of the row kernels."""
+    return Steps(min(32, max(1, 4096 // block_dim)), 4 if block_dim < 1024 else 8)
+
+
+def block_dim(width: int) -> int:
+    """The power of two that a row is padded to."""
+    return next_power_of_two(width, 64)
+
+
+def padded(n: int) -> int:
+    """n rounded up to whole tiles."""
+    return ceil_div(n, TILE) * TILE
+
+
+@dataclass(frozen=True)
+class Sets:
+    """S = B H sets of vectors on the device, and what `row_sums` and `merge_sums` found.
+
+    Attributes:
+        x: (B, H, N, D), last stride 1. lengths: (B,) int32.
+        norm: (S, n_padded) float32.
+        out: (S, n_out) float32. kept: (S,) int32.
+        axis, shift, mean: (S, D) float32; mean is None without moments.
+        facts: (S, 3) float32.
+        outliers: (S,) int32 or None.
+    """
+
+    x: Tensor
+    lengths: Tensor
+    norm: Tensor
+    out: Tensor
+    kept: Tensor
+    axis: Tensor
+    shift: Tensor
+    mean: Tensor | None
+    facts: Tensor
+    outliers: Tensor | None
+
+    @property
+    def n_sets(self) -> int:
+        """S."""
+        return self.x.shape[0] * self.x.shape[1]
+
+    @property
+    def n_padded(self) -> int:
+        """Rows of `norm`."""
+        return self.norm.shape[1]
+
+    def strides(self) -> tuple[int, int, int, int, int]:
+        """H, n_padded and the strides, as the kernels take them."""
+        return (self.x.shape[1], self.n_padded, *self.x.stride()[:3])
+
+
+def sum_sets(x: Tensor, lengths: Tensor, n_out: int, moments: bool) -> Sets:
+    """`row_sums` and `merge_sums` of x (B, H, N, D)."""
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    batch, heads, n_slots, width = x.shape
+    n_sets, n_padded = batch * heads, padded(n_slots)
+    n_blocks = n_padded // BLOCK_ROWS
+    lengths = lengths.to(torch.int32)
+    new = {"device": x.device, "dtype": torch.float32}
+    unit = torch.empty((n_sets, n_blocks, width), **new)
+    rows = torch.empty_like(unit) if moments else None
+    parts = torch.empty((n_sets, n_blocks, 5), **new) if moments else None
+    found = Sets(
+        x=x,
+        lengths=lengths,
+        norm=torch.empty((n_sets, n_padded), **new),
+        out=torch.empty((n_sets, n_out), **new),
+        kept=torch.empty(n_sets, device=x.device, dtype=torch.int32),
+        axis=torch.empty((n_sets, width), **new),
+        shift=torch.empty((n_sets, width), **new),
+        mean=torch.empty((n_sets, width), **new) if moments else None,
+        facts=torch.empty((n_sets, 3), **new),
+        outliers=torch.empty(n_sets, device=x.device, dtype=torch.int32) if moments else None,
+    )
+    block, step = block_dim(width), steps(block_dim(width))
+    row_sums[(n_blocks, n_sets)](
+        x, lengths, found.norm, unit, rows, parts, *found.strides(),
+        WIDTH=width, BLOCK_DIM=block, STEP=step.rows, BLOCK_ROWS=BLOCK_ROWS, MOMENTS=moments,
+        **options(step.warps),
+    )  # fmt: skip
+    merge_sums[(n_sets,)](
+        lengths, found.norm, unit, rows, parts, found.out, found.kept, found.axis, found.shift,
+        found.mean, found.facts, found.outliers, heads, n_padded, n_blocks,
+        WIDTH=width, BLOCK_DIM=block, BLOCK_ROWS=BLOCK_ROWS, N_OUT=n_out, MOMENTS=moments,
+        **options(4),
+    )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class Centred:
+    """What `centre_rows` leaves: see there. Absent parts are None."""
+
+    parts: Tensor
+    vectors: Tensor | None = None
+    alpha: Tensor | None = None
+    scale: Tensor | None = None
+    weight: Tensor | None = None
+
+
+def centre_sets(
+    sets: Sets, *, axis: bool, units: bool = False, rows: bool = False, ratio: bool = False
+) -> Centred:
+    """`centre_rows` of all sets."""
+    n_sets, n_padded, width = sets.n_sets, sets.n_padded, sets.x.shape[-1]
+    new = {"device": sets.x.device, "dtype": torch.float32}
+    kind = torch.float32 if sets.x.dtype == torch.float32 else torch.float16
+
+    def per_row(wanted: bool) -> Tensor | None:
+        return torch.empty((n_sets, n_padded), **new) if wanted else None
+
+    found = Centred(
+        parts=torch.empty((n_sets, n_padded // BLOCK_ROWS, 4), **new),
+        vectors=(
+            torch.empty((n_sets, n_padded, padded(width)), device=sets.x.device, dtype=kind)
+            if units or rows
+            else None
+        ),
+        alpha=per_row(units),
+        scale=per_row(units),
+        weight=per_row(ratio),
+    )
+    block = next_power_of_two(padded(width)) if units or rows else block_dim(width)
+    step = steps(block)
+    centre_rows[(n_padded // BLOCK_ROWS, n_sets)](
+        sets.x, sets.lengths, sets.norm, sets.axis, sets.shift, sets.mean, sets.facts,
+        found.parts, found.vectors, found.alpha, found.scale, found.weight, *sets.strides(),
+        WIDTH=width, WIDTH_PADDED=padded(width), BLOCK_DIM=block, STEP=step.rows,
+        BLOCK_ROWS=BLOCK_ROWS, WITH_AXIS=axis, UNITS=units, ROWS=rows, RATIO=ratio,
+        **options(step.warps),
+    )  # fmt: skip
+    return found
+
+
+def options(warps: int, stages: int = 2) -> dict[str, Any]:
+    """How a kernel is compiled; the default of fused multiply-add changes between releases."""
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

@@ -1,0 +1,74 @@
+"""Logits of a head, by BLAS or by the tile unit (`_amx`)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bertgeom.kernels._cpu.amx import (
+    LARGEST,
+    SIDE,
+    STEP,
+    piece_floats,
+    product,
+    split_rows,
+    split_transposed,
+    strip_bytes,
+)
+from bertgeom.kernels._cpu.runtime import inner, sgemm
+
+#: Rows whose logits the unit makes at a time: they are still in the cache when they are read.
+GROUP = 64
+
+
+class Pieces(NamedTuple):
+    """Whether the unit multiplies this head; addresses of its keys and of GROUP queries."""
+
+    used: Any
+    keys: Any
+    queries: Any
+
+
+@inner
+def pieces_floats(n, d):
+    """Float32 elements for the pieces of a head."""
+    return piece_floats(n, d) + piece_floats(GROUP, d) if d % STEP == 0 else 0
+
+
+@inner
+def split_keys(use, largest, n, d, key, key_row, memory):
+    """Pieces of the keys, if the unit is to be used and can be.
+
+    Args:
+        largest: bound of the size of every query and key.
+        memory: (pieces_floats(n, d),) float32.
+    """
+    keys = np.int64(memory.ctypes.data)
+    used = use and d % STEP == 0 and largest < LARGEST
+    if used:
+        split_transposed(key, 4 * key_row, n, d, keys)
+    return Pieces(used, keys, keys + 4 * piece_floats(n, d))
+
+
+@inner
+def logits(blas, pieces, scale, d, matrices, i0, i1, c0, c1, out, pitch):
+    """scale Q K^T of rows i0 to i1 and columns c0 to c1; by the unit, in whole blocks of both.
+
+    Args:
+        c0: a multiple of STEP.
+        out, pitch: address of the product, and the distance of its rows in elements.
+    """
+    (query, query_row), (key, key_row), _, _ = matrices
+    if not pieces.used:
+        sgemm(
+            blas, 0, 1, i1 - i0, c1 - c0, d, scale,
+            query + 4 * i0 * query_row, query_row, key + 4 * c0 * key_row, key_row, out, pitch,
+        )  # fmt: skip
+        return
+    keys = pieces.keys + c0 // SIDE * strip_bytes(d)
+    for i in range(i0, i1, GROUP):
+        rows = min(GROUP, i1 - i)
+        split_rows(query + 4 * i * query_row, 4 * query_row, rows, d, scale, pieces.queries)
+        there = out + 4 * (i - i0) * pitch
+        product(pieces.queries, keys, d, rows, c1 - c0, there, 4 * pitch)

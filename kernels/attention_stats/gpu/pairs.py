@@ -1,0 +1,268 @@
+"""Triton: what needs a weight A_ij together with A_ji, its offset j - i, or its rank in a head.
+
+A program owns one pair of block diagonals, the tiles (r, r + delta) and (r + delta, r) for all r,
+with the log-sum-exp of every row known. On a diagonal the offset of a cell depends on its place
+in the tile alone, so the tiles are added up first and binned by offset once. The tile below the
+diagonal is computed transposed, so that A_ij and A_ji meet in one register.
+"""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bertgeom.kernels._triton.rules import ceil_div
+from bertgeom.kernels.attention_stats.gpu.tiles import (
+    LOG2E,
+    NO_ROW,
+    PRECISION,
+    Tiles,
+    block_dim,
+    compile_options,
+    load_tile,
+    logits,
+    tile_offsets,
+    widen,
+)
+from bertgeom.kernels.attention_stats.options import N_VALUE_BINS, SLACK, Options
+
+VALUE_BINS = tl.constexpr(N_VALUE_BINS)
+VALUE_SLOTS = tl.constexpr(32)
+BIN_SLACK = tl.constexpr(SLACK * N_VALUE_BINS)
+
+
+@triton.jit
+def _offset_bin(distance, n_side):
+    """1 + ceil(log2 distance), at most n_side, for distance >= 1."""
+    # Exact for distance - 1 < 2 ** 24, whose float exponent is floor(log2).
+    below = tl.maximum(distance - 1, 0)
+    exponent = (below.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+    return tl.minimum(tl.where(below > 0, exponent + 2, 1), n_side)
+
+
+@triton.jit
+def _tile(
+    p_rows,
+    p_cols,
+    o_rows,
+    o_cols,
+    stride_rows,
+    stride_cols,
+    row,
+    col,
+    n,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Products of block `row` of one matrix with block `col` of another."""
+    p_row = p_rows + tl.cast(row, tl.int64) * BLOCK * stride_rows
+    p_col = p_cols + tl.cast(col, tl.int64) * BLOCK * stride_cols
+    b_rows = load_tile(p_row, o_rows, n - row * BLOCK, True, HEAD_DIM, BLOCK, BLOCK_DIM)
+    b_cols = load_tile(p_col, o_cols, n - col * BLOCK, True, HEAD_DIM, BLOCK, BLOCK_DIM)
+    return logits(b_rows, b_cols, PRECISION, WIDEN)
+
+
+@triton.jit
+def _bins_of_rows(p, m, low, factor):
+    """Cells of every row by bin: five words of four bins, a byte each (a row has 64 cells)."""
+    x = (p - low) * factor + BIN_SLACK
+    value_bin = tl.minimum(tl.maximum(x, 0.0), VALUE_BINS - 1.0).to(tl.int32)
+    one = tl.where(m, 1, 0) << ((value_bin & 3) * 8)
+    word = value_bin >> 2
+    w_0 = tl.sum(tl.where(word == 0, one, 0), 1)
+    w_1 = tl.sum(tl.where(word == 1, one, 0), 1)
+    w_2 = tl.sum(tl.where(word == 2, one, 0), 1)
+    w_3 = tl.sum(tl.where(word == 3, one, 0), 1)
+    w_4 = tl.sum(tl.where(word == 4, one, 0), 1)
+    return w_0, w_1, w_2, w_3, w_4
+
+
+@triton.jit
+def _unpack(w_0, w_1, w_2, w_3, w_4):
+    """(BLOCK, 32) counts from the words of `_bins_of_rows`."""
+    o_bin = tl.arange(0, VALUE_SLOTS)[None, :]
+    o_word = o_bin >> 2
+    w = tl.where(o_word == 0, w_0[:, None], 0)
+    w = tl.where(o_word == 1, w_1[:, None], w)
+    w = tl.where(o_word == 2, w_2[:, None], w)
+    w = tl.where(o_word == 3, w_3[:, None], w)
+    w = tl.where(o_word == 4, w_4[:, None], w)
+    return (w >> ((o_bin & 3) * 8)) & 255
+
+
+@triton.jit
+def attention_pairs(
+    p_query,
+    p_key,
+    p_lse,
+    p_low,
+    p_high,
+    p_crossed,
+    p_profile,
+    p_bins,
+    p_lengths,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    n_slots,
+    heads_per_key,
+    scale,
+    window,
+    n_side,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Block diagonals +delta and -delta of one head of one window.
+
+    Buffers, with D = block diagonals: p_low, p_high (B, H) extremes of the weights;
+    p_crossed (B, H, D); p_bins (B, H, D, 32); p_profile (B, H, D, 2 n_side + 1), zero before
+    the launch.
+    """
+    delta = tl.program_id(0)
+    i_head = tl.program_id(1).to(tl.int64)
+    i_batch = tl.program_id(2).to(tl.int64)
+    n_heads = tl.num_programs(1)
+    n_diagonals = tl.num_programs(0)
+    i_flat = i_batch * n_heads + i_head
+    i_part = i_flat * n_diagonals + delta
+    n = tl.load(p_lengths + i_batch)
+    low = tl.load(p_low + i_flat)
+    high = tl.load(p_high + i_flat)
+    factor = tl.where(high > low, VALUE_BINS / tl.where(high > low, high - low, 1.0), 0.0)
+
+    p_q = p_query + i_batch * stride_qb + i_head * stride_qh
+    p_k = p_key + i_batch * stride_kb + (i_head // heads_per_key) * stride_kh
+    p_l = p_lse + i_flat * n_slots
+    o_q = tile_offsets(stride_qn, stride_qd, BLOCK, BLOCK_DIM)
+    o_k = tile_offsets(stride_kn, stride_kd, BLOCK, BLOCK_DIM)
+    o_row = tl.arange(0, BLOCK)
+    # First and last column of a tile's row that a sliding window shows.
+    first = o_row - (delta * BLOCK + window)
+    final = o_row - (delta * BLOCK - window)
+
+    sum_above = tl.zeros((BLOCK, BLOCK), tl.float32)
+    sum_below = tl.zeros((BLOCK, BLOCK), tl.float32)
+    crossed = tl.zeros((BLOCK,), tl.float32)
+    bins = tl.zeros((BLOCK, VALUE_SLOTS), tl.int32)
+    last = tl.maximum(tl.cdiv(n, BLOCK) - delta, 0)
+    if WINDOW:
+        last = tl.where(delta * BLOCK - BLOCK < window, last, 0)
+    for row in range(last):
+        col = row + delta
+        i_row = row * BLOCK + o_row
+        i_col = col * BLOCK + o_row
+        m = (i_row < n)[:, None] & (i_col < n)[None, :]
+        if WINDOW:
+            m = m & (o_row[None, :] >= first[:, None]) & (o_row[None, :] <= final[:, None])
+        lse = tl.load(p_l + i_row, mask=i_row < n, other=NO_ROW)
+        above = _tile(
+            p_q, p_k, o_q, o_k, stride_qn, stride_kn, row, col, n,
+            HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
+        )  # fmt: skip
+        above = tl.where(m, tl.exp2(above * scale - lse[:, None]), 0.0)
+        sum_above += above
+        w_0, w_1, w_2, w_3, w_4 = _bins_of_rows(above, m, low, factor)
+        bins += _unpack(w_0, w_1, w_2, w_3, w_4)
+        lse = tl.load(p_l + i_col, mask=i_col < n, other=NO_ROW)
+        below = _tile(
+            p_k, p_q, o_k, o_q, stride_kn, stride_qn, row, col, n,
+            HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
+        )  # fmt: skip
+        below = tl.where(m, tl.exp2(below * scale - lse[None, :]), 0.0)
+        sum_below += below
+        crossed += tl.sum(above * below, 1)
+        # The tile on the diagonal is its own transpose: its cells are counted once.
+        w_0, w_1, w_2, w_3, w_4 = _bins_of_rows(below, m & (delta > 0), low, factor)
+        bins += _unpack(w_0, w_1, w_2, w_3, w_4)
+
+    total = tl.sum(crossed, 0)
+    tl.store(p_crossed + i_part, tl.where(delta > 0, 2 * total, total))
+    o_bin = tl.arange(0, VALUE_SLOTS)
+    tl.store(p_bins + i_part * VALUE_SLOTS + o_bin, tl.sum(bins, 0))
+
+    width = 2 * n_side + 1
+    p_mid = p_profile + i_part * width + n_side
+    distance = delta * BLOCK + o_row[None, :] - o_row[:, None]
+    side = _offset_bin(tl.abs(distance), n_side)
+    nearest = tl.maximum(delta * BLOCK - BLOCK + 1, 1)
+    farthest = delta * BLOCK + BLOCK - 1
+    if delta == 0:
+        zero = tl.where(distance == 0, sum_above, 0.0)
+        tl.store(p_mid, tl.sum(tl.sum(zero, 1), 0))
+        sum_below = sum_above
+    for b in range(_offset_bin(nearest, n_side), _offset_bin(farthest, n_side) + 1):
+        m = (side == b) & (distance > 0)
+        tl.store(p_mid + b, tl.sum(tl.sum(tl.where(m, sum_above, 0.0), 1), 0))
+        # Above delta 0 both tiles hold distance > 0; on it, the lower half is distance < 0.
+        m = (side == b) & tl.where(delta > 0, distance > 0, distance < 0)
+        tl.store(p_mid - b, tl.sum(tl.sum(tl.where(m, sum_below, 0.0), 1), 0))
+
+
+@dataclass(frozen=True)
+class PairSums:
+    """What `attention_pairs` leaves, block diagonals already added up in order.
+
+    Attributes:
+        crossed: (B, H) sum of A_ij A_ji.
+        profile: (B, H, 2 n_offset_side + 1) mass by signed offset bin.
+        bins: (B, H, 20) int64, visible cells by value bin.
+    """
+
+    crossed: Tensor
+    profile: Tensor
+    bins: Tensor
+
+
+def pairs_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
+    """The pinned configuration."""
+    if dtype == torch.float32:
+        return Tiles(32, 32, 4, 1)
+    return Tiles(64, 64, 8, 2)
+
+
+def pair_sums(
+    query: Tensor,
+    key: Tensor,
+    lse: Tensor,
+    low: Tensor,
+    high: Tensor,
+    lengths: Tensor,
+    options: Options,
+) -> PairSums:
+    """Sums over pairs of cells, given lse (B, H, N) and the extremes (B, H) of the weights."""
+    batch, n_heads, n_slots, head_dim = query.shape
+    tiles = pairs_tiles(query.dtype, head_dim)
+    n_diagonals = ceil_div(n_slots, tiles.rows)
+    parts = (batch, n_heads, n_diagonals)
+    single = {"dtype": torch.float32, "device": query.device}
+    crossed = torch.empty(parts, **single)
+    profile = torch.zeros((*parts, 2 * options.n_offset_side + 1), **single)
+    bins = torch.empty((*parts, VALUE_SLOTS.value), dtype=torch.int32, device=query.device)
+    attention_pairs[(n_diagonals, n_heads, batch)](
+        query, key, lse, low, high, crossed, profile, bins, lengths,
+        *query.stride(), *key.stride(),
+        n_slots, n_heads // key.shape[1], options.scale * LOG2E,
+        -1 if options.window is None else options.window, options.n_offset_side,
+        HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
+        WINDOW=options.window is not None,
+        PRECISION=PRECISION, WIDEN=widen(query.dtype),
+        **compile_options(tiles),
+    )  # fmt: skip
+    return PairSums(crossed.sum(2), profile.sum(2), bins.sum(2)[..., :N_VALUE_BINS])

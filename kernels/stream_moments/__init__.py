@@ -1,1 +1,0 @@
-"""Moments, norms and participation ratio of the information stream."""

@@ -1,0 +1,320 @@
+"""Everything one process needs to work on a run: store, plan, model. Opened once a process."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertgeom.config import Settings, check_same
+from bertgeom.errors import DamagedError, ModelError, StoreError
+from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
+from bertgeom.pipelines.plan.partitions import Index, Plan, window_index
+from bertgeom.pipelines.plan.token_windows import TokenWindows
+from bertgeom.sequences.shards import Sequences, open_sequences
+from bertgeom.store import zarr_io
+from bertgeom.store.layout import Layout, Shape
+from bertgeom.store.storage import Storage
+
+if TYPE_CHECKING:
+    from bertgeom.analysis.annotations import Annotations
+    from bertgeom.model.attention import MeasureSettings
+    from bertgeom.model.encoder import Encoder
+
+SEQUENCES = "sequences"
+#: From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+@dataclass(frozen=True, eq=False)
+class Workplace:
+    """A run as one process sees it.
+
+    Attributes:
+        storage: the store.
+        facts: the contents of `run/run.json`.
+        encoder: the model, None where nothing is computed (status, finalise).
+        shards: the sequences, if they are open already.
+        cut: the windows, if they were cut by tokens just now.
+    """
+
+    storage: Storage
+    facts: dict[str, Any]
+    encoder: Encoder | None = None
+    shards: Sequences | None = None
+    cut: TokenWindows | None = None
+
+    @property
+    def loaded(self) -> Encoder:
+        """The model, where something is to be computed.
+
+        Raises:
+            RuntimeError: if this process opened the run without it.
+        """
+        if self.encoder is None:
+            raise RuntimeError(f"{self.storage.shown}: opened without a model")
+        return self.encoder
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.storage)
+
+    def beside(self, kind: str) -> Iterator[bytes]:
+        """What every row group keeps beside its chunks, in order; see `rundir.BESIDE`.
+
+        Raises:
+            DamagedError: if one is missing or was changed.
+        """
+        for group in range(self.plan.n_groups):
+            size, digest = self.record(group)[kind]
+            yield self.folder.read_beside(group, kind, (size, digest))
+
+    def record(self, group: int) -> dict[str, Any]:
+        """Completion record of a row group.
+
+        Raises:
+            DamagedError: if it cannot be read, or is of another run.
+        """
+        return self.folder.read_group(group, self.fingerprint, self.plan.group(group))
+
+    def records(self) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+        """All completion records, and what is wrong with those that cannot be used."""
+        return self.folder.read_groups(self.fingerprint, self.plan.group, self.plan.n_groups)
+
+    @property
+    def format_version(self) -> str:
+        """Of the store; decides how its arrays are encoded."""
+        return self.facts.get("written_by", {}).get("format_version", "1.0")
+
+    @property
+    def fingerprint(self) -> str:
+        return self.facts["fingerprint"]
+
+    @cached_property
+    def settings(self) -> Settings:
+        return Settings.from_json(self.facts["settings"])
+
+    @cached_property
+    def shape(self) -> Shape:
+        return shape_from_json(self.facts["shape"])
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The shards of the run.
+
+        Raises:
+            MismatchError: if others lie in their place.
+        """
+        if self.shards is not None:
+            return self.shards
+        elsewhere = self.facts["sequences"]
+        inside = self.storage.child(SEQUENCES)
+        found = Sequences(inside) if elsewhere is None else open_sequences(Storage(elsewhere))
+        expected = self.facts["identity"]["sequences"]
+        attributes = found.attributes
+        check_same(found.storage.url, expected, {k: attributes.get(k) for k in expected})
+        return found
+
+    @cached_property
+    def plan(self) -> Plan:
+        settings = self.settings
+        return Plan(
+            self._index,
+            settings.partition_windows or 1,
+            self.facts["group_windows"],
+            settings.batch_tokens or 1,
+        )
+
+    @property
+    def _index(self) -> Index:
+        known = self.facts["identity"].get("windows")
+        if known is None:
+            return window_index(self.sequences.lengths, self.settings)
+        if self.cut is not None:
+            return self.cut
+        return TokenWindows.of_bytes(
+            self.folder.read_windows(),
+            known["sha256"],
+            self.settings.strand,
+            self.folder.windows_url,
+        )
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.shape, self.plan.n_windows, self.plan.group_windows)
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        return self.folder.read_labels(self.facts["identity"]["labels"])
+
+    @cached_property
+    def annotations(self) -> Annotations | None:
+        return self.folder.read_annotations(self.facts["identity"]["annotations"])
+
+    @cached_property
+    def record_ids(self) -> list[str]:
+        return self.sequences.ids()
+
+    @cached_property
+    def measure_settings(self) -> MeasureSettings:
+        return measure_settings_of(self.settings, self.shape)
+
+
+def measure_settings_of(settings: Settings, shape: Shape) -> MeasureSettings:
+    """The part of the settings that the encoder needs."""
+    from bertgeom.model.attention import MeasureSettings
+
+    full = settings.tier == "full"
+    return MeasureSettings(
+        tier=settings.tier,
+        # Block maps are always summed by cohort, see `cohort_sums`.
+        keep=tuple(sorted({*settings.keep, "block_map"})) if full else settings.keep,
+        angles=settings.angles,
+        theta=settings.theta,
+        near=settings.near,
+        n_offset_side=shape.n_offset_side,
+        n_groups=len(shape.group_names),
+        impl=settings.impl,
+    )
+
+
+def shape_to_json(shape: Shape) -> dict[str, Any]:
+    """JSON-able fields of a shape."""
+    return json.loads(json.dumps(vars(shape)))
+
+
+def shape_from_json(values: dict[str, Any]) -> Shape:
+    """The inverse of `shape_to_json`."""
+    lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
+    return Shape(**{**values, **lists})
+
+
+def open_workplace(url: str, encoder: Encoder | None = None) -> Workplace:
+    """A run that was set up, without loading its model.
+
+    Raises:
+        StoreError: if there is no run at `url`.
+    """
+    storage = Storage(url)
+    facts = RunFolder(storage).read_run()
+    if facts is None and zarr_io.is_store(storage, zarr_io.FORMAT):
+        raise DamagedError(
+            f"{url}/{FOLDER}/{RUN}: expected what the run is, found no such file; the bertgeom run "
+            "command of this store, given again, restores it"
+        )
+    if facts is None:
+        raise StoreError(
+            f"{url}: expected a store that bertgeom run has set up, found none; "
+            "give the bertgeom run command"
+        )
+    return Workplace(storage, facts, encoder)
+
+
+_current: Workplace | None = None
+
+
+def workplace_with_model(url: str, model: str, threads: int) -> Workplace:
+    """A run with its model, loaded once per process and kept for the next partition.
+
+    Raises:
+        MismatchError: if the model found here is not the one the store was set up with.
+    """
+    global _current
+    found = open_workplace(url)
+    if (
+        _current is not None
+        and _current.storage == found.storage
+        and _current.fingerprint == found.fingerprint
+    ):
+        return _current
+    _current = None
+    set_threads(threads)
+    encoder = load_model(model, found.settings)
+    check_same(url, found.facts["identity"]["model"], model_identity(encoder))
+    _current = Workplace(found.storage, found.facts, encoder)
+    return _current
+
+
+@contextmanager
+def place_of_model(place: Workplace, model: str | None) -> Iterator[str]:
+    """Where to load the model of a store from: `model`, or where it was when the run began.
+
+    Raises:
+        ModelError: of the block, with the option that helps where the model was moved.
+    """
+    try:
+        yield model or place.facts["model"]
+    except ModelError as error:
+        if model is not None:
+            raise
+        raise ModelError(
+            f"{place.storage.shown}: {error}; give --model if the model was moved"
+        ) from error
+
+
+def load_model(model: str, settings: Settings, impl: str | None = None) -> Encoder:
+    """The encoder as the settings want it, loaded without a progress bar of its own."""
+    from transformers.utils import logging
+
+    from bertgeom.model.encoder import load_encoder
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return load_encoder(
+            model,
+            device=settings.device,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+            max_tokens=settings.max_tokens,
+            tokenizer=settings.tokenizer,
+            attention_impl=impl or settings.impl,
+        )
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def model_identity(encoder: Encoder) -> dict[str, Any]:
+    """What must be the same for a run to go on: weights, tokenizer, precision, device kind."""
+    return {
+        "fingerprint": encoder.fingerprint,
+        "tokenizer": encoder.tokenizer.settings(),
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "device": encoder.device.type,
+    }
+
+
+def set_threads(threads: int) -> None:
+    """Use this many compute threads in torch and Numba, and keep memory that they free."""
+    import numba
+    import torch
+
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc not to hand freed memory back to the system; elsewhere nothing happens.
+
+    Activations are allocated and freed layer by layer. Where small results lie between them glibc
+    trims its heap every time, and every page of the next layer is a fault: a fifth of a forward.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_M_MMAP_THRESHOLD, 1 << 28)
+
+
+def lasting_path(place: str) -> str:
+    """A local path made absolute, a URL or hub name as it is."""
+    return str(Path(place).absolute()) if Path(place).exists() else place

@@ -1,0 +1,342 @@
+"""The stages of a run: ingest, set up, run partitions, finalise. Each can be repeated.
+
+    sources --> sequence shards --> plan --> partitions --> row groups --> finished store
+              ingest              set_up   run_partition               finalise
+
+`run` composes them on one machine. Every stage looks at what is there, does what is missing,
+and may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertgeom.config import Settings, check_same
+from bertgeom.errors import StoreError
+from bertgeom.pipelines.context.claims import check_place, claimed
+from bertgeom.pipelines.context.events import (
+    Bus,
+    Finished,
+    ModelLoaded,
+    Started,
+    Subscriber,
+    history,
+)
+from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
+from bertgeom.pipelines.context.restart import forget_unstarted
+from bertgeom.pipelines.context.run_context import (
+    SEQUENCES,
+    Workplace,
+    load_model,
+    model_identity,
+    open_workplace,
+    place_of_model,
+)
+from bertgeom.pipelines.partition import cohort_sums, record_means, sampled_spectra
+from bertgeom.pipelines.partition.write import write_group
+from bertgeom.pipelines.plan import cost
+from bertgeom.pipelines.run.executors import Executor, check_scheduler, choose, threads_of
+from bertgeom.pipelines.run.ingestion import (
+    Sources,
+    as_list,
+    ingest_into,
+    ingest_sources,
+    outside_shards,
+)
+from bertgeom.pipelines.run.inventory import Kind, inspect, written_files
+from bertgeom.pipelines.run.main_guard import check_script
+from bertgeom.pipelines.run.prepare import draw_up, input_files, read_groups, set_up
+from bertgeom.pipelines.run.progress import Status, Tracker, status
+from bertgeom.pipelines.run.repair import CHECKED_WHOLE, mend
+from bertgeom.sequences.shards import MEMBERS, Sequences
+from bertgeom.store import manifest, zarr_io
+from bertgeom.store.storage import Storage, explain_write_errors
+
+if TYPE_CHECKING:
+    from bertgeom.model.encoder import Encoder
+
+__all__ = [
+    "Sources",
+    "Status",
+    "execute",
+    "finalise",
+    "ingest",
+    "project",
+    "repair",
+    "run",
+    "status",
+]
+
+
+def run(
+    sources: Sources | None = None,
+    *,
+    model: str | Path,
+    out: str | Path,
+    sequences: str | Path | None = None,
+    labels: str | Path | None = None,
+    annotations: str | Path | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    scheduler: str | None = None,
+    memory: int | str | None = None,
+    subscribers: Iterable[Subscriber] = (),
+    **settings: Any,
+) -> Status:
+    """Measure all windows of a database: the main job, from sequences to a finished store.
+
+    Give the same call again after an interruption: finished work is kept, and the store comes
+    out as if nothing had happened.
+
+    Args:
+        sources: FASTA or FASTQ files, plain or compressed, folders, globs, fsspec URLs; or one
+            store of sequence shards made by `ingest`.
+        model: folder or hub name of a transformers encoder with safetensors weights.
+        out: folder or fsspec URL of the store.
+        sequences: sequence shards made by `ingest`, in place of `sources`.
+        labels: table `record<TAB>label`, see `bertgeom.analysis.cohorts.read_labels`.
+        annotations: BED, GFF3 or GTF file of regions in record coordinates: the token groups of
+            `attention_group_mass`, see `bertgeom.analysis.annotations.read_annotations`; the
+            setting `group_by` says what makes regions one group.
+        workers: worker processes; more than one starts a Dask cluster on this machine.
+        threads: compute threads of a worker; default: the cores divided by the workers.
+        scheduler: address of a running Dask scheduler, `tcp://host:8786`.
+        memory: most memory to use, in bytes or like "8GB"; default: that of the machine.
+        subscribers: called with every event, see `bertgeom.pipelines.context.events`.
+        settings: fields of `bertgeom.config.Settings`.
+
+    Raises:
+        UsageError: for impossible settings. InputError: for sources that cannot be read.
+        ModelError: for a model that cannot be loaded or observed, or whose tokenizer does not
+            know most of the input.
+        MismatchError: if the store was made with another model, input or setting.
+        PlanError: if the plan does not fit the memory.
+        StoreError: if the store cannot be written.
+    """
+    begin = time.monotonic()
+    options = Settings.of(**settings)
+    storage, elsewhere = Storage(str(out)), outside_shards(sources, sequences)
+    given = (model, labels, annotations, sequences)
+    inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
+    check_place(storage, zarr_io.FORMAT, inputs)
+    threads = threads_of(workers, threads)
+    check_script(workers)
+    check_scheduler(scheduler)
+    bus = Bus(list(subscribers))
+    encoder = load_model(str(model), options)
+    encoder.probe()
+    bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
+    with explain_write_errors(storage.url):
+        regions = read_groups(annotations, options)
+    with claimed(storage, zarr_io.FORMAT, inputs) as storage, explain_write_errors(storage.url):
+        folder = RunFolder(storage)
+        forget_unstarted(storage)
+        zarr_io.create_root(storage)
+        folder.create()
+        bus.subscribers.append(history(folder.log))
+        shards = ingest_into(storage, sources, elsewhere, bus)
+        drawn = draw_up(
+            storage,
+            encoder,
+            str(model),
+            shards,
+            options,
+            labels=labels,
+            annotations=regions,
+            elsewhere=elsewhere,
+            send=bus.send,
+        )
+        place = drawn.place
+        if scheduler is None:
+            cost.check_memory(project(place, threads), cost.budget_bytes(memory), workers)
+        left = place.plan.n_windows - Tracker.of(place, None).windows_done()
+        cost.check_disk(place.layout, storage, left)
+        is_new = not (folder.storage.exists(RUN) or folder.written_groups())
+        place = set_up(drawn)
+        if storage.journal is not None:
+            storage.journal.close()
+        if not is_new:
+            mend(place, bus, inspect(place, CHECKED_WHOLE), input_files(drawn))
+        with choose(place, workers, threads, scheduler) as executor:
+            execute(place, executor, bus)
+        done = finalise(storage.url)
+        bus.send(Finished(storage.shown, done.windows, time.monotonic() - begin))
+    bus.close()
+    return done
+
+
+def ingest(
+    sources: Sources, out: str | Path, *, subscribers: Iterable[Subscriber] = ()
+) -> Sequences:
+    """Read sources into sequence shards that several runs can share.
+
+    Args:
+        sources: as in `run`. out: folder or fsspec URL of the shards.
+
+    Raises:
+        InputError: for sources that cannot be read.
+        MismatchError: if the shards are there and were made from other sources.
+    """
+    storage, bus = Storage(str(out)), Bus(list(subscribers))
+    inputs = as_list(sources)
+    with (
+        claimed(storage, zarr_io.SEQUENCE_FORMAT, inputs) as storage,
+        explain_write_errors(storage.url),
+    ):
+        zarr_io.create_root(storage, zarr_io.SEQUENCE_FORMAT)
+        found = ingest_sources(storage, sources, bus)
+    bus.close()
+    return found
+
+
+def repair(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    threads: int | None = None,
+    subscribers: Iterable[Subscriber] = (),
+) -> tuple[str, ...]:
+    """Measure the damaged row groups of a store again, and restore its other files.
+
+    A finished store ends with the bytes of an undisturbed run. Of an unfinished one damaged row
+    groups are taken back, and the next run measures them.
+
+    Args:
+        path: the store. model: where the model is now, if it was moved.
+        threads: compute threads; default: the cores. subscribers: called with every event.
+
+    Returns:
+        What was damaged, one line each.
+
+    Raises:
+        DamagedError: if the sources, labels or regions of the run are needed for it.
+        MismatchError: if the model is not the one the store was made with.
+        StoreError: if there is no store, or another process works on it.
+    """
+    url, bus = str(path), Bus(list(subscribers))
+    place = open_workplace(url)
+    with claimed(place.storage, zarr_io.FORMAT), explain_write_errors(url):
+        bus.subscribers.append(history(place.folder.log))
+        found = inspect(place)
+        # Only `finalise` writes the list and the sums by cohort: root and list may both be lost.
+        finished = found.complete or place.storage.exists(manifest.KEY)
+        finished = finished or bool(place.storage.names(cohort_sums.GROUP))
+        # A store of version 0.1.0 has no other sign of its end than the root.
+        finished = finished or bool(found.of(Kind.ROOT) and not Tracker.of(place, None).missing())
+        constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
+        known = finished and not found.of(Kind.SEQUENCES)
+        measured = known and (found.groups or Tracker.of(place, None).missing())
+        if measured or constants & {*place.facts["constants"]}:
+            place = Workplace(place.storage, place.facts, _same_model(place, model))
+        mend(place, bus, found)
+        if measured:
+            with choose(place, 1, threads, None) as executor:
+                execute(place, executor, bus)
+        if finished:
+            finalise(url)
+    bus.close()
+    return tuple(map(str, found.damages))
+
+
+def _same_model(place: Workplace, model: str | None) -> Encoder:
+    """The model of a store, as it was when the store was set up.
+
+    Raises:
+        MismatchError: names what differs.
+    """
+    with place_of_model(place, model) as where:
+        encoder = load_model(where, place.settings)
+    check_same(place.storage.url, place.facts["identity"]["model"], model_identity(encoder))
+    return encoder
+
+
+def execute(place: Workplace, executor: Executor, bus: Bus) -> None:
+    """Measure and write all that is missing."""
+    tracker = Tracker.of(place, bus)
+    bus.send(
+        Started(
+            place.plan.n_windows,
+            tracker.windows_done(),
+            place.plan.n_partitions,
+            executor.workers,
+            executor.threads,
+        )
+    )
+    todo = tracker.missing()
+    for event in executor.execute(todo, tracker.whole_groups(), tracker.follow, bus.send):
+        bus.send(event)
+
+
+def finalise(url: str) -> Status:
+    """Complete a store whose partitions are all done. Harmless when repeated.
+
+    The list of all files is written before the root that says complete.
+
+    Raises:
+        StoreError: if partitions are missing; names how many and the first.
+        DamagedError: if a file is not there or not as long as its record says.
+    """
+    place = open_workplace(url)
+    found = status(url)
+    if found.complete and place.storage.exists(manifest.KEY):
+        return found
+    if found.missing:
+        raise StoreError(
+            f"{place.storage.shown}: expected all {found.partitions} partitions, found "
+            f"{found.partitions - found.partitions_done} missing, the first "
+            f"{found.missing[0]}; give the bertgeom run command again"
+        )
+    with explain_write_errors(url):
+        if found.complete:
+            zarr_io.reopen(place.storage)
+        for group in Tracker.of(place, Bus()).whole_groups():
+            write_group(place, group)
+        place.storage.sweep()
+        members = [v.name for v in place.layout.variables]
+        members += [c.name for c in place.layout.coordinates] + [FOLDER]
+        members += [*place.facts["constants"], *_write_groups(place)]
+        if place.facts["sequences"] is None:
+            members += [SEQUENCES, *(f"{SEQUENCES}/{name}" for name in MEMBERS)]
+        root = zarr_io.consolidated(place.storage, members, {"complete": True})
+        files = written_files(place, {member.partition("/")[0] for member in members})
+        manifest.write(place.storage, files | {zarr_io.METADATA: manifest.entry_of(root)})
+        place.storage.write(zarr_io.METADATA, root)
+    return status(url)
+
+
+def _write_groups(place: Workplace) -> list[str]:
+    """Groups of what row groups keep beside their chunks; returns the groups and their arrays."""
+    version = place.format_version
+    sums = cohort_sums.merged(place, place.beside("sums"))
+    inner = zarr_io.write_dataset(place.storage.child(cohort_sums.GROUP), sums, version)
+    found = {cohort_sums.GROUP: inner}
+    if place.settings.reduce:
+        where = place.storage.child(record_means.GROUP)
+        found[record_means.GROUP] = record_means.write(place, where, place.beside("records"))
+    if place.settings.spectra:
+        spectra = sampled_spectra.merged(place, place.beside("spectra"))
+        if spectra is not None:
+            where = place.storage.child(sampled_spectra.GROUP)
+            found[sampled_spectra.GROUP] = zarr_io.write_dataset(where, spectra, version)
+    return [name for group, names in found.items() for name in [group, *_in(group, names)]]
+
+
+def _in(group: str, names: Iterable[str]) -> list[str]:
+    return [f"{group}/{name}" for name in names]
+
+
+def project(place: Workplace, threads: int) -> cost.Memory:
+    """Peak memory of a worker on this run."""
+    settings = place.settings
+    return cost.memory(
+        cost.model_cost(place.loaded),
+        place.shape,
+        batch_tokens=settings.batch_tokens or 1,
+        partition_windows=settings.partition_windows or 1,
+        window=place.plan.index.longest,
+        n_windows=place.plan.n_windows,
+        threads=threads,
+    )

@@ -1,0 +1,266 @@
+"""The report: self-contained, escaped, equal for equal stores, and true to the store."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import report_data
+
+pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+
+from bertgeom import variables
+from bertgeom.errors import ImplementationUnavailableError, UsageError
+from bertgeom.pipelines.report import build, page, sections, summary
+from bertgeom.pipelines.report.figures import cohorts, style
+from bertgeom.pipelines.report.summary import ALL, summarise
+
+outline, pictures = report_data.outline, report_data.pictures
+
+HOSTILE = ("</title><script>alert(1)</script>", '" onerror="alert(2)', "$\\frac{$ & \x00 \u202e")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return report_data.dataset()
+
+
+@pytest.fixture(scope="module")
+def text(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    counts = build.report(data, out)
+    assert counts["bytes"] == out.stat().st_size < 2_000_000
+    return out.read_text("utf-8")
+
+
+def test_every_tag_is_closed_and_every_figure_has_alt_and_caption(text):
+    parsed = outline(text)
+    figures, images = parsed.all("figure"), parsed.all("img")
+    assert len(figures) == len(images) == len(parsed.all("figcaption")) >= 15
+    assert all(len(image["alt"]) > 30 for image in images)
+    ids = [a["id"] for _, a in parsed.found if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in parsed.all("a")} <= set(ids)
+
+
+def test_captions_name_arrays_of_the_store(text, data):
+    names = re.findall(r'class="arrays">(.*?)</span>', text)
+    arrays = {name for block in names for name in re.findall(r"<code>(.*?)</code>", block)}
+    assert len(arrays) > 20
+    assert arrays <= {str(name) for name in data.data_vars}
+
+
+def test_nothing_is_fetched_and_nothing_runs(text):
+    parsed = outline(text)
+    assert not parsed.all("script")
+    assert not parsed.all("link")
+    assert "http://" not in text
+    assert "https://" not in text
+    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in parsed.all("img"))
+    for picture in pictures(text):
+        for element in picture.iter():
+            assert not element.tag.endswith(("script", "foreignObject"))
+            for name, value in element.attrib.items():
+                assert not name.startswith("on")
+                if name.endswith("href"):
+                    assert value.startswith(("#", "data:image/png;base64,"))
+
+
+def test_labels_ids_and_names_are_escaped(tmp_path):
+    data = report_data.dataset(24, labels=HOSTILE, groups=HOSTILE, layers=1, heads=2)
+    data.attrs["model"] = {"id": HOSTILE[0]}
+    data.attrs["sources"] = [{"name": HOSTILE[1], "size": 3, "sha256": HOSTILE[0]}]
+    data.attrs["settings"] = {HOSTILE[0]: HOSTILE[1]}
+    build.report(data, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text("utf-8")
+    parsed = outline(text)
+    assert not parsed.all("script")
+    assert not any(name.startswith("on") for _, a in parsed.found for name in a)
+    assert HOSTILE[0] in "".join(parsed.text)
+    assert "\x00" not in text
+    assert len(pictures(text)) == len(parsed.all("img"))
+
+
+def test_equal_stores_give_equal_bytes(tmp_path):
+    pages = []
+    for name in ("a.html", "b.html"):
+        build.report(report_data.dataset(20, layers=1, heads=2), tmp_path / name)
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_means_are_those_of_the_store(data):
+    found = summarise(data)
+    kept = np.arange(len(data["flags"])) < len(data["flags"]) - 1
+    for name in ("attention_entropy", "angle_histogram", "block_map", "cone_index", "logits"):
+        values = np.asarray(data[name], dtype=np.float64)[kept]
+        np.testing.assert_allclose(found.of(name), values.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(found.variance[name][0], values.var(axis=0), rtol=1e-8, atol=0)
+        delta = np.asarray(data["label"])[kept] == 1
+        np.testing.assert_allclose(found.of(name, "delta"), values[delta].mean(axis=0), rtol=1e-12)
+    assert found.counts.windows == 60
+    assert found.counts.measured == 59
+    assert found.counts.flags["quarantined"] == 1
+    assert found.counts.cohorts == {"alpha": 20, "delta": 20, "omicron": 19}
+    assert found.counts.tokens == int(np.asarray(data["n_tokens"]).sum())
+
+
+def test_the_head_table_prints_the_means(text, data):
+    mean = np.asarray(data["attention_entropy"], dtype=np.float64)[:-1].mean(axis=0)
+    rows = re.findall(r'<th scope="row">(\d\.\d)</th>(.*?)</tr>', text)
+    cells = {name: re.findall(r'<td class="n">(.*?)</td>', row)[0] for name, row in rows}
+    assert len(cells) == mean.size
+    for (layer, head), value in np.ndenumerate(mean):
+        assert cells[f"{layer}.{head}"] == f"{value:.3f}"
+
+
+def test_chunks_are_read_one_at_a_time(data, monkeypatch):
+    monkeypatch.setattr(summary, "_AT_ONCE", 2000)
+    largest = 0
+    honest = summary.Moments.of.__func__
+
+    def watched(cls, values, codes, n):
+        nonlocal largest
+        largest = max(largest, values[:1].size and values.size)
+        return honest(cls, values, codes, n)
+
+    whole = summarise(data)
+    monkeypatch.setattr(summary.Moments, "of", classmethod(watched))
+    parts = summarise(data)
+    assert largest <= max(2000, data["block_map"][0].size)
+    for name in parts.mean:
+        np.testing.assert_allclose(parts.mean[name], whole.mean[name], rtol=1e-9, atol=1e-12)
+
+
+def test_the_sample_is_bounded_even_and_without_missing_windows(data):
+    found = summarise(data, n_sample=10)
+    rows = found.sample["window"].values
+    assert len(rows) == 10
+    # One of every tenth of the 59 windows with statistics, at no fixed place in it.
+    edges = np.arange(11) * 59 // 10
+    assert ((rows >= edges[:-1]) & (rows < edges[1:])).all()
+    assert len(set(rows - edges[:-1])) > 2
+    assert "10 of 59" in found.sampled
+    np.testing.assert_array_equal(found.codes, np.asarray(data["label"])[rows])
+
+
+def test_effect_sizes_follow_from_counts_means_and_variances(data):
+    found = summarise(data)
+    values = np.asarray(data["attention_entropy"], dtype=np.float64)[:-1]
+    sizes = cohorts.cohens_d(found, "attention_entropy")
+    assert len(sizes) == len(found.cohorts) == 3
+    for code, size in enumerate(sizes):
+        inside = np.asarray(data["label"])[:-1] == code
+        a, b = values[inside], values[~inside]
+        pooled = ((len(a) - 1) * a.var(0, ddof=1) + (len(b) - 1) * b.var(0, ddof=1)) / 57
+        expected = (a.mean(0) - b.mean(0)) / np.sqrt(pooled)
+        np.testing.assert_allclose(size, expected, rtol=1e-9)
+
+
+def test_principal_planes_keep_the_distances_that_two_axes_can_keep():
+    rng = np.random.default_rng(3)
+    flat = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 9))
+    found = cohorts.plane("x", flat)
+    assert sum(found.explained) == pytest.approx(1)
+    np.testing.assert_allclose(
+        np.linalg.norm(found.points[0] - found.points[1:], axis=1),
+        np.linalg.norm(flat[0] - flat[1:], axis=1),
+    )
+
+
+def test_weights_and_spectra_are_drawn_where_the_store_holds_them(data):
+    rng = np.random.default_rng(0)
+    sizes = {"sample": 2, "layer": 3, "head": 4, "component": 5, "projection": 3, "spectrum": 4}
+    static = {
+        v.name: (v.dims, rng.random([sizes.get(d, 6) for d in v.dims]))
+        for v in (*variables.WEIGHT_VARIABLES, *variables.SPECTRUM_VARIABLES)
+    }
+    found = summarise(data[["gate_mass", "flags"]].assign(static))
+    assert set(found.static.data_vars) == set(static)
+    whole = page.Page("x", "y")
+    for make in (sections.weights, sections.spectra):
+        assert outline(make(whole, found)).all("img")
+    assert whole.n_figures == 3
+
+
+def test_a_core_store_without_labels_and_options_has_a_report(tmp_path):
+    data = report_data.dataset(5, labels=(), keep=(), groups=(), layers=1, heads=1)
+    core = data[[n for n in data.data_vars if variables.VARIABLES[n].tier == "core"]]
+    counts = build.report(core, tmp_path / "r.html")
+    assert counts["figures"] >= 6
+    text = (tmp_path / "r.html").read_text("utf-8")
+    assert "cohort" not in outline(text).text
+    assert not summarise(core).cohorts
+    assert list(summarise(core).mean["cohort"].values) == [ALL]
+
+
+def test_a_store_without_measured_windows_has_a_report(tmp_path):
+    data = report_data.dataset(3, labels=(), keep=(), groups=(), layers=1, heads=1)
+    for name, array in data.data_vars.items():
+        if array.dtype.kind == "f":
+            data[name] = array * np.nan
+    data["flags"][:] = variables.flag_bit("empty")
+    build.report(data, tmp_path / "r.html")
+    assert "windows without statistics" in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_a_place_that_cannot_be_written_is_named_before_work(data, tmp_path):
+    with pytest.raises(UsageError, match="nowhere"):
+        build.report(data, tmp_path / "nowhere" / "r.html")
+    with pytest.raises(UsageError, match="folder"):
+        build.report(data, tmp_path)
+
+
+def test_without_matplotlib_the_error_says_what_to_install(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImplementationUnavailableError, match=r"bertgeom\[report\]"):
+        build.report(data, tmp_path / "r.html")
+
+
+def test_html_builders_escape():
+    assert page.tag("p", "<&>", title='"') == '<p title="&quot;">&lt;&amp;&gt;</p>'
+    assert page.tag("p", page.Html("<b>x</b>")) == "<p><b>x</b></p>"
+
+
+def test_figures_leave_no_global_state(data):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    style.svg(cohorts.effects(summarise(data)))
+    assert dict(matplotlib.rcParams) == before
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or pyplot.get_fignums() == []
+
+
+def browser() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="no chromium is installed")
+def test_a_browser_shows_every_figure_without_complaint(text, tmp_path):
+    source = tmp_path / "report.html"
+    source.write_text(text, "utf-8")
+    shot = tmp_path / "report.png"
+    ran = subprocess.run(
+        [
+            browser(),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=900,1400",
+            f"--screenshot={shot}",
+            source.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == 0
+    assert ":CONSOLE" not in ran.stderr
+    assert shot.stat().st_size > 20_000
