@@ -6,11 +6,13 @@ import functools
 import importlib.util
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from bertgeom.kernels.attention_stats.options import IMPLEMENTATIONS
-
+#: What every operation has, in the order of preference.
+IMPLEMENTATIONS = ("triton", "numba", "reference")
 _REMEDY = {
     "triton": "pip install triton (Linux), or use impl='auto'",
     "numba": "pip install numba, or use impl='reference'",
@@ -54,6 +56,8 @@ def resolve(
 
 
 def _common_device(tensors: Sequence[torch.Tensor | None]) -> torch.device:
+    import torch
+
     devices = [t.device for t in tensors if t is not None]
     if not devices:
         return torch.device("cpu")

@@ -62,9 +62,7 @@ def modules(root: Path, *folders: str) -> dict[str, Path]:
     return found
 
 
-def imported(
-    name: str, path: Path, known: Iterable[str] = (), *, types: bool = True
-) -> set[str]:
+def imported(name: str, path: Path, known: Iterable[str] = (), *, types: bool = True) -> set[str]:
     """Absolute names of all modules that a module imports, inside functions and by strings too.
 
     Args:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from bertgeom.kernels._dispatch import IMPLEMENTATIONS
+
 #: Codes of `gate` in order; the code of "no gate holds half of the mass" follows them.
 GATES = (
     "closed",
@@ -20,7 +22,6 @@ GATES = (
 GATE_MIXED = len(GATES)
 MAX_GROUPS = 16
 TIERS = ("core", "full")
-IMPLEMENTATIONS = ("triton", "numba", "reference")
 MAX_NEAR = 64
 MAX_OFFSET_SIDE = 32
 

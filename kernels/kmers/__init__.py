@@ -1,4 +1,8 @@
-"""Bases to token ids, reverse complement and ambiguity counts; see README.md."""
+"""Bases to token ids, reverse complement and ambiguity counts.
+
+`alphabet` codes bases, `table` holds vocabularies, `cpu` has the loops, `reference` is the oracle.
+Read README.md first. May import from: `kernels._cpu`. Knows no tensor and no GPU.
+"""
 
 from __future__ import annotations
 

@@ -325,7 +325,7 @@ def _demo_report(store: Path, page: Path) -> str:
 @contextmanager
 def listening() -> Iterator[list[Subscriber]]:
     """Subscribers that show progress: a bar on a terminal, lines elsewhere."""
-    from bertgeom.pipelines.context.events import for_people
+    from bertgeom.pipelines.cli.progress import for_people
 
     shown = for_people()
     try:

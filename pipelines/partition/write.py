@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from bertgeom.pipelines.context.events import Event, GroupWritten, PartitionDone
-from bertgeom.pipelines.context.folder import BESIDE
+from bertgeom.pipelines.context.folder import BESIDE, summed
 from bertgeom.pipelines.context.run_context import Workplace
 from bertgeom.pipelines.partition import sampled_spectra
 from bertgeom.pipelines.partition.cohort_sums import CODES, COUNTS, MAPS, GroupSums, cohort_names
 from bertgeom.pipelines.partition.measure import counts, measure_partitions
 from bertgeom.pipelines.partition.record_means import RecordSums
-from bertgeom.pipelines.run.progress import summed
 from bertgeom.store import zarr_io
 from bertgeom.store.layout import missing_value
 from bertgeom.store.storage import explain_write_errors

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from bertgeom.errors import StoreError
 from bertgeom.pipelines.context.events import Bus, Damaged, Event, GroupWritten, PartitionDone
+from bertgeom.pipelines.context.folder import summed
 from bertgeom.pipelines.context.input_summary import InputSummary
 from bertgeom.pipelines.context.run_context import Workplace, open_workplace
 from bertgeom.pipelines.plan.partitions import Plan
@@ -111,12 +112,6 @@ class Tracker:
             return None
         self.spooled.add(event.partition)
         return group if all(map(self.done, self.plan.partitions_of(group))) else None
-
-
-def summed(told: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Counts of several parts together, without those that a part does not tell."""
-    names = [name for name in told[0] if all(name in part for part in told)] if told else []
-    return {name: sum(part[name] for part in told) for name in names}
 
 
 def status(url: str) -> Status:

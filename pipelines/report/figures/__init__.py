@@ -2,4 +2,5 @@
 
 `heads` gates, reach, maps; `cones` cone and angles; `stream` moments and spectra; `cohorts`
 differences between labels; `regions` attention on annotated regions; `style` palette and SVG.
+May import from: `pipelines.report.summary`. Read `style` first.
 """
