@@ -317,5 +317,5 @@ def test_a_damaged_checkpoint_is_one_line(harm, tmp_path):
 
 def test_damaged_best_weights_are_one_line(tmp_path):
     (tmp_path / "best.safetensors").write_bytes(b"cut")
-    with pytest.raises(DamagedError, match="expected a checkpoint .* delete"):
+    with pytest.raises(DamagedError, match=r"expected a checkpoint .* delete"):
         checkpoint.load_best(tmp_path, torch.nn.Linear(1, 1))
