@@ -167,7 +167,7 @@ class Storage:
         """Whether there is a file `key`."""
         if self.folder is not None:
             return (self.folder / key).is_file()
-        return self._asked(lambda fs, path: fs.exists(path), key)
+        return self._asked(lambda fs, path: fs.isfile(path), key)
 
     def names(self, prefix: str, drafts: bool = False) -> list[str]:
         """Names directly under `prefix`, sorted; unfinished files are left out unless asked for."""
