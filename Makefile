@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 DEMO   ?= demo
+# Processes that share the test files. Files stay whole: their fixtures are made once.
+JOBS   ?= 2
 
 .PHONY: help demo test lint wheel bench bench-quick clean
 
@@ -35,7 +37,7 @@ lint: $(VENV)/.test
 	$(BIN)/python tests/types_of_wheel.py
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench.run
