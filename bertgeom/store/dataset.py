@@ -236,3 +236,35 @@ def _plain_value(value: Any) -> Any:
         )
         return list(value) if numbers else json.dumps(list(value))
     return value
+
+
+def load_identity(dataset: xarray.Dataset, where: str) -> xarray.Dataset:
+    """The dataset with all one-dimensional arrays that say what a row is in memory."""
+    named = {v.name for v in variables.WINDOW_VARIABLES} | {"window_index"}
+    names = [
+        name
+        for name, array in dataset.variables.items()
+        if (array.dims == ("window",) and name in named)
+        or array.dims in (("sample",), ("record",))
+        or (name in dataset.coords and array.ndim == 1)
+    ]
+    for name in names:
+        try:
+            dataset.variables[name].load()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"{where}: expected to read the array {name!r}, found it damaged "
+                f"({type(error).__name__}: {error}); bertgeom verify says what else is"
+            ) from error
+    return dataset
+
+
+def without_empty(dataset: xarray.Dataset) -> xarray.Dataset:
+    """Sums with NaN where nothing was counted; stores of earlier versions hold 0 there."""
+    for name in [str(name) for name in dataset.data_vars]:
+        for part in ("_mean", "_m2"):
+            count = name.removesuffix(part) + "_count"
+            if name.endswith(part) and count in dataset and "cohort" in dataset[name].dims:
+                there = dataset[count] > 0
+                dataset[name] = dataset[name].where(there).assign_attrs(dataset[name].attrs)
+    return dataset
