@@ -164,7 +164,7 @@ class Storage:
         self.write(key, old + text.encode())
 
     def exists(self, key: str) -> bool:
-        """Whether there is a file `key`."""
+        """Whether there is a file `key`; in a remote place a folder counts, too."""
         if self.folder is not None:
             return (self.folder / key).is_file()
         return self._asked(lambda fs, path: fs.exists(path), key)
