@@ -11,26 +11,16 @@ from typing import Any
 
 import torch
 
-from bertgeom.kernels._triton.angles import (
+from bertgeom.kernels._triton.angle_launches import (
     FOLD,
     FOLD_STEP,
-    angle_tiles,
     block_bins,
-    finish_sets,
-    fold_tiles,
     n_parts,
-    square_tiles,
     tile_products,
 )
-from bertgeom.kernels._triton.rows import (
-    BLOCK_ROWS,
-    block_dim,
-    centre_rows,
-    merge_sums,
-    padded,
-    row_sums,
-    steps,
-)
+from bertgeom.kernels._triton.angles import angle_tiles, finish_sets, fold_tiles, square_tiles
+from bertgeom.kernels._triton.row_launches import block_dim, padded, steps
+from bertgeom.kernels._triton.rows import BLOCK_ROWS, centre_rows, merge_sums, row_sums
 from bertgeom.kernels._triton.rules import TRITON_DTYPES, ShippedKernel, next_power_of_two
 
 _INTEGERS = (

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bertgeom.kernels._triton.angles import angle_sums, finish
-from bertgeom.kernels._triton.rows import AXIS, CONE, centre_sets, sum_sets
+from bertgeom.kernels._triton.angle_launches import angle_sums, finish
+from bertgeom.kernels._triton.row_launches import centre_sets, sum_sets
+from bertgeom.kernels._triton.rows import AXIS, CONE
 from bertgeom.kernels._triton.shipped import centre_kernels, row_kernels, tile_kernels
 
 _ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")

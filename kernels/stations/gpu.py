@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bertgeom.kernels._triton.angles import angle_sums, finish, square_sums
-from bertgeom.kernels._triton.rows import AXIS, CONE, STREAM, centre_sets, sum_sets
+from bertgeom.kernels._triton.angle_launches import angle_sums, finish, square_sums
+from bertgeom.kernels._triton.row_launches import centre_sets, sum_sets
+from bertgeom.kernels._triton.rows import AXIS, CONE, STREAM
 from bertgeom.kernels._triton.shipped import centre_kernels, row_kernels
 
 BINS = 90

@@ -37,9 +37,7 @@ from bertgeom.kernels.attention_stats.cpu.head import (
     ASYMMETRY,
     CONFIDENT_COUNT,
     CONFIDENT_MASS,
-    FULL_SCALARS,
     PURITY,
-    SCALARS,
     TOP1,
     VALUE_ENTROPY,
     column_statistics,
@@ -54,6 +52,7 @@ from bertgeom.kernels.attention_stats.cpu.head import (
     value_entropy,
 )
 from bertgeom.kernels.attention_stats.cpu.products import GROUP, logits, split_keys
+from bertgeom.kernels.attention_stats.cpu.results import named_values, shapes_of
 from bertgeom.kernels.attention_stats.cpu.rows import (
     add_near,
     confident_cells,
@@ -74,7 +73,6 @@ from bertgeom.kernels.attention_stats.cpu.work import (
     PHASES,
     Heads,
     Settings,
-    Values,
     block_width,
     cut,
     is_resident,
@@ -86,7 +84,6 @@ from bertgeom.kernels.attention_stats.cpu.work import (
 )
 from bertgeom.kernels.attention_stats.options import (
     GATE_MIXED,
-    GATES,
     N_BLOCKS,
     N_VALUE_BINS,
     SLACK,
@@ -120,7 +117,7 @@ def run(
     padded_batch = min(n_tokens) < n_slots
     output = _memory.tensor((batch, n_slots, n_heads, head_dim), zeroed=padded_batch)
     output = output.transpose(1, 2)
-    shapes, n_results = _shapes(batch, n_heads, n_slots, options)
+    shapes, n_results = shapes_of(batch, n_heads, n_slots, options)
     results = _memory.tensor((n_results,))
     settings = _settings(n_slots, options, _amx.usable())
     n_floats = most_floats(lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach)
@@ -145,7 +142,7 @@ def run(
     on_torch_threads(_sweep, *arguments)
     if query.dtype != output.dtype:
         output = output.to(query.dtype)
-    return output, functools.partial(_named, results, shapes, options)
+    return output, functools.partial(named_values, results, shapes, options)
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -182,52 +179,6 @@ def _settings(n_slots: int, options: Options, amx: bool) -> Settings:
         full=options.full,
         amx=amx,
     )
-
-
-@functools.lru_cache(maxsize=64)
-def _shapes(batch: int, n_heads: int, n_slots: int, options: Options) -> tuple[Values, int]:
-    """Shapes of the results, and their elements together."""
-    shapes = Values(
-        scalars=(len(SCALARS + FULL_SCALARS), batch, n_heads),
-        k90=(2, batch, n_heads),
-        gate=(batch, n_heads),
-        gate_mass=(batch, n_heads, len(GATES)),
-        group_mass=(batch, n_heads, options.n_groups),
-        profile=(batch, n_heads, 2 * options.n_offset_side + 1),
-        block_map=(batch, n_heads, N_BLOCKS, N_BLOCKS),
-        query_entropy=(batch, n_heads, n_slots if options.rows else 0),
-        received=(batch, n_heads, n_slots if options.columns else 0),
-        cones=(2, batch, n_heads, 4 if options.cones else 0),
-    )
-    return shapes, sum(math.prod(shape) for shape in shapes)
-
-
-def _named(memory: Tensor, shapes: Values, options: Options) -> dict[str, Tensor]:
-    """The statistics in memory (n,) float32 by name."""
-    sizes = [math.prod(shape) for shape in shapes]
-    pieces = memory.split(sizes)
-    results = Values(*(x.view(shape) for x, shape in zip(pieces, shapes, strict=True)))
-    names = SCALARS + FULL_SCALARS if options.full else SCALARS
-    values = dict(zip(names, results.scalars, strict=False))
-    gate = results.gate.view(torch.int32).to(torch.uint8)
-    values |= {"gate_mass": results.gate_mass, "gate": gate}
-    if options.n_groups:
-        values["attention_group_mass"] = results.group_mass
-    if options.full:
-        k90_median, k90_min = results.k90.view(torch.int32)
-        values |= {
-            "attention_k90_median": k90_median,
-            "attention_k90_min": k90_min,
-            "attention_offset_profile": results.profile,
-            "block_map": results.block_map,
-        }
-    if options.rows:
-        values["query_entropy"] = results.query_entropy
-    if options.columns:
-        values["attention_received"] = results.received
-    if options.cones:
-        values["head_cone_index"], values["head_cone_mean_cosine"] = results.cones
-    return values
 
 
 @jit
