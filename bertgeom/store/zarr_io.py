@@ -1,8 +1,8 @@
 """The store on disk: makes, writes and opens the arrays of a zarr group.
 
-A store is one flat Zarr v3 group that `xarray.open_zarr` reads alone. Which arrays there
-are, with which dimensions, types and units, comes from `bertgeom.variables`; what a reader
-may rely on is written in `FORMAT.md`. Each byte passes the wrappers of `zarr_stores`.
+A store is one flat Zarr v3 group that `xarray.open_zarr` can read without this package. Its arrays,
+with their dimensions, types and units, are declared in `bertgeom.variables`; what a reader may rely
+on is written in `FORMAT.md`. Every file passes through the wrappers of `zarr_stores`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FORMAT = "bertgeom"
 #: Format of sequence shards in a store of their own.
 SEQUENCE_FORMAT = "bertgeom-sequences"
-#: Major version: a reader refuses another one. Minor version: additions only.
+#: Major version: a reader rejects another one. Minor version: additions only.
 FORMAT_VERSION = "1.1"
 _LEVEL = 3
 METADATA = "zarr.json"
@@ -59,7 +59,7 @@ class Arrays:
     """The arrays of one group.
 
     Attributes:
-        storage: where the group lies.
+        storage: where the group is.
         read_only: what is read is compared with its checksum, see `bertgeom.store.manifest`.
         format_version: of the store; decides how new arrays are encoded.
         written: key -> (size in bytes, SHA-256) of every file written through this object,
@@ -101,7 +101,7 @@ class Arrays:
         fill: Any,
         attributes: Mapping[str, Any],
     ) -> None:
-        """Make an array, in place of one of the same name."""
+        """Make an array; one of the same name is replaced."""
         options = {
             "name": name,
             "shape": shape,
@@ -120,7 +120,7 @@ class Arrays:
         """The zarr array `name`.
 
         Raises:
-            StoreError: where there is none.
+            StoreError: if there is none.
         """
         if name not in self._opened:
             try:
@@ -135,14 +135,14 @@ class Arrays:
         return self._opened[name]
 
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
-        """Put `rows` at `start` along the first dimension."""
+        """Write `rows` from `start` along the first dimension."""
         if rows.dtype.kind in "UO":
             rows = rows.astype(object)
         array = self.array(name)
         array[start : start + len(rows)] = rows
 
     def extend(self, name: str, rows: np.ndarray) -> None:
-        """Make an array longer by `rows`."""
+        """Append `rows` to an array."""
         array = self.array(name)
         start = array.shape[0]
         array.resize((start + len(rows), *array.shape[1:]))
@@ -157,7 +157,7 @@ class Arrays:
         """Attributes of the group.
 
         Raises:
-            StoreError: where there is no zarr group.
+            StoreError: if there is no zarr group.
         """
         return _group_metadata(self.storage)["attributes"]
 
@@ -176,13 +176,13 @@ def create(
     constants: xarray.Dataset | None = None,
     format_version: str = FORMAT_VERSION,
 ) -> list[str]:
-    """Make the arrays and coordinates of a store; nothing is measured yet.
+    """Make the arrays and coordinates of a store, without results.
 
     The root group must exist already. Chunks of arrays of the same names are deleted.
 
     Args:
         constants: arrays without windows, such as statistics of the model's weights; written
-            at once.
+            immediately.
         format_version: of the root.
 
     Returns:
@@ -213,7 +213,7 @@ def create(
 def write_dataset(
     storage: Storage, dataset: xarray.Dataset, format_version: str = FORMAT_VERSION
 ) -> list[str]:
-    """Write a small dataset as a group, in place of the one there; returns the array names."""
+    """Write a small dataset as a group, replacing an old one; returns the array names."""
     clear(storage)
     arrays = Arrays(storage, format_version=format_version)
     arrays.create_group(dataset.attrs)
@@ -223,12 +223,12 @@ def write_dataset(
 
 
 def is_of_zarr(key: str) -> bool:
-    """Whether a file is, by its name, one of a group or array."""
+    """Whether the name of a file is one that zarr groups and arrays use."""
     return bool(_OF_ZARR.fullmatch(key))
 
 
 def clear(storage: Storage) -> None:
-    """Delete the group or array of a place, file by file: what else lies there stays."""
+    """Delete a group or array file by file; other files in its folder stay."""
     for key in storage.sizes():
         if is_of_zarr(key):
             storage.remove(key)
@@ -236,7 +236,7 @@ def clear(storage: Storage) -> None:
 
 
 def write_coordinate(arrays: Arrays, coordinate: Coordinate) -> None:
-    """Make a coordinate, values and all."""
+    """Make a coordinate with its values."""
     about = {"units": coordinate.unit, "description": coordinate.description}
     values = np.asarray(coordinate.values)
     _write_whole(arrays, coordinate.name, (coordinate.dim,), values, about)
@@ -263,7 +263,7 @@ def _write_whole(
 def create_root(
     storage: Storage, kind: str = FORMAT, written_by: Mapping[str, str] | None = None
 ) -> None:
-    """Make the root group of a new store; one that exists is left alone.
+    """Make the root group of a new store; an existing one is not changed.
 
     Args:
         written_by: of an older store that is restored, see `written_by`; default: this code.
@@ -279,14 +279,14 @@ def create_root(
 
 
 def writers() -> dict[str, str]:
-    """The attributes that say what wrote a store, for a new one."""
+    """The attributes of a new store that say which version wrote it."""
     from bertgeom._version import __version__
 
     return {"format_version": FORMAT_VERSION, "bertgeom_version": __version__}
 
 
 def written_by(storage: Storage) -> dict[str, str] | None:
-    """The same of a store that is there; None if it cannot be read."""
+    """The same attributes of an existing store; None if it cannot be read."""
     try:
         attributes = _group_metadata(storage)["attributes"]
     except StoreError:
@@ -295,7 +295,7 @@ def written_by(storage: Storage) -> dict[str, str] | None:
 
 
 def create_plain_group(storage: Storage, description: str) -> None:
-    """A group without arrays, so that zarr readers know the folder and leave it alone."""
+    """Make a group without arrays, so that zarr readers recognise the folder."""
     if not storage.exists(METADATA):
         Arrays(storage).create_group({"description": description})
 
@@ -357,8 +357,8 @@ def _checksum(root: Mapping[str, Any]) -> str:
 def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     """A store as a lazy `xarray.Dataset`, with units and descriptions.
 
-    What tells windows apart (record, place, tokens, flags, label) is read at once, statistics
-    when they are used. `label` holds names, "" without one, and `label_code` their codes.
+    Arrays that identify windows (record, place, tokens, flags, label) are read at once,
+    statistics when they are used. `label` holds names, "" for none, and `label_code` the codes.
     Attributes that are mappings or lists of names are JSON texts, so that the dataset can be
     written by `to_netcdf`; `bertgeom.store.dataset.attribute(dataset, "settings")` reads one.
 
@@ -434,7 +434,7 @@ def check_format(storage: Storage, kind: str) -> dict[str, Any]:
 
 
 def is_store(storage: Storage, kind: str) -> bool:
-    """Whether a zarr group of `kind` lies there, of whatever version."""
+    """Whether there is a zarr group of `kind`, of any version."""
     try:
         return _group_metadata(storage)["attributes"].get("format") == kind
     except StoreError:

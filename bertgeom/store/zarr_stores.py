@@ -1,7 +1,7 @@
-"""What every byte of a store passes on its way: zarr stores that wrap one another.
+"""Wrappers around zarr's own stores, which every file of a store passes through.
 
-A written file is noted with its size and checksum, a read one is compared with the checksum that
-it was written with, and what fails on an object store is tried again.
+They note size and checksum of written files, compare read files with their checksums, and retry
+failed requests to an object store.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class NotingStore(WrapperStore):
 
 
 class RetryingStore(WrapperStore):
-    """A zarr store on an object store, whose failures are tried again for a while."""
+    """A zarr store on an object store whose failed requests are retried."""
 
     def __init__(self, store: Store, place: str = "") -> None:
         super().__init__(store)
@@ -115,7 +115,7 @@ class RetryingStore(WrapperStore):
         return self._listed(lambda: self._store.list_dir(prefix))
 
     async def _listed(self, listing: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
-        """A listing in one piece: what fails in its middle starts again."""
+        """A complete listing; one that fails halfway is repeated."""
 
         async def whole() -> tuple[str, ...]:
             return tuple([name async for name in listing()])
@@ -128,7 +128,7 @@ class CheckedStore(WrapperStore):
     """A zarr store that compares every file with the checksum it was written with.
 
     Raises:
-        DamagedError: from whatever reads a file that was changed, or misses one.
+        DamagedError: when a changed or missing file is read.
     """
 
     def __init__(self, store: Store, checks: Checks) -> None:
@@ -168,7 +168,7 @@ class CheckedStore(WrapperStore):
 
 
 def zarr_store(storage: Storage, read_only: bool = False) -> Store:
-    """The zarr store of a place; where nothing can be written, what is read is checked."""
+    """The zarr store of a folder or URL; a read-only one checks what it reads."""
     found: Store
     if storage.folder is not None:
         found = LocalStore(storage.folder, read_only=read_only)

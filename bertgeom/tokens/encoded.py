@@ -1,4 +1,4 @@
-"""What a tokeniser gives: ids, special marks, and the bases behind every token."""
+"""The output of a tokeniser: ids, special tokens, and the bases of every token."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ class Tokenizer(Protocol):
     """Bases to tokens.
 
     Attributes:
-        name: short name, for people.
+        name: short name for messages.
         pad_id: id that fills a row of a batch.
-        max_tokens: most tokens of a sequence, special ones included.
+        max_tokens: maximum tokens of a sequence, special ones included.
         exact_counts: whether `count_tokens` is exact; else it is an upper bound.
         variable_length: whether the number of tokens depends on the bases, as with BPE.
         vocab_size: one more than the largest id that can occur.
-        unknown_ids: ids that stand for what the vocabulary lacks; none if there is no such id.
+        unknown_ids: ids of tokens that are not in the vocabulary; empty if there is no such id.
     """
 
     @property
@@ -121,7 +121,7 @@ class Tokenizer(Protocol):
         ...
 
     def window_bases(self) -> int:
-        """Longest sequence of plain A, C, G, T that surely fits `max_tokens`."""
+        """Longest sequence of A, C, G, T that is guaranteed to fit `max_tokens`."""
         ...
 
 

@@ -5,7 +5,7 @@ The store is created from these declarations, `FORMAT.md` is checked against the
 here does not exist. Definitions: `docs/statistics.md`.
 
 Read `declaration` first, then a family: `windows`, `attention`, `vectors`, `weights`, `spectra`.
-`axes` says what the axes count. Import every name from here. Imports numpy alone.
+`axes` says what the axes count. Import every name from here. Imports only numpy.
 """
 
 from __future__ import annotations
