@@ -27,7 +27,7 @@ _LINE = 16
 
 
 def readable(x: Tensor) -> Tensor:
-    """x as float32 whose last stride is 1; itself if it is that already, whatever the others."""
+    """x as float32 whose last stride is 1; x itself if possible."""
     if x.dtype != torch.float32 or x.requires_grad:
         x = x.detach().float()
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -56,7 +56,7 @@ def n_blocks(n_rows: int) -> int:
 
 @inner
 def floats_from(address, n_floats):
-    """(n_floats,) float32 from an address on; see `_cpu_vectors.floats_at`."""
+    """(n_floats,) float32 from an address on; see `vectors.floats_at`."""
     return numba.carray(floats_at(address), (n_floats,), np.float32)
 
 
@@ -150,7 +150,7 @@ class Products(NamedTuple):
     """How `inner_products` multiplies the vectors a and b: by BLAS, or on the tile unit."""
 
     blas: Any
-    """from `_cpu.sgemm_address`"""
+    """from `runtime.sgemm_address`"""
     memory: Any
     """from `unit_memory`; empty: by BLAS"""
     left: Any

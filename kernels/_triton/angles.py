@@ -1,12 +1,12 @@
-"""Triton: tiles of products of centred vectors, what they say, and the end of every statistic.
+"""Triton: tiles of products of centred vectors, their angles, and the end of every statistic.
 
     angle_tiles    histogram and moments of angles; squares of the covariance
     square_tiles   squares of a Gram matrix
     finish_sets    all partial results of a set, added in order
 
-The histogram needs no atomics. A pair's bin is four bits of nothing but position: group (bin / 4)
-and byte (bin % 4) of a 32-bit counter. For every group that a tile touches, a masked sum along
-its rows counts four bins at once; a row has 128 columns, so no byte overflows.
+The histogram needs no atomics. A pair's bin gives a group (bin / 4) and a byte (bin % 4) of a
+32-bit counter. For every group that a tile touches, a masked sum along its rows counts four bins
+at once; a row has 128 columns, so no byte overflows.
 """
 
 # mypy: ignore-errors
@@ -57,21 +57,21 @@ def products(
 
 @triton.jit
 def halves(x, COLUMNS: tl.constexpr):
-    """The left and the right half of x (rows, COLUMNS); every thread keeps what it has."""
+    """The left and the right half of x (rows, COLUMNS), without moving data between threads."""
     rows: tl.constexpr = x.shape[0]
     return tl.split(tl.permute(tl.reshape(x, (rows, 2, COLUMNS // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def read_side(p_norm, p_alpha, p_scale, first, o_row, n):
-    """Whether rows exist, whether they have a direction, and their numbers."""
+    """Whether rows exist, and their norm, alpha and scale."""
     norm = tl.load(p_norm + first + o_row)
     return o_row < n, norm, tl.load(p_alpha + first + o_row), tl.load(p_scale + first + o_row)
 
 
 @triton.jit
 def covariance_squares(v, norm_a, norm_b, weight_a, weight_b, m_pair):
-    """Row sums of <x_i - m, x_j - m>^2 from 1 - cos; see `stream_moments/README.md`."""
+    """Row sums of <x_i - m, x_j - m>^2 from 1 - cos; see `stations/README.md`."""
     entry = norm_a[:, None] * norm_b[None, :] * (1.0 - v)
     entry = tl.where(m_pair, (entry - weight_a[:, None]) - weight_b[None, :], 0.0)
     return tl.sum(entry * entry, axis=1)
@@ -235,7 +235,7 @@ def square_tiles(
         depth = tl.where(n <= WIDTH, 0, n)
         acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, True)
     square = tl.sum(tl.sum(acc * acc, axis=1), axis=0)
-    # Off the diagonal every tile stands for its mirror image, too.
+    # A tile off the diagonal also counts for its mirror image.
     tl.store(p_sums + i_set * tl.num_programs(0) + i_tile, tl.where(i == j, square, 2 * square))
 
 

@@ -1,4 +1,4 @@
-"""Triton: what is read off the rows of a tensor, one pass of memory each.
+"""Triton: sums over the rows of a tensor, each in one pass over memory.
 
     row_sums      norms; sums of unit vectors; with MOMENTS, of rows and of powers of deviations
     merge_sums    of a set: its cone, and with MOMENTS its stream statistics
@@ -14,16 +14,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from bertgeom.kernels import _limits
+
 #: Rows of a program of `row_sums` and `centre_rows`.
 BLOCK_ROWS = 64
 #: Rows and columns of a tile of products: padded sizes are multiples of it.
 TILE = 128
-#: See `_cone_sweeps`: where units are centred, and where a cone has no axis.
-NARROW = tl.constexpr(0.5)
-NO_AXIS = tl.constexpr(1e-6)
-#: See `stream_moments/reference.py`.
-CONSTANT = tl.constexpr(1e-12)
-OUTLIER = tl.constexpr(6.0)
+#: Kernels can read only globals that are constexpr.
+NARROW = tl.constexpr(_limits.NARROW)
+NO_AXIS = tl.constexpr(_limits.NO_AXIS)
+CONSTANT = tl.constexpr(_limits.CONSTANT)
+OUTLIER = tl.constexpr(_limits.OUTLIER)
 INFINITY = tl.constexpr(float("inf"))
 
 CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
@@ -107,7 +108,7 @@ def row_sums(
         o_row = i_block * BLOCK_ROWS + step * STEP + tl.arange(0, STEP)
         m_x = (o_row < n)[:, None] & m_dim[None, :]
         x = load_rows(p_set, o_row, stride_n, m_x, o_dim)
-        # By the largest entry, so that no square over- or underflows.
+        # Scaled by the largest entry, so that no square over- or underflows.
         largest = tl.max(tl.abs(x), axis=1)
         scaled = x * inverse(largest)[:, None]
         norm = largest * tl.sqrt(tl.sum(scaled * scaled, axis=1))
@@ -364,7 +365,7 @@ def centre_rows(
         known = norm > 0
         unit = x * inverse(norm)[:, None]
         if WITH_AXIS:
-            # From the difference: the cosine has no digits left near the axis.
+            # From the difference: near the axis the cosine has no accurate digits left.
             apart = unit - axis[None, :]
             angle = degrees_of(0.5 * tl.sum(apart * apart, axis=1))
             angle = tl.where(known, angle, 0.0)

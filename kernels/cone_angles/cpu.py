@@ -13,8 +13,6 @@ from torch import Tensor
 from bertgeom.kernels._cpu import memory as _memory
 from bertgeom.kernels._cpu.amx import row_bytes
 from bertgeom.kernels._cpu.cones import (
-    NARROW,
-    NO_AXIS,
     TILE_COLUMNS,
     TILE_ROWS,
     angle_tile,
@@ -35,6 +33,7 @@ from bertgeom.kernels._cpu.rows import (
     unit_rows,
 )
 from bertgeom.kernels._cpu.runtime import claim, inner, jit, sgemm_address, started
+from bertgeom.kernels._limits import NARROW, NO_AXIS
 
 _CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
 _AXIS = ("cone_axis_angle_mean", "cone_axis_angle_max")
@@ -231,7 +230,7 @@ class _Side(NamedTuple):
     """The non-zero unit vectors of one side, minus the shift.
 
     unit (B, N, D) float32; half and size (B, N + TILE_COLUMNS) float32; kept (B,) int64; pieces:
-    see `_rows.unit_pieces`.
+    see `_cpu.rows.unit_pieces`.
     """
 
     unit: Any

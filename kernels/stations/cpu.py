@@ -25,8 +25,6 @@ from torch import Tensor
 from bertgeom.kernels._cpu import memory as _memory
 from bertgeom.kernels._cpu.amx import in_blocks, row_bytes
 from bertgeom.kernels._cpu.cones import (
-    NARROW,
-    NO_AXIS,
     TILE_COLUMNS,
     TILE_ROWS,
     angle_tile,
@@ -48,8 +46,8 @@ from bertgeom.kernels._cpu.rows import (
     unit_rows,
 )
 from bertgeom.kernels._cpu.runtime import claim, inner, jit, sgemm_address, started, wait_for
+from bertgeom.kernels._limits import CONSTANT, NARROW, NO_AXIS
 from bertgeom.kernels.stations.sweeps import (
-    CONSTANT,
     GROUP,
     centre_rows,
     covariance_row,
@@ -84,7 +82,7 @@ def station_statistics(
 ) -> dict[str, Tensor]:
     """Cone, stream and angle statistics of S stations (B, N, D), all over the same rows.
 
-    Values are (S, B); those of the angles hold the stations with `angles` alone.
+    Values are (S, B); those of the angles hold only the stations with `angles`.
     """
     states = [readable(x) for x in states]
     batch, n_slots, _ = states[0].shape
@@ -120,7 +118,7 @@ def block_tasks(batch: int, blocks: int, tiles: int) -> Any:
 
 
 def run_tasks(work: Work, tasks: Any) -> None:
-    """Does the tasks, in their order, on all threads."""
+    """Run the tasks, in their order, on all threads."""
     # Numba takes arrays faster than a tuple of arrays.
     share_out(_claim_tasks, len(tasks), len(work.kept), tasks, sgemm_address(), *work)
 
@@ -132,7 +130,7 @@ def _claim_tasks(team, n_tasks, counters, tasks, blas, place, *arrays):
     w = Work(floats_from(place[0], place[1]), *arrays)
     mine = claim(counters, 1)
     if tasks[0, 0] == _WINDOW and mine >= len(w.vectors):
-        # More threads than there is memory for; those before take all windows.
+        # There are more threads than scratch memories; the others take all windows.
         return
     scratch = np.zeros((TILE_ROWS, TILE_COLUMNS), np.float32)
     memory = unit_memory(w.pieces.size > 0, TILE_COLUMNS, w.vectors.shape[2])
@@ -145,7 +143,7 @@ def _claim_tasks(team, n_tasks, counters, tasks, blas, place, *arrays):
         whole = step == _WINDOW
         at = mine if whole else b
         done = 2 + b
-        # Counted of a window: its sweeps, its merge, its centred blocks, its tiles.
+        # What is counted for a window: its sweeps, its merge, its centred blocks, its tiles.
         before_it = blocks + 1 if step == CENTRE else 2 * blocks + 1 if step == TILE else 0
         if not wait_for(team, counters, done, before_it):
             return
@@ -230,7 +228,7 @@ def _merge(w, b):
 
 @inner
 def _pack(norm, slot):
-    """Numbers the non-zero rows in `slot`; returns their number, -1 if a norm is not finite."""
+    """Number the non-zero rows in `slot`; returns their number, -1 if a norm is not finite."""
     kept = 0
     for i in range(len(norm)):
         if not np.isfinite(norm[i]):
@@ -288,7 +286,7 @@ def _centre(w, b, k, at):
 
 @inner
 def _split(w, b, at, first, last):
-    """Leaves the centred vectors of some rows in pieces; after the last row zeros up to a block."""
+    """Split the centred vectors of some rows into pieces; zeros fill the last block."""
     n, width = w.lengths[b], w.vectors.shape[2]
     if w.pieces.size == 0 or (n > width and not w.angles[b]):
         return
@@ -417,7 +415,7 @@ def _largest(values):
 
 @inner
 def _covariance(w, b, at):
-    """Trace and squared norm of the centred Gram matrix, and of the one that is not, the trace."""
+    """Trace of the centred Gram matrix, trace of the uncentred one, squared norm of the centred."""
     kept = w.kept[b]
     square = _total(w.sums[b, :, 4])
     mean_square, trace, entries, beside_zero = 0.0, 0.0, 0.0, 0.0

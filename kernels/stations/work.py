@@ -70,7 +70,7 @@ class Work(NamedTuple):
     """(B, D) float64, like mean"""
     mean: Any
     shift: Any
-    """(B, D) float32, what is taken off the (unit) vectors"""
+    """(B, D) float32, what is subtracted from the (unit) vectors"""
     scale: Any
     """(B,) float64, factor of the centred vectors"""
     near_mean: Any
@@ -82,7 +82,7 @@ class Work(NamedTuple):
     vectors: Any
     """(S, N, D) float32"""
     pieces: Any
-    """(S, P) float32, the vectors in pieces for the tile unit (`_amx`); P is 0 without it"""
+    """(S, P) float32, the vectors in pieces for the tile unit (`_cpu.amx`); P is 0 without it"""
     half: Any
     """(S, N + TILE_COLUMNS) float32, like size"""
     size: Any
@@ -100,7 +100,7 @@ class Work(NamedTuple):
 
 
 def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_time: int) -> Work:
-    """For stations that `_rows.readable` has returned; they must outlive the work."""
+    """The arrays for stations returned by `_cpu.rows.readable`, which must outlive them."""
     windows, n_slots, width = states[0].shape
     batch = len(states) * windows
     lowest = min(x.data_ptr() for x in states)

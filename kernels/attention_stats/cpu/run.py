@@ -146,7 +146,7 @@ def run(
 
 
 def _readable(x: Tensor) -> Tensor:
-    """x as float32 whose rows BLAS can read; itself if it is that already."""
+    """x as float32 whose rows BLAS can read; x itself if possible."""
     x = readable(x)
     apart = x.stride(-2) >= x.shape[-1] or x.shape[-2] == 1
     return x if apart else x.contiguous()
@@ -183,7 +183,7 @@ def _settings(n_slots: int, options: Options, amx: bool) -> Settings:
 
 @jit
 def _sweep(team, counters, *arguments):
-    """What every thread does: claims heads until none is left."""
+    """The loop of every thread: claim heads until none is left."""
     if started(team, (counters, arguments)):
         return
     (
@@ -195,7 +195,7 @@ def _sweep(team, counters, *arguments):
     query, key, value, output = tensors
     place = claim(counters, 1)
     if place >= n_places:
-        # More threads than there is memory for; those before take all heads.
+        # There are more threads than scratch memories; the others take all heads.
         return
     scratch = memory + 4 * n_floats * place
     while True:
@@ -224,7 +224,7 @@ def _sweep(team, counters, *arguments):
 
 @inner
 def _leave_out(values, b, h, n):
-    """What a window of n tokens has no statistics for; without tokens, all there is."""
+    """Write missing values: of tracks beyond n tokens, and of everything if n is 0."""
     values.query_entropy[b, h, n:] = np.nan
     values.received[b, h, n:] = np.nan
     if n == 0:
@@ -254,7 +254,7 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
     for j in range(n):
         work.content[j] = special[j] == 0
     out = np.zeros(values.scalars.shape[0])
-    # First, so that queries and keys are in the cache for the logits.
+    # Before the logits, because this loads queries and keys into the cache.
     (query, query_row), (key, key_row), _, _ = matrices
     largest_entry = logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
     n_cones = values.cones.shape[3]
@@ -298,7 +298,7 @@ def _block(n, reach, i0, work):
 
 @inner
 def _check_blocks(work, address, rows, columns, pitch):
-    """Whether the whole blocks that the tile unit writes lie in the memory of the weights."""
+    """Check that the whole blocks that the tile unit writes lie in the memory of the weights."""
     written = (_amx.in_blocks(rows) - 1) * pitch + _amx.in_blocks(columns)
     begin = np.int64(work.weights.ctypes.data)
     check_extent(address, written, begin, begin + 4 * work.weights.size)
@@ -306,7 +306,7 @@ def _check_blocks(work, address, rows, columns, pitch):
 
 @inner
 def _first_look(blas, pieces, settings, n, d, matrices, work, out):
-    """Output and everything that one sweep can sum; returns the extreme weights."""
+    """The output and all sums of the first sweep; returns the extreme weights."""
     _, _, (value, value_row), (output, output_row) = matrices
     reach = min(settings.reach, n)
     near, theta = settings.near, settings.theta
@@ -315,8 +315,8 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
     n_confident = 0
     guess, step = f32(1 / n), f32(1 / n)
     stretch, stretch_end = 0, stretch_begin(1, n)
-    # A row's function is called with the arrays that it needs: passing all of them takes longer
-    # than the row.
+    # Functions of a row get only the arrays that they need: passing all of them takes longer than
+    # the row.
     highs, inverses, entropies = work.highs, work.inverses, work.entropies
     column, near_column, diagonals = work.column, work.near, work.diagonals
     content, confident, found = work.content, work.confident, work.found

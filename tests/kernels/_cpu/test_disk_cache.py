@@ -215,9 +215,9 @@ def test_processes_that_compile_at_once_leave_whole_code_behind(tmp_path: Path) 
 def test_a_full_disk_does_not_stop_a_computation(tmp_path: Path) -> None:
     full = """
 import os, tempfile
-from bertgeom.kernels import _disk_cache
+from bertgeom.kernels._cpu import disk_cache
 def fails(*_, **__): raise OSError(28, "No space left on device")
-_disk_cache.tempfile.mkstemp = fails
+disk_cache.tempfile.mkstemp = fails
 """
     done = compiles(tmp_path / "cache", tmp_path, before=full)
     assert done.stdout == "CGTT\n", done.stderr
