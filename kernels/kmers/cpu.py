@@ -363,7 +363,7 @@ def encode_singles(bases, starts, singles, unknown, counts, first, ids, n_unknow
 
 @jit
 def kmer_places(counts, limits, k, stride, first, begins, ends):
-    """First base and one past the last of `counts` k-mers a row, cut at `limits`; -1 elsewhere."""
+    """First base and one past the last of `counts` k-mers per row, cut at `limits`; -1 elsewhere."""
     for b in range(counts.size):
         begins[b, :first] = -1
         ends[b, :first] = -1

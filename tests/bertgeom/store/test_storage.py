@@ -193,7 +193,7 @@ def test_what_was_made_is_taken_back_and_nothing_else(storage: Storage) -> None:
         (errno.ENOSPC, "free some space"),
         (errno.EROFS, "choose another --out"),
         (errno.EACCES, "make the folder writable"),
-        (errno.EIO, "mend the cause"),
+        (errno.EIO, "fix the cause"),
     ],
 )
 def test_a_failure_to_write_is_one_line_with_a_remedy(code: int, remedy: str) -> None:

@@ -182,7 +182,7 @@ def test_without_any_folder_code_stays_in_memory_with_one_warning(tmp_path: Path
     out, err = tiny(tmp_path, cache="/proc/none/cache", before=nowhere).communicate(timeout=120)
     assert out == "3 3.5 3.5 0\n", err
     assert err.count("NUMBA_CACHE_DIR") == 1
-    assert "in memory alone" in err
+    assert "only in memory" in err
 
 
 def test_a_cache_folder_that_vanishes_changes_no_result(tmp_path: Path) -> None:
