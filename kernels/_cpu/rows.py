@@ -195,7 +195,7 @@ def inner_products(how, a, b, transposed, out):
     """out[:r, :c] = a b^T, or a^T b where `transposed`, on one thread.
 
     Args:
-        how: `Products`; the unit makes a b^T alone, and whole blocks of it.
+        how: `Products`; the unit computes only a b^T, in whole blocks.
         a, b: (r, k) and (c, k), or (k, r) and (k, c); float32, rows contiguous.
         out: (>= r, >= c) float32, rows contiguous.
     """

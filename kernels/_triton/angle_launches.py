@@ -55,7 +55,7 @@ def block_bins(bins: int) -> int:
 
 @dataclass(frozen=True)
 class TileSums:
-    """What the tiles of S sets left: counts (S, T, bins) or None, sums (S, T, 5) or (S, T)."""
+    """Results of the tiles of S sets: counts (S, T, bins) or None, sums (S, T, 5) or (S, T)."""
 
     counts: Tensor | None
     sums: Tensor

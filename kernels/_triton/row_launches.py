@@ -37,7 +37,7 @@ def padded(n: int) -> int:
 
 @dataclass(frozen=True)
 class Sets:
-    """S = B H sets of vectors on the device, and what `row_sums` and `merge_sums` found.
+    """S = B H sets of vectors on the device, and the results of `row_sums` and `merge_sums`.
 
     Attributes:
         x: (B, H, N, D), last stride 1. lengths: (B,) int32.
@@ -115,7 +115,7 @@ def sum_sets(x: Tensor, lengths: Tensor, n_out: int, moments: bool) -> Sets:
 
 @dataclass(frozen=True)
 class Centred:
-    """What `centre_rows` leaves: see there. Absent parts are None."""
+    """The results of `centre_rows`, see there; None for those not requested."""
 
     parts: Tensor
     vectors: Tensor | None = None

@@ -35,7 +35,7 @@ N_VALUE_BINS = 20
 #: Thresholds are lowered by this share, and bin edges by this share of a bin, so that a weight
 #: that equals a threshold in exact arithmetic passes it in every precision.
 SLACK = 1e-5
-#: The mass that k90 asks for, lowered likewise: nine of ten equal weights hold it.
+#: The mass of k90, lowered likewise, so that nine of ten equal weights hold it.
 K90_MASS = 0.9 * (1 - SLACK)
 #: A column is a hub from min(HUB_MASS, n / 2) received weights on.
 HUB_MASS = 8.0

@@ -95,7 +95,7 @@ def attention_weights(q: Tensor, k: Tensor, options: Options) -> Tensor:
 def weight_statistics(
     a: Tensor, special: Tensor, options: Options, slack: float = SLACK
 ) -> dict[str, Tensor]:
-    """Every statistic that depends on the weights a (H, n, n) and on the special tokens alone."""
+    """Every statistic that depends only on the weights a (H, n, n) and the special tokens."""
     n = a.shape[-1]
     offset = _offsets(a)
     entropy = -torch.special.xlogy(a, a).sum(-1)

@@ -82,7 +82,7 @@ def disagreements(bound: Bounds, output: Tensor, values: dict[str, Tensor]) -> l
     if not bool((off <= bound.output_error).all()):
         lines.append(f"output: off by {float(off.max()):.2e}, allowed {bound.output_error:.2e}")
     if set(values) != set(bound.low):
-        lines.append(f"names: {sorted(set(values) ^ set(bound.low))} on one side alone")
+        lines.append(f"names: {sorted(set(values) ^ set(bound.low))} on one side only")
     for name in sorted(set(values) & set(bound.low)):
         if name == "gate":
             lines += _gate_disagreements(values["gate_mass"], values["gate"])

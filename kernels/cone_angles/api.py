@@ -96,7 +96,7 @@ def pairwise_angle_histogram(
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins: expected 1 to {MAX_BINS}, found {bins}")
     if y is None and (y_lengths is not None or y_mask is not None):
-        raise ValueError("y: expected a tensor beside y_lengths or y_mask, found None")
+        raise ValueError("y: expected a tensor with y_lengths or y_mask, found None")
     name = resolve(impl, x, y, lengths, mask, y_lengths, y_mask)
     with torch.no_grad():
         x, counts = _windows("x", x, lengths, mask)

@@ -1,10 +1,10 @@
 """Numba loops over bytes; every function releases the GIL and runs on one core.
 
-None of them checks its arguments: `api.py` does. A k-mer of A, C, G, T alone is *clean*: its
+None of them checks its arguments: `api.py` does. A k-mer of only A, C, G, T is *clean*: its
 key has two bits a base, first base lowest. Clean stretches are packed a block at a time in
 loops that LLVM turns into vector code:
 
-    codes   c0 c1 c2 c3 c4 ...        one byte a base, two bits used
+    codes   c0 c1 c2 c3 c4 ...        one byte per base, two bits used
     pairs   c0c1 c1c2 c2c3 ...        byte i: the two bases from i on
     quads   c0c1c2c3 c1c2c3c4 ...     byte i: the four bases from i on
     key     quads[p] | quads[p + 4] << 8 | ... | quads[p + k - 4] << 2 (k - 4)
@@ -117,7 +117,7 @@ def fill_clean(keys, ids, entries, shift):
 
 @jit
 def fill_ambiguous(keys, ids, slots, values, shift):
-    """Hash table of four-bit keys, ids beside them."""
+    """Hash table of four-bit keys, with their ids in a second array."""
     last = slots.size - 1
     for i in range(keys.size):
         slot = np.int64((keys[i] * _HASH) >> shift)
@@ -363,7 +363,7 @@ def encode_singles(bases, starts, singles, unknown, counts, first, ids, n_unknow
 
 @jit
 def kmer_places(counts, limits, k, stride, first, begins, ends):
-    """First base and one past the last of `counts` k-mers per row, cut at `limits`; -1 elsewhere."""
+    """First base and one past the last of `counts` k-mers per row, limited to `limits`; else -1."""
     for b in range(counts.size):
         begins[b, :first] = -1
         ends[b, :first] = -1

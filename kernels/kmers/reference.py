@@ -77,7 +77,7 @@ def split_kmer_tokens(
 ) -> list[Token]:
     """Tokens of the longest-match rule: a k-mer where one fits, else a single base.
 
-    Letters that the vocabulary does not hold alone break k-mers, and a run of them is one
+    Letters that are no token by themselves break k-mers, and a run of them is one
     unknown token.
     """
     text = fold(sequence)

@@ -145,7 +145,7 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
 
 
 def _end(x: Tensor) -> int:
-    """Address behind the last entry of x."""
+    """Address after the last entry of x."""
     last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
     return x.data_ptr() + 4 * (last + 1)
 

@@ -105,8 +105,8 @@ def run(
 ) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
     """Output and statistics of a batch; arguments as checked by `api.attention_stats`.
 
-    Results are the same, bit for bit, whatever the padding, the rest of the batch and the number
-    of threads. Half precision is computed in float32.
+    Results do not depend, bit for bit, on the padding, the rest of the batch and the number of
+    threads. Half precision is computed in float32.
 
     Returns:
         output (B, H, N, d) in the query's dtype, and a function that returns the values.

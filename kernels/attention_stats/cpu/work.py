@@ -26,7 +26,7 @@ PHASES = 16
 class Heads(NamedTuple):
     """Where the n x d matrices of a (B, H, N, d) float32 tensor lie: strides in elements.
 
-    `end` is the address behind the last element.
+    `end` is the address after the last element.
     """
 
     address: int
@@ -53,7 +53,7 @@ class Values(NamedTuple):
     """Results (B, H, ...), `scalars` (len(SCALARS), B, H), `cones` (2, B, H, 4), or their shapes.
 
     Float32, but `k90` and `gate` int32. Tracks have N = 0 and cones a last dimension of 0 if they
-    are not asked for.
+    are not requested.
     """
 
     scalars: Any

@@ -257,7 +257,7 @@ def k90_counts(
 
 def median_and_minimum(counts: Tensor, lengths: Tensor) -> Tensor:
     """(B, H, 2) int32: lower median and minimum of the valid rows; 0 without any."""
-    # Padded slots sort behind every valid row.
+    # Padded slots sort after every valid row.
     slot = torch.arange(counts.shape[-1], device=counts.device)
     valid = (slot < lengths[:, None])[:, None]
     ranked = counts.masked_fill(~valid, torch.iinfo(torch.int32).max).sort(dim=-1).values
