@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +25,7 @@ from bertgeom.kernels.kmers import (
     kmer_places,
     single_table,
 )
-from bertgeom.tokens.encoded import Encoded, EncodedBatch, empty_ids, frame, join
+from bertgeom.tokens.encoded import Encoded, EncodedBatch, digest, empty_ids, frame, join
 from bertgeom.tokens.kmer import BASE_ORDER, all_kmers
 
 #: HyenaDNA and Caduceus.
@@ -291,9 +290,3 @@ class SingleNucleotide:
             count_ambiguous(bases, starts, stops),
             stops - starts > counts,
         )
-
-
-def digest(vocabulary: Mapping[str, int]) -> str:
-    """SHA-256 of a vocabulary, independent of its order."""
-    lines = sorted(f"{i}\t{token}\n" for token, i in vocabulary.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -170,3 +171,9 @@ def frame(ids: np.ndarray, lengths: np.ndarray, first: int | None, last: int | N
     if last is not None:
         ids[rows, lengths - 1], special[rows, lengths - 1] = last, True
     return special
+
+
+def digest(vocabulary: Mapping[str, int]) -> str:
+    """SHA-256 of a vocabulary, independent of its order."""
+    lines = sorted(f"{i}\t{token}\n" for token, i in vocabulary.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

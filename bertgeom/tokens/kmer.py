@@ -10,7 +10,6 @@ Their rules, one line each:
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from bertgeom.kernels.kmers import (
     n_kmers,
     unpack_kmers,
 )
-from bertgeom.tokens.encoded import Encoded, EncodedBatch, empty_ids, frame, join
+from bertgeom.tokens.encoded import Encoded, EncodedBatch, digest, empty_ids, frame, join
 
 SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
 #: The ids of bert-base-cased, whose vocabulary the paper's extends.
@@ -113,8 +112,7 @@ class KmerTokenizer:
 
     @cached_property
     def _digest(self) -> str:
-        lines = sorted(f"{i}\t{kmer}\n" for kmer, i in self.table.vocabulary.items())
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return digest(self.table.vocabulary)
 
     @overload
     def count_tokens(self, n_bases: int) -> int: ...

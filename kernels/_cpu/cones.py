@@ -15,7 +15,7 @@ from bertgeom.kernels._cpu.amx import COMPILES
 from bertgeom.kernels._cpu.rows import SMALLEST_NORM, inner_products
 from bertgeom.kernels._cpu.runtime import inner
 from bertgeom.kernels._cpu.vectors import larger, smaller
-from bertgeom.kernels._limits import NO_AXIS
+from bertgeom.kernels._definitions import NO_AXIS
 
 #: Rows and columns of a tile of cosines. BLAS multiplies tall tiles faster than wide ones, and 48
 #: columns, three vectors of 512 bits, faster than any other number near. The tile unit takes

@@ -14,34 +14,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bertgeom.kernels import _limits
+from bertgeom.kernels import _definitions
 
 #: Rows of a program of `row_sums` and `centre_rows`.
 BLOCK_ROWS = 64
 #: Rows and columns of a tile of products: padded sizes are multiples of it.
 TILE = 128
 #: Kernels can read only globals that are constexpr.
-NARROW = tl.constexpr(_limits.NARROW)
-NO_AXIS = tl.constexpr(_limits.NO_AXIS)
-CONSTANT = tl.constexpr(_limits.CONSTANT)
-OUTLIER = tl.constexpr(_limits.OUTLIER)
+NARROW = tl.constexpr(_definitions.NARROW)
+NO_AXIS = tl.constexpr(_definitions.NO_AXIS)
+CONSTANT = tl.constexpr(_definitions.CONSTANT)
+OUTLIER = tl.constexpr(_definitions.OUTLIER)
 INFINITY = tl.constexpr(float("inf"))
-
-CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
-AXIS = ("cone_axis_angle_mean", "cone_axis_angle_max")
-STREAM = (
-    "stream_mean",
-    "stream_variance",
-    "stream_skewness",
-    "stream_kurtosis",
-    "stream_norm_mean",
-    "stream_norm_std",
-    "stream_norm_max",
-    "stream_rowsum_mean",
-    "stream_rowsum_variance",
-    "stream_rowsum_skewness",
-    "stream_rowsum_kurtosis",
-)
 
 
 @triton.jit

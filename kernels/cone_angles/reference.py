@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from bertgeom.kernels._limits import NO_AXIS
+from bertgeom.kernels._definitions import NO_AXIS
 
 
 def cone_sums(

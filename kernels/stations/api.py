@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bertgeom.kernels._definitions import STATION_BINS
 from bertgeom.kernels._dispatch import resolve
 from bertgeom.kernels._valid import check_vectors, valid_rows
 
@@ -120,7 +121,7 @@ def _by_reference(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]
     }
     found |= stream.stream_moments(x, lengths)
     if angles:
-        found |= cones.pairwise_angle_histogram(x, None, lengths, None, 90)
+        found |= cones.pairwise_angle_histogram(x, None, lengths, None, STATION_BINS)
         del found["n_pairs"]
     return found
 

@@ -46,7 +46,7 @@ from bertgeom.kernels._cpu.rows import (
     unit_rows,
 )
 from bertgeom.kernels._cpu.runtime import claim, inner, jit, sgemm_address, started, wait_for
-from bertgeom.kernels._limits import CONSTANT, NARROW, NO_AXIS
+from bertgeom.kernels._definitions import CONSTANT, NARROW, NO_AXIS
 from bertgeom.kernels.stations.sweeps import (
     GROUP,
     centre_rows,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from bertgeom.kernels._limits import CONSTANT, OUTLIER
+from bertgeom.kernels._definitions import CONSTANT, OUTLIER
 
 
 def stream_moments(

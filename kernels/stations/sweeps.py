@@ -12,7 +12,7 @@ import numpy as np
 
 from bertgeom.kernels._cpu.rows import inner_products
 from bertgeom.kernels._cpu.runtime import inner
-from bertgeom.kernels._limits import CONSTANT, OUTLIER
+from bertgeom.kernels._definitions import CONSTANT, OUTLIER
 
 #: Rows whose entries get one provisional mean; they fit into the L1 cache.
 GROUP = 8

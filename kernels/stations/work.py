@@ -13,32 +13,11 @@ from bertgeom.kernels._cpu import memory as _memory
 from bertgeom.kernels._cpu.amx import piece_floats
 from bertgeom.kernels._cpu.cones import TILE_COLUMNS, TILE_ROWS, versine_edges
 from bertgeom.kernels._cpu.rows import by_unit, n_blocks
+from bertgeom.kernels._definitions import ANGLE, AXIS, CONE, RATIO, STATION_BINS, STREAM
 
-BINS = 90
-_CONE = (
-    "cone_index",
-    "cone_resultant",
-    "cone_mean_cosine",
-    "cone_axis_angle_mean",
-    "cone_axis_angle_max",
-)
-_STREAM = (
-    "stream_mean",
-    "stream_variance",
-    "stream_skewness",
-    "stream_kurtosis",
-    "stream_norm_mean",
-    "stream_norm_std",
-    "stream_norm_max",
-    "stream_rowsum_mean",
-    "stream_rowsum_variance",
-    "stream_rowsum_skewness",
-    "stream_rowsum_kurtosis",
-    "stream_participation_ratio",
-)
-_ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
-FLOATS = _CONE + _STREAM + _ANGLE
-AT_STREAM, AT_RATIO, AT_ANGLE = len(_CONE), len(_CONE + _STREAM) - 1, len(_CONE + _STREAM)
+FLOATS = CONE + AXIS + STREAM + RATIO + ANGLE
+AT_STREAM, AT_RATIO = len(CONE + AXIS), len(CONE + AXIS + STREAM)
+AT_ANGLE = AT_RATIO + 1
 
 
 class Work(NamedTuple):
@@ -117,7 +96,7 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
         step=np.array([step for _, _, step in places]).repeat(windows),
         lengths=np.tile(lengths.numpy().astype(np.int64), len(states)),
         angles=np.array(angles).repeat(windows),
-        edges=versine_edges(BINS),
+        edges=versine_edges(STATION_BINS),
         tiles=tiles,
         norm=_memory.empty((batch, n_slots), f64),
         slot=_memory.empty((batch, n_slots), np.int32),
@@ -137,7 +116,7 @@ def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_tim
         size=_memory.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
         packed_norm=_memory.empty((at_a_time, n_slots), f64),
         weight=_memory.empty((at_a_time, n_slots), f64),
-        counts=_memory.zeros((batch, len(tiles), BINS if any(angles) else 0), np.int64),
+        counts=_memory.zeros((batch, len(tiles), STATION_BINS if any(angles) else 0), np.int64),
         sums=_memory.zeros((batch, len(tiles), 5), f64),
         out=_memory.full((batch, len(FLOATS)), np.nan, f64),
         outliers=_memory.zeros(batch, np.int64),
@@ -170,6 +149,6 @@ def named_values(work: Work, angles: list[bool]) -> dict[str, Tensor]:
     values["zero_vectors"] = of_stations(zeros.astype(np.int32))
     values["stream_outlier_dims"] = of_stations(work.outliers.astype(np.int32))
     if any(angles):
-        values |= zip(_ANGLE, found[angles, :, AT_ANGLE:].unbind(-1), strict=True)
+        values |= zip(ANGLE, found[angles, :, AT_ANGLE:].unbind(-1), strict=True)
         values["angle_histogram"] = of_stations(work.counts.sum(1))[angles]
     return values
