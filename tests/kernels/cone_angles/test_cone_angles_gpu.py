@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bertgeom.kernels import cone_sums, pairwise_angle_histogram, station_statistics, stations
+from bertgeom.kernels import cone_sums, pairwise_angle_histogram, station_statistics, stream_moments
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements, cone_disagreements
 from bertgeom.kernels.stations.tolerance import stream_disagreements
 
@@ -109,7 +109,7 @@ def test_heads_are_read_where_the_model_left_them(device: str, dtype: torch.dtyp
 
 def test_a_long_window_of_few_dimensions_has_the_ratio_of_its_small_matrix(device: str) -> None:
     x = states(300, 24, 0.3, HALF, windows=1)
-    found = stations(x.to(device), impl="triton")
+    found = stream_moments(x.to(device), impl="triton")
     assert not stream_disagreements(x, torch.tensor([300]), on_cpu(found), HALF)
 
 
