@@ -164,10 +164,10 @@ class Storage:
         self.write(key, old + text.encode())
 
     def exists(self, key: str) -> bool:
-        """Whether there is a file `key`; in a remote store a folder counts, too."""
+        """Whether there is a file `key`; a folder does not count."""
         if self.folder is not None:
             return (self.folder / key).is_file()
-        return self._asked(lambda fs, path: fs.exists(path), key)
+        return self._asked(_is_file, key)
 
     def names(self, prefix: str, drafts: bool = False) -> list[str]:
         """Names directly under `prefix`, sorted; unfinished files only if `drafts`."""
@@ -277,6 +277,14 @@ def filesystem(url: str) -> tuple[Any, str]:
             f"{shown_url(url)}: expected a URL that fsspec understands, found: {_short(error)}; "
             "check the scheme before ://"
         ) from error
+
+
+def _is_file(system: Any, path: str) -> bool:
+    """Whether a remote path is a file. fsspec's `isfile` says no where a request has failed."""
+    try:
+        return bool(system.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
 
 
 def _sizes_below(system: Any, root: str) -> dict[str, int]:

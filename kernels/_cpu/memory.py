@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Float32 elements of a cache line of 256 bytes, two of most CPUs.
 _LINE = 64
@@ -38,6 +39,8 @@ def full(shape: int | Sequence[int], value: Any, dtype: Any = np.float64) -> Any
 
 def tensor(shape: Sequence[int], zeroed: bool = False) -> Tensor:
     """A float32 tensor, zeroed or uninitialised."""
+    import torch
+
     return torch.zeros(shape) if zeroed else torch.empty(shape)
 
 

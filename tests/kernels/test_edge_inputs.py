@@ -15,7 +15,7 @@ from bertgeom.kernels import (
     cone_sums,
     pairwise_angle_histogram,
     station_statistics,
-    stations,
+    stream_moments,
 )
 from bertgeom.kernels.attention_stats import api
 from bertgeom.kernels.attention_stats.options import GATE_MIXED
@@ -41,7 +41,7 @@ def attention(x: Tensor, **asked: Any) -> Values:
 KERNELS: dict[str, Callable[..., Values]] = {
     "attention": attention,
     "stations": lambda x, **asked: station_statistics(x, angles=True, **asked),
-    "stream": stations,
+    "stream": stream_moments,
     "cones": cone_sums,
     "angles": pairwise_angle_histogram,
     "angles between": lambda x, **asked: pairwise_angle_histogram(
@@ -66,7 +66,7 @@ def check(x: Tensor, lengths: Tensor | None = None) -> None:
     lengths = torch.full((len(x),), x.shape[1]) if lengths is None else lengths
     of_stations = station_statistics(x, lengths=lengths, angles=True)
     assert stream_disagreements(x, lengths, of_stations) == []
-    assert stream_disagreements(x, lengths, stations(x, lengths=lengths)) == []
+    assert stream_disagreements(x, lengths, stream_moments(x, lengths=lengths)) == []
     cones = cone_sums(x, lengths=lengths)
     for found in (cones, {name: of_stations[name] for name in cones}):
         assert (

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,29 +109,44 @@ def load(
         MismatchError: the checkpoint is of other settings; names them.
         DamagedError: it cannot be read.
     """
-    try:
+    with _readable(folder):
         state = json.loads((folder / _STATE).read_text("utf-8"))
+        found, history = dict(state["settings"]), History(**state["history"])
         weights, moments = load_file(folder / _WEIGHTS), load_file(folder / _MOMENTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedError(
-            f"{folder}: expected a checkpoint of casestudy train, found: {reason(error)}; delete "
-            "the folder to begin anew, or choose another --out"
-        ) from error
-    wanted, found = identity, state["settings"]
+    wanted = identity
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise MismatchError(
                 f"{folder}: expected {name} = {wanted.get(name)!r}, found a checkpoint with "
                 f"{found.get(name)!r}; choose another folder or the same settings"
             )
-    model.load_state_dict(weights, strict=True)
-    _restore_moments(model, optimizer, moments)
-    return History(**state["history"])
+    with _readable(folder):
+        model.load_state_dict(weights, strict=True)
+        _restore_moments(model, optimizer, moments)
+    return history
 
 
 def load_best(folder: Path, model: nn.Module) -> None:
-    """Put the model into its best state so far."""
-    model.load_state_dict(load_file(folder / _BEST), strict=True)
+    """Put the model into its best state so far.
+
+    Raises:
+        DamagedError: it cannot be read.
+    """
+    with _readable(folder):
+        model.load_state_dict(load_file(folder / _BEST), strict=True)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Whatever a damaged checkpoint raises is one error that says what to do."""
+    try:
+        yield
+    # torch raises RuntimeError for weights of other names or shapes.
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise DamagedError(
+            f"{folder}: expected a checkpoint of casestudy train, found: {reason(error)}; delete "
+            "the folder to begin anew, or choose another --out"
+        ) from error
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

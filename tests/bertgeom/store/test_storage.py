@@ -35,7 +35,7 @@ def test_what_was_written_is_read(storage: Storage) -> None:
     storage.write("a/b", b"new")
     assert storage.read("a/b") == b"new"
     assert storage.exists("a/b")
-    assert storage.exists("a") == (storage.folder is None)
+    assert not storage.exists("a"), "a folder is no file"
     assert not storage.exists("a/c")
 
 
@@ -90,6 +90,26 @@ def test_sweep_takes_only_what_killed_writers_left(tmp_path: Path) -> None:
     (tmp_path / "a" / f"0.4711{PARTIAL}").write_bytes(b"torn")
     storage.sweep()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["key"]
+
+
+def test_a_failed_request_does_not_mean_that_there_is_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.0)
+    storage = Storage(f"memory://{tmp_path.name}/root")
+    storage.write("a", b"x")
+    plain, failures = MemoryFileSystem.info, [ConnectionError("reset by peer")]
+
+    def info(self: MemoryFileSystem, path: str, **options: object) -> object:
+        if failures:
+            raise failures.pop()
+        return plain(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", info)
+    assert storage.exists("a")
+    assert failures == []
 
 
 def test_short_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from bertgeom.kernels import (
     cone_sums,
     pairwise_angle_histogram,
     station_statistics,
-    stations,
     statistics_of_stations,
+    stream_moments,
 )
 from bertgeom.kernels.cone_angles.tolerance import angle_disagreements, cone_disagreements
 from bertgeom.kernels.stations.tolerance import stream_disagreements
@@ -52,7 +52,7 @@ def test_stream_moments_agree_with_the_oracle(
 ) -> None:
     x = states(n, width, offset).to(dtype)
     lengths = torch.tensor([n, n - n // 3])
-    assert not stream_disagreements(x, lengths, stations(x, lengths=lengths))
+    assert not stream_disagreements(x, lengths, stream_moments(x, lengths=lengths))
 
 
 @pytest.mark.parametrize(("n", "width", "offset", "dtype"), SHAPES)
@@ -65,7 +65,7 @@ def test_a_station_is_its_parts(
         x[0, 5] = 0
     lengths = torch.tensor([n, n - n // 3])
     found = station_statistics(x, lengths=lengths, angles=angles)
-    expected = cone_sums(x, lengths=lengths) | stations(x, lengths=lengths)
+    expected = cone_sums(x, lengths=lengths) | stream_moments(x, lengths=lengths)
     assert not stream_disagreements(x, lengths, found)
     cones = {k: v[:, None] for k, v in found.items() if k.startswith(("cone", "zero"))}
     assert not cone_disagreements(x[:, None], lengths, cones)
@@ -83,7 +83,7 @@ def test_a_station_is_its_parts(
 def test_a_long_window_of_few_dimensions_has_the_ratio_of_its_small_matrix() -> None:
     x = states(1200, 12, 0.5, windows=1)
     lengths = torch.tensor([1200])
-    assert not stream_disagreements(x, lengths, stations(x))
+    assert not stream_disagreements(x, lengths, stream_moments(x))
     assert not stream_disagreements(x, lengths, station_statistics(x, angles=True))
 
 
@@ -98,7 +98,7 @@ def test_the_participation_ratio_counts_equal_directions() -> None:
 
 def test_moments_of_a_gaussian_are_those_of_a_gaussian() -> None:
     x = 3 + 2 * torch.randn(1, 500, 256, generator=torch.Generator().manual_seed(3))
-    found = {name: value.item() for name, value in stations(x).items()}
+    found = {name: value.item() for name, value in stream_moments(x).items()}
     assert found["stream_mean"] == pytest.approx(3, abs=0.03)
     assert found["stream_variance"] == pytest.approx(4, rel=0.02)
     assert found["stream_skewness"] == pytest.approx(0, abs=0.03)
@@ -129,7 +129,7 @@ def test_a_large_common_offset_does_not_eat_the_moments() -> None:
     noise = states(100, 32, 0.0, windows=1)
     x = noise + 4096
     rounded = (x.double() - 4096).float()
-    found, expected = stations(x), stations(rounded)
+    found, expected = stream_moments(x), stream_moments(rounded)
     for name in ("stream_variance", "stream_skewness", "stream_kurtosis"):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
@@ -143,7 +143,7 @@ def test_a_large_common_offset_does_not_eat_the_moments() -> None:
 def test_outlier_dimensions_are_counted() -> None:
     x = torch.randn(1, 64, 300, generator=torch.Generator().manual_seed(4))
     x[0, :, [17, 200]] += torch.tensor([40.0, -40.0])
-    assert stations(x)["stream_outlier_dims"].tolist() == [2]
+    assert stream_moments(x)["stream_outlier_dims"].tolist() == [2]
 
 
 @pytest.mark.parametrize("angles", [True, False], ids=["angles", "plain"])
@@ -212,14 +212,14 @@ def test_a_mask_picks_the_rows() -> None:
         for b in range(2):
             for name, value in station_statistics(x[b, mask[b]][None], angles=angles).items():
                 assert torch.equal(found[name][b], value[0]), name
-    assert torch.equal(stations(x, mask=mask)["stream_mean"], found["stream_mean"])
+    assert torch.equal(stream_moments(x, mask=mask)["stream_mean"], found["stream_mean"])
 
 
 def test_strided_states_are_read_in_place() -> None:
     wide = states(40, 60, 0.4)
     x = wide[:, ::2, 10:45]
-    for name, value in stations(x.contiguous()).items():
-        assert torch.equal(stations(x)[name], value), name
+    for name, value in stream_moments(x.contiguous()).items():
+        assert torch.equal(stream_moments(x)[name], value), name
 
 
 def test_nothing_is_made_up_where_nothing_is_defined() -> None:
@@ -257,7 +257,7 @@ def test_merging_blocks_is_exact() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     x = torch.ones(2, 4, 3)
-    for call in (stations, lambda *a, **k: station_statistics(*a, angles=True, **k)):
+    for call in (stream_moments, lambda *a, **k: station_statistics(*a, angles=True, **k)):
         with pytest.raises(TypeError, match="float32, float16 or bfloat16"):
             call(x.int())
         with pytest.raises(ValueError, match=r"expected \(B, N, D\)"):

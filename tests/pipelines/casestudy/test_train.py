@@ -1,5 +1,7 @@
 import json
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,8 +285,37 @@ def test_folders_of_others_are_left_alone(name, tmp_path):
     ]
 
 
-def test_a_torn_checkpoint_is_one_line(tmp_path):
+def _without_history(checkpoint: Path) -> None:
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps({"settings": state["settings"]}))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda checkpoint: (checkpoint / "state.json").write_text('{"settings"'),
+        lambda checkpoint: (checkpoint / "state.json").write_text("[]"),
+        lambda checkpoint: (checkpoint / "state.json").write_text("{}"),
+        _without_history,
+        lambda checkpoint: (checkpoint / "model.safetensors").unlink(),
+        lambda checkpoint: (checkpoint / "model.safetensors").write_bytes(b"cut"),
+        lambda checkpoint: shutil.copy(
+            checkpoint / "optimizer.safetensors", checkpoint / "model.safetensors"
+        ),
+        lambda checkpoint: shutil.copy(
+            checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors"
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(harm, tmp_path):
     assert train(tmp_path, TINY, device="cpu", stop_after=1) is None
-    (tmp_path / "checkpoint" / "state.json").write_text('{"settings"')
-    with pytest.raises(DamagedError, match=r"checkpoint: expected a checkpoint .* delete"):
+    harm(tmp_path / "checkpoint")
+    with pytest.raises(DamagedError, match=r"checkpoint: expected a checkpoint .* delete") as told:
         train(tmp_path, TINY, device="cpu")
+    assert "\n" not in str(told.value)
+
+
+def test_damaged_best_weights_are_one_line(tmp_path):
+    (tmp_path / "best.safetensors").write_bytes(b"cut")
+    with pytest.raises(DamagedError, match=r"expected a checkpoint .* delete"):
+        checkpoint.load_best(tmp_path, torch.nn.Linear(1, 1))

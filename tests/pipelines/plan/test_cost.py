@@ -150,7 +150,7 @@ def test_a_preview_counts_what_the_run_does(
 _MEASURE = """
 import json, sys
 from pathlib import Path
-from bertgeom.pipelines import stages
+from bertgeom.pipelines.run import stages
 from bertgeom.pipelines.context.run_context import open_workplace, load_model, Workplace
 source, model, out = sys.argv[1:4]
 stages.run(source, model=model, out=out, threads=1, batch_tokens=16384, keep="tracks,block_map")

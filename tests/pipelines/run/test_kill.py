@@ -79,11 +79,11 @@ def test_the_command_itself_killed_and_repeated(
 
 _WORKERS = """
 import os, signal, sys
-from bertgeom.pipelines import setting, stages
+from bertgeom.pipelines.run import prepare, stages
 from bertgeom.pipelines.context.events import PartitionDone
 
 # Row groups of two partitions; the workers find their size in run.json.
-setting.row_group = lambda shape, size, n: 2 * size
+prepare.row_group = lambda shape, size, n: 2 * size
 killed = []
 
 def kill_a_worker(event):
