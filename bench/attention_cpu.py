@@ -65,7 +65,7 @@ def gate(tokens: int, spread: float) -> None:
         "columns": False,
     }
     found = attention_stats(q, k, v, special=special, impl="numba", **known)
-    limits = bounds(q, k, v, lengths, special, None, api._options(**known))
+    limits = bounds(q, k, v, lengths, special, None, api.checked_options(**known))
     wrong = disagreements(limits, found.output, found.values)
     if wrong:
         raise RuntimeError("the oracle disagrees:\n" + "\n".join(wrong))

@@ -1,6 +1,6 @@
-"""Known faults of earlier versions that may have touched a store.
+"""Known bugs of earlier versions that may affect the numbers in a store.
 
-Pure functions of what a store says of itself; `verify` prints their lines.
+Pure functions of a store's attributes; `verify` prints their messages.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ _RESIDENT = 1024
 
 
 def advisories(attributes: Mapping[str, Any], n_tokens: np.ndarray) -> list[str]:
-    """Faults of the version that wrote a store which may have changed its numbers.
+    """Known bugs of the version that wrote a store, if they may affect its numbers.
 
     Args:
         attributes: of the store's root group.
         n_tokens: (window,) integers, tokens of every window.
 
     Returns:
-        one line for every fault, with the remedy.
+        one line per bug, with the remedy.
     """
     found = [_scratch_too_small(attributes, np.asarray(n_tokens))]
     return [line for line in found if line]
 
 
 def _scratch_too_small(attributes: Mapping[str, Any], n_tokens: np.ndarray) -> str | None:
-    """0.1.0 on the CPU sized its memory by the longest window of a batch, which may need less.
+    """0.1.0 on the CPU sized scratch memory by the longest window; a shorter one may need more.
 
-    Which windows shared a batch is not recorded: a window counts if any longer one needs less.
+    Which windows shared a batch is not recorded, so a window counts if any longer one needs less.
     """
     settings = attributes.get("settings") or {}
     by_numba = attributes.get("device") == "cpu" and settings.get("impl") in ("auto", "numba", None)
@@ -57,7 +57,7 @@ def _scratch_too_small(attributes: Mapping[str, Any], n_tokens: np.ndarray) -> s
 
 
 def _floats_of_0_1_0(n: int, head_dim: int) -> int:
-    """Float32 elements that 0.1.0 needed for a head of n tokens, but for what all lengths need."""
+    """Float32 elements that 0.1.0 needed for a head of n tokens, without what all lengths need."""
     width = _up(n, 64)
     if n <= _RESIDENT:
         weights = _up(n, 32) * width

@@ -1,7 +1,7 @@
 """The errors a user can cause or meet, each one readable line.
 
 Every message says what was expected, what was found, where, and what to do about it.
-The command line prints the message alone and exits with `exit_code`; a traceback
+The command line prints only the message and exits with `exit_code`; a traceback
 appears only with `--debug`.
 """
 
@@ -22,13 +22,13 @@ class BertgeomError(Exception):
 
 
 class UsageError(BertgeomError, ValueError):
-    """An argument or a combination of arguments that cannot be meant."""
+    """An invalid argument, or an invalid combination of arguments."""
 
     exit_code = 2
 
 
 class InputError(BertgeomError, ValueError):
-    """A sequence source that cannot be read as what it claims to be.
+    """An input file that is malformed or cannot be read.
 
     Args:
         expected: what the reader needed, found: what was there.
@@ -67,7 +67,7 @@ class InputError(BertgeomError, ValueError):
 
 
 def _rebuilt(text: str, attributes: dict[str, Any]) -> InputError:
-    """An InputError that comes from another process."""
+    """An InputError that was raised in another process."""
     error = InputError.__new__(InputError, text)
     error.args = (text,)
     vars(error).update(attributes)
@@ -83,7 +83,7 @@ class StoreError(BertgeomError):
 
 
 class DamagedError(StoreError):
-    """A file of a store that is not what was written: missing, cut, changed."""
+    """A file of a store that is missing, truncated or changed."""
 
 
 class MismatchError(StoreError):

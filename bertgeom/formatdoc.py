@@ -91,7 +91,7 @@ TABLES = {
 
 
 def with_tables(text: str) -> str:
-    """The document with every table between its marks renewed.
+    """The document with all tables between their marks rewritten.
 
     Raises:
         ValueError: if the marks of a table are missing.

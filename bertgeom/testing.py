@@ -1,4 +1,4 @@
-"""Small models made from their configuration, and what eager attention says of them."""
+"""Small random models for tests, and their statistics computed from eager attention."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-#: Architectures whose attention `bertgeom` observes, as small as they come.
+#: Architectures that `bertgeom` supports, as very small models.
 TINY_MODELS = ("bert", "roberta", "electra", "albert", "distilbert", "esm", "modernbert")
 
 

@@ -1,4 +1,4 @@
-"""URLs as they may be shown and stored: without the secrets that some carry."""
+"""URLs without secrets, for messages and stores."""
 
 from __future__ import annotations
 

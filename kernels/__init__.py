@@ -1,7 +1,7 @@
 """Arrays in, statistics out: the kernels of bertgeom.
 
 This package knows no model, no file and no store. Importing it loads neither torch, Triton nor
-Numba: the operations load torch when they are first asked for, and the others when they are first
+Numba: the operations load torch when they are first accessed, and the others when they are first
 called. Every operation is a folder with the same files: `api.py` (validation, dispatch),
 `reference.py` (float64 oracle), `cpu.py` (Numba), `gpu.py` (Triton).
 """
@@ -42,7 +42,7 @@ __all__ = [
 
 
 class _Kernels(ModuleType):
-    """An operation has the name of its folder: the operation wins."""
+    """An operation has the name of its folder: the attribute is the operation."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-#: What every operation has, in the order of preference.
+#: Implementations of every operation, in order of preference.
 IMPLEMENTATIONS = ("triton", "numba", "reference")
 _REMEDY = {
     "triton": "pip install triton (Linux), or use impl='auto'",
@@ -20,7 +20,7 @@ _REMEDY = {
 
 
 class ImplementationUnavailableError(RuntimeError):
-    """An implementation was asked for that cannot run here; the message says what is missing."""
+    """A requested implementation cannot run here; the message says what is missing."""
 
 
 def interpreting() -> bool:
@@ -35,8 +35,8 @@ def resolve(
 ) -> str:
     """Name of the implementation that will run.
 
-    `auto` is `triton` for CUDA tensors and `numba` for CPU tensors, and nothing else: where
-    that one is missing, asking for another one is the caller's decision.
+    `auto` means `triton` for CUDA tensors and `numba` for CPU tensors. If that one is missing,
+    there is no fallback: the caller must choose another one.
 
     Args:
         impl: "auto", or one of `available`.

@@ -9,7 +9,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_vectors(name: str, x: Tensor) -> None:
-    """Raises TypeError for a dtype and ValueError for a shape that no kernel takes."""
+    """Raise TypeError for a dtype, and ValueError for a shape, that no kernel accepts."""
     if x.dtype not in DTYPES:
         raise TypeError(f"{name}: expected float32, float16 or bfloat16, found {x.dtype}")
     if x.dim() < 2 or 0 in x.shape:
@@ -22,13 +22,13 @@ def valid_rows(
     """x (B, H, N, D) with its valid rows first, and their number (B,) int64 on x's device.
 
     Raises:
-        ValueError: for both `lengths` and `mask`, or shapes or numbers that do not fit.
+        ValueError: for both `lengths` and `mask`, or wrong shapes or numbers.
     """
     batch, n_slots = x.shape[0], x.shape[2]
     if lengths is not None and mask is not None:
         raise ValueError(f"{name}: expected lengths or a mask, found both; leave one out")
     if mask is not None:
-        return _valid_first(name, x, mask)
+        return _masked_rows(name, x, mask)
     if lengths is None:
         return x, torch.full((batch,), n_slots, dtype=torch.int64, device=x.device)
     if lengths.shape != (batch,) or lengths.is_floating_point():
@@ -41,20 +41,33 @@ def valid_rows(
     numbers = lengths.tolist()
     if min(numbers) < 0 or max(numbers) > n_slots:
         raise ValueError(f"{name}: expected lengths of 0 to {n_slots}, found {numbers}")
-    # Contiguous, as all arrays of compiled code: another layout would be compiled anew.
+    # Contiguous, like all arrays of compiled code: other layouts would be compiled separately.
     return x, lengths.to(x.device, torch.int64).contiguous()
 
 
-def _valid_first(name: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _masked_rows(name: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     batch, n_slots = x.shape[0], x.shape[2]
     if mask.shape != (batch, n_slots) or mask.is_floating_point():
         raise ValueError(
             f"{name}: expected a mask ({batch}, {n_slots}) of booleans, "
             f"found {tuple(mask.shape)} of {mask.dtype}"
         )
-    mask = mask.bool()
+    lengths, order = valid_first(mask.bool())
+    return (x if order is None else reordered(x, order)), lengths
+
+
+def valid_first(mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Lengths, and the order (B, N) that puts valid rows first; None if they are.
+
+    Args:
+        mask: (B, N) bool.
+    """
     lengths = mask.sum(1)
-    if torch.equal(mask, torch.arange(n_slots, device=mask.device) < lengths[:, None]):
-        return x, lengths
-    order = torch.argsort(~mask, dim=1, stable=True)
-    return x.gather(2, order[:, None, :, None].expand_as(x)), lengths
+    if torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]):
+        return lengths, None
+    return lengths, torch.argsort(~mask, dim=1, stable=True)
+
+
+def reordered(x: Tensor, order: Tensor) -> Tensor:
+    """The rows of x (B, H, N, D) in another order (B, N)."""
+    return x.gather(2, order[:, None, :, None].expand_as(x))

@@ -1,4 +1,4 @@
-"""Analysis: from statistics of windows to answers, without looking at a window again.
+"""Analysis: from the statistics of windows to answers about labels, regions and layers.
 
 Inputs of the user: `labels`, `annotations` with `region_files` and `region_placement`. Sums by
 cohort: `cohorts`, `contrasts`. Single questions: `clustering`, `moments`, `rollout`, `spectra`,

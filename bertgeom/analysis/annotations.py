@@ -26,7 +26,7 @@ from bertgeom.errors import InputError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Thresholds are lowered by this share, see `docs/statistics.md` section 8.
+#: Thresholds are lowered by this relative amount, see `docs/statistics.md` section 8.
 _SLACK = 1e-5
 _CIGAR = re.compile(r"(\d+)([MIDNSHP=X])")
 _BOTH, _RECORD, _REFERENCE = "M=X", "IS", "DN"
@@ -50,7 +50,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which stretches of a record lie on which stretches of a reference, on the same strand.
+    """Which parts of a record align with which parts of a reference, on the same strand.
 
     Attributes:
         reference: (k,) int64, first base of every gapless block on the reference, ascending.
@@ -85,7 +85,7 @@ class Annotations:
         names: group names; the position is the bit.
         by_sequence: record (or reference) id -> one `Intervals` a group.
         source: the file.
-        file: what the file says, None if the regions are from none.
+        file: the parsed file, None if the regions come from no file.
         group_by: what makes regions one group.
     """
 
@@ -100,7 +100,7 @@ class Annotations:
         return len(self.names)
 
     def settings(self) -> dict[str, object]:
-        """JSON-able content; whatever changes a group changes it."""
+        """Everything that defines the groups, as JSON values."""
         return {
             "names": list(self.names),
             "regions": {
@@ -180,10 +180,10 @@ class Annotations:
 
 
 def read_annotations(path: str | Path, *, group_by: str = "name") -> Annotations:
-    """Read a BED (3 to 12 columns), GFF3 or GTF file, plain or compressed, told by content.
+    """Read a BED (3 to 12 columns), GFF3 or GTF file, plain or compressed; both are detected.
 
     A BED line without a name is named `sequence:start-stop`; one with blocks means its blocks.
-    A GFF3 feature is named by its `Name`, `ID`, `gene` or `Parent`, the first it has, or else
+    A GFF3 feature is named by the first that it has of `Name`, `ID`, `gene` and `Parent`, or else
     by its type; lines that share an ID and a type are one feature. A GTF feature is named by
     its `gene_name`, `gene_id` or `transcript_id`: all features of a gene are one group.
 
@@ -268,7 +268,7 @@ def record_intervals(
         window_start, window_stop: the window in the record.
 
     Returns:
-        start, stop (n,) int64 in the record, cut at the window's ends (a k-mer may hang over
+        start, stop (n,) int64 in the record, cut at the window's ends (a k-mer may extend
         into padding); -1 for special tokens.
     """
     length = window_stop - window_start

@@ -1,10 +1,10 @@
-"""Do the first tokens' vectors know the labels? PCA and k-means, layer by layer.
+"""Do the first tokens' vectors separate the labels? PCA and k-means, layer by layer.
 
 For every hidden state the vectors of all windows are projected on their principal
 components, clustered there by k-means, and the clusters compared with the labels by
 homogeneity, completeness (Rosenberg and Hirschberg 2007), their harmonic mean, and the
-adjusted Rand index (Hubert and Arabie 1985). Where the vectors of one hidden state do not fit
-the memory given, `IncrementalPCA` and `MiniBatchKMeans` take over; the result says so.
+adjusted Rand index (Hubert and Arabie 1985). If the vectors of one hidden state exceed the
+memory limit, `IncrementalPCA` and `MiniBatchKMeans` are used, and the result says so.
 
 Needs scikit-learn (extra `casestudy`).
 """

@@ -2,9 +2,9 @@
 
 A cohort is a set of windows with the same label (a variant, a species, a chromosome). For
 every statistic and cohort, count, mean and M2 = sum (x - mean)^2 are kept in float64 and
-merged by Chan's update, so that any partitioning of a database gives the same sums but for
+merged by Chan's update, so that any partitioning of a database gives the same sums up to
 rounding. Missing values (NaN) are left out statistic by statistic. `bertgeom.analysis.contrasts`
-compares cohorts from these sums alone.
+compares cohorts using only these sums.
 
 Definitions: `docs/statistics.md` section 6 and `docs/catalogue.md`.
 """
@@ -176,12 +176,12 @@ def store_sums(
         n_cohorts: default 1 + the largest code.
         statistics: names out of `statistics_of(dataset)`; default all.
         unit: "window", or "record": the windows of a record are averaged first and every
-            record counts once, as contrasts want it where windows of a record are alike.
+            record counts once, as contrasts need it if windows of a record are similar.
         step: windows in memory at a time; default the store's chunk, at most 512.
 
     Raises:
         UsageError: for an unknown unit or statistic, or codes of another length.
-        StoreError: with unit "record", if the windows of a record do not follow each other.
+        StoreError: with unit "record", if the windows of a record are not contiguous.
     """
     if unit not in ("window", "record"):
         raise UsageError(f"expected unit 'window' or 'record', found {unit!r}")
@@ -313,7 +313,7 @@ def _chunk_length(dataset: xarray.Dataset, wanted: Sequence[str]) -> int:
 def _record_means(
     batches: Iterable[tuple[dict[str, np.ndarray], np.ndarray]], record: np.ndarray
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Means over the windows of each record; the last record of a batch waits for the next."""
+    """Means over the windows of each record; a record may continue in the next batch."""
     if (np.diff(record.astype(np.int64)) < 0).any():
         raise StoreError(
             "expected the windows of a record to follow each other, found record_index falling; "

@@ -1,4 +1,4 @@
-"""Contrasts between two cohorts, from their sums alone; no window is looked at again.
+"""Contrasts between two cohorts, computed from their sums without reading windows.
 
 Definitions and assumptions: `docs/catalogue.md`.
 """
@@ -32,7 +32,7 @@ def contrast(
     statistics: Sequence[str] | None = None,
     family: str = "statistic",
 ) -> xarray.Dataset:
-    """Compare two cohorts, statistic by statistic, from their sums alone.
+    """Compare two cohorts, statistic by statistic, using only their sums.
 
     Welch's t-test assumes independent values whose means are about normal; it does not assume
     equal variances. Overlapping windows, and windows of one record, are not independent: use
@@ -116,7 +116,7 @@ def welch(
 
 
 def rounding(name: str, moments: Moments, dtype: str | None = None) -> np.ndarray:
-    """Standard deviations of a statistic up to which values differ by rounding alone.
+    """Standard deviations of a statistic up to which values differ only by rounding.
 
     `ROUNDINGS` epsilons of the type of the computation, relative to the means, or to 1 where
     they are smaller: statistics are differences of numbers of about 1 and more (logits, cosines,
@@ -151,7 +151,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 
 
 def contrast_table(result: xarray.Dataset) -> Iterator[dict[str, object]]:
-    """Rows of a contrast, one a test, by rising q and falling |d| within a statistic."""
+    """Rows of a contrast, one per test, by rising q and falling |d| within a statistic."""
     for name in [str(n)[: -len("_q")] for n in result.data_vars if str(n).endswith("_q")]:
         columns = {
             part: np.asarray(result[f"{name}_{part}"])

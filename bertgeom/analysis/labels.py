@@ -1,7 +1,7 @@
 """Labels of records: a table that a user gives, and the cohort of every record.
 
 Tables come from many tools: tab or comma, with a header of any name or without, keyed by record
-id or by record index. What a table says about records that are not there is counted.
+id or by record index. Rows about records that are not in the database are counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _INDEX_HEADERS = ("index", "record_index")
 _ID_HEADERS = ("id", "record", "record_id", "name")
 _LABEL_HEADERS = ("label", "class", "cohort")
 _WHAT = "a table of labels"
-#: Names that outputs give to sets of windows.
+#: Names that outputs use for sets of windows.
 RESERVED = ("all", "all windows", "unlabelled")
 
 
@@ -49,12 +49,12 @@ class Labels:
 
 @dataclass(frozen=True)
 class LabelSummary:
-    """What became of a table of labels.
+    """How a table of labels matches the records.
 
     Attributes:
         records: in the database. labelled: with a label. unknown: keys that are no record.
         header: the first row, if it was taken for a header; None otherwise.
-        dropped: labels that only unknown records carry.
+        dropped: labels that only unknown records have.
     """
 
     records: int
@@ -64,7 +64,7 @@ class LabelSummary:
     dropped: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """For people: what was used, and what was left out."""
+        """Lines for the user: what was used, and what was left out."""
         found = [f"labels: {self.labelled} of {self.records} records are labelled"]
         if self.header is not None:
             found.append(f"labels: the first row ({self.header}) is taken for a header")
@@ -82,7 +82,7 @@ class LabelledRecords:
 
     Attributes:
         codes: (records,) int32, -1 without a label.
-        names: labels that records carry, sorted. summary: what was counted.
+        names: labels that records have, sorted. summary: the counts.
     """
 
     codes: np.ndarray
@@ -128,7 +128,7 @@ def read_labels(path: str | Path) -> Labels:
             first_key = key
         if by_key.setdefault(key, label) != label:
             raise InputError(
-                "one label a record",
+                "one label per record",
                 f"{by_key[key]!r} and {label!r}",
                 source=source,
                 record=key,
@@ -149,7 +149,7 @@ def assign_labels(labels: Labels, record_ids: Sequence[str]) -> np.ndarray:
     """Code of every record, (R,) int32, -1 for records without a label.
 
     Without a header the keys are record ids, unless all of them are integers and none is a
-    record id: then they are record indices. A key may carry the rest of the record's header
+    record id: then they are record indices. A key may include the rest of the record's header
     line. Records that share an id share its label.
 
     Raises:
@@ -160,10 +160,10 @@ def assign_labels(labels: Labels, record_ids: Sequence[str]) -> np.ndarray:
 
 
 def label_records(labels: Labels, record_ids: Sequence[str]) -> LabelledRecords:
-    """The cohort of every record: labels that no record carries are left out, and counted.
+    """The cohort of every record; labels that no record has are left out and counted.
 
     Raises:
-        InputError: as `assign_labels`, and for a label whose name outputs use otherwise.
+        InputError: as `assign_labels`, and for a label with a name that outputs use otherwise.
     """
     codes, unknown, header = _assigned(labels, record_ids)
     used = np.unique(codes[codes >= 0])
@@ -214,7 +214,7 @@ def _assigned(
         other, other_code = by_id.setdefault(name, (key, code))
         if other_code != code:
             raise InputError(
-                "one label a record",
+                "one label per record",
                 f"{labels.names[other_code]!r} ({other!r}) and {labels.names[code]!r} ({key!r})",
                 source=labels.source,
                 record=name,
@@ -230,7 +230,7 @@ def _assigned(
 
 
 def _matching(key: str, known: set[str]) -> str | None:
-    """The record that a key means: by its id, or by its whole header line."""
+    """The record that a key refers to, by its id or its whole header line."""
     for candidate in (key, key.removeprefix(">"), *key.removeprefix(">").split()[:1]):
         if candidate in known:
             return candidate
@@ -255,7 +255,7 @@ def _assign_by_index(labels: Labels, n_records: int, header: str | None) -> np.n
             )
         if codes[int(key)] not in (-1, code):
             raise InputError(
-                "one label a record",
+                "one label per record",
                 f"{labels.names[codes[int(key)]]!r} and {labels.names[code]!r}",
                 source=labels.source,
                 record=key,

@@ -51,7 +51,7 @@ class FourMoments:
         skewness: np.ndarray,
         kurtosis: np.ndarray,
     ) -> FourMoments:
-        """From population variance, skewness and excess kurtosis; NaN is no entry at all."""
+        """From population variance, skewness and excess kurtosis; NaN means no entries."""
         count, mean, variance, skewness, kurtosis = (
             np.asarray(x, dtype=np.float64)
             for x in np.broadcast_arrays(count, mean, variance, skewness, kurtosis)
@@ -132,7 +132,7 @@ def distribution_analysis(
     *,
     step: int = 4096,
 ) -> xarray.Dataset:
-    """Moments and Jarque-Bera statistics per cohort and station, from a store alone.
+    """Moments and Jarque-Bera statistics per cohort and station, computed from a store.
 
     Args:
         dataset: a store opened by xarray, with the stream_* arrays and n_tokens.
@@ -145,7 +145,7 @@ def distribution_analysis(
         For both families, `stream` and `stream_rowsum`: `_count`, `_mean`, `_variance`,
         `_skewness`, `_kurtosis` of the entries of all windows of the cohort together, and
         `_jarque_bera`, `_jarque_bera_per_entry`, `_jarque_bera_p`, with dimensions cohort and
-        station; and `_jarque_bera_window` (window, station), that of every window alone.
+        station; and `_jarque_bera_window` (window, station), that of each single window.
 
     Raises:
         StoreError: if the store lacks an array.

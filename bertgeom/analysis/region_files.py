@@ -1,7 +1,7 @@
-"""Regions of records in BED, GFF3 and GTF files, told apart by content.
+"""Regions of records in BED, GFF3 and GTF files; the format is detected from the content.
 
-No parser of the field reads all three. gffutils keeps GFF3 and GTF in an SQLite database and reads
-no BED, bcbio-gff needs Biopython, biotite reads GFF3 alone, pyranges brings pandas. What is needed
+No existing parser reads all three. gffutils keeps GFF3 and GTF in an SQLite database and reads
+no BED, bcbio-gff needs Biopython, biotite reads only GFF3, pyranges brings pandas. What is needed
 is a few columns of each line, and the number of the line that is wrong.
 
 Specifications: BED (UCSC, GA4GH BEDv1), GFF3 (Sequence Ontology, version 1.26), GTF 2.2.
@@ -33,7 +33,7 @@ class Region:
     Attributes:
         sequence: id of the record.
         name: what names it. kind: the feature type of GFF3 and GTF.
-        line: its line in the file, None if it is from none.
+        line: its line in the file, None if it comes from no file.
     """
 
     sequence: str
@@ -46,11 +46,11 @@ class Region:
 
 @dataclass
 class RegionFile:
-    """What a file says.
+    """The content of a region file.
 
     Attributes:
         format: "BED", "GFF3" or "GTF".
-        regions: in the order of the file; a BED line with blocks gives one a block.
+        regions: in the order of the file; a BED line with blocks gives one per block.
         declared: sequence -> last base by `##sequence-region`.
         circular: sequence -> bases of a landmark with `Is_circular=true`.
     """
@@ -92,11 +92,11 @@ def read_regions(path: str | Path, group_by: str = "name") -> RegionFile:
 
 
 class _MalformedLine(Exception):
-    """What was expected of a line."""
+    """A line is not as expected; the message says what was expected."""
 
 
 def _directive(line: str, version: str, found: RegionFile, number: int) -> str:
-    """The version by the file's own word; declared lengths are noted."""
+    """The version that the file declares; declared lengths are added to `found`."""
     words = line.split()
     if words[0] == "##gff-version" and len(words) > 1:
         if words[1].partition(".")[0] not in ("2", "3"):
@@ -115,7 +115,7 @@ def _error(found: RegionFile, number: int, expected: str, line: str) -> InputErr
 
 
 def _is_header(line: str) -> bool:
-    """Lines for a genome browser; a record may be called `track` too."""
+    """Whether a line is meant for a genome browser; a record may be named `track`, too."""
     words = line.split()
     return words[0] in ("track", "browser") and not (
         len(words) > 2 and _COORDINATE.fullmatch(words[1]) and _COORDINATE.fullmatch(words[2])
@@ -164,7 +164,7 @@ def _bed(fields: list[str], number: int, found: RegionFile, names: _Names) -> li
 
 
 def _blocks(fields: list[str], length: int) -> Iterator[tuple[int, int]]:
-    """Blocks of a BED12 line from its start; the whole region where there are none."""
+    """Blocks of a BED12 line from its start; the whole region if there are none."""
     if len(fields) < 11 or (len(fields) == 11 and not fields[10].strip(" ,")):
         yield 0, length
         return
@@ -206,7 +206,7 @@ def _gff(fields: list[str], number: int, found: RegionFile, names: _Names) -> li
     attributes = _gff_attributes(fields[8])
     sequence, kind = unquote(fields[0]), unquote(fields[2])
     if attributes.get("Is_circular", "").lower() == "true":
-        # A landmark spans its sequence; another circular feature says nothing of the length.
+        # A landmark spans its sequence; another circular feature says nothing about its length.
         if start == 0:
             found.circular[sequence] = max(stop, found.circular.get(sequence, 0))
         else:
@@ -225,7 +225,7 @@ def _gff(fields: list[str], number: int, found: RegionFile, names: _Names) -> li
 
 
 def _gff_attributes(column: str) -> dict[str, str]:
-    """Values by key, still percent-coded."""
+    """Values by key, still percent-encoded."""
     found = {}
     for part in column.split(";"):
         key, equals, value = part.partition("=")

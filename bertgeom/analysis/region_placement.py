@@ -1,4 +1,4 @@
-"""Regions on the records of a database: what crosses an origin, ends beyond, or is absent."""
+"""Regions mapped to the records of a database: across an origin, beyond an end, or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OTHER_VERSION = "are these regions of another version of the assembly?"
 
 @dataclass(frozen=True)
 class AnnotationSummary:
-    """What became of the regions of a file.
+    """How the regions of a file match the records.
 
     Attributes:
         format: "BED", "GFF3" or "GTF".
@@ -42,7 +42,7 @@ class AnnotationSummary:
     bare_records: int
 
     def lines(self) -> list[str]:
-        """For people: what was used, and what was left out."""
+        """Lines for the user: what was used, and what was left out."""
         found = [
             f"annotations: {self.placed} of {self.regions} regions ({self.format}) in "
             f"{self.groups} groups lie on records of the database"

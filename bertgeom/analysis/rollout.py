@@ -9,7 +9,7 @@ the identity for the residual connection: R = (A_L + I)/2 ... (A_1 + I)/2. One r
 and v A_l = mean_h sum_i v_i A_lh[i, :] needs the rows of A only once, each weighted by v_i.
 The rows are rebuilt from Q and K, a block of one head at a time. The other order, forwards
 through the model, would multiply n x n maps (n^3 a layer) to keep a single row at the end.
-The price is Q and K of all layers of the windows at hand: 2 L n D numbers, 37 MB for a
+The cost is Q and K of all layers of the windows in memory: 2 L n D numbers, 37 MB for a
 BERT-base window of 512 tokens in float32.
 """
 

@@ -97,7 +97,7 @@ def layer_spectra(
 
 
 def captured_spectra(captured: Capture) -> dict[str, np.ndarray]:
-    """The spectra of one window, (layer, ...), from what a forward pass of it has shown."""
+    """The spectra of one window, (layer, ...), from a captured forward pass of it."""
     return window_spectra(
         [
             layer_spectra(
@@ -123,8 +123,8 @@ def spectra_dataset(
 ) -> xarray.Dataset:
     """Spectra of sampled windows as a Dataset; what a shorter window lacks is NaN.
 
-    The longest array of a dimension makes its length, whichever array and window that is: with
-    fewer tokens than the head dimension d, n singular values stand beside d eigenvalues.
+    The longest array of a dimension sets its length, whichever array and window that is: with
+    fewer tokens than the head dimension d, there are n singular values but d eigenvalues.
 
     Args:
         samples: results of `window_spectra`.

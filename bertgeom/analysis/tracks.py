@@ -5,7 +5,7 @@ that cover it, in all windows and strands: overlapping k-mers and overlapping wi
 averaged with equal weight. Bases without a token have no value.
 
 The store is read window by window; bases that no later window of the record can reach are
-handed on at once, so that memory does not grow with the length of the record.
+returned at once, so that memory does not grow with the length of the record.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TRACKS = tuple(
     name for name, v in variables.VARIABLES.items() if v.keep == "tracks" and v.kind == "attention"
 )
-#: What may be averaged before values are spread on bases.
+#: What may be averaged before values are assigned to bases.
 MEANS = ("none", "head", "all")
 _NEEDED = ("token_start", "token_stop", "record_index", "record_id", "start", "stop")
 
@@ -61,7 +61,7 @@ def track_columns(
     """Names of the columns of `genome_tracks`, such as `layer3_head5`, `layer3` or `mean`.
 
     Raises:
-        UsageError: for a layer or head the store has not, or an unknown `mean`.
+        UsageError: for a layer or head that the store does not have, or an unknown `mean`.
     """
     layers, heads = _selection(dataset, layers, heads, mean)
     if mean == "all":
@@ -93,7 +93,7 @@ def genome_tracks(
 
     Raises:
         UsageError: for an unknown variable, layer, head or mean.
-        StoreError: if the store has no tracks, or windows of a record are apart.
+        StoreError: if the store has no tracks, or windows of a record are not contiguous.
     """
     layers, heads = _selection(dataset, layers, heads, mean)
     _check_store(dataset, variable)
@@ -125,12 +125,12 @@ def export_tracks(
     mean: str = "head",
     records: Sequence[int] | None = None,
 ) -> list[Path]:
-    """Write tracks as a table (`.tsv`) or as bedGraph (`.bedgraph`, `.bg`), maybe `.gz`.
+    """Write tracks as a table (`.tsv`) or as bedGraph (`.bedgraph`, `.bg`), optionally `.gz`.
 
-    A TSV has one line a stretch, and one column a layer (and head). bedGraph has one file a
-    column, `NAME.layer3.bedgraph` where there are several; lines are sorted and disjoint
-    within a record and carry no track header, as converters to BigWig want them. Records
-    that share their id are told apart as `id~index`.
+    A TSV has one line per stretch, and one column per layer (and head). bedGraph has one file
+    per column, `NAME.layer3.bedgraph` where there are several; lines are sorted and disjoint
+    within a record and carry no track header, as converters to BigWig need them. Records
+    with the same id are named `id~index`.
 
     Returns:
         The files written.
@@ -153,7 +153,7 @@ def export_tracks(
 
 
 def chromosome_sizes(dataset: xarray.Dataset) -> Iterator[tuple[str, int]]:
-    """Name and least length of every record: the end of its last window."""
+    """Name and minimum length of every record: the end of its last window."""
     record = np.asarray(dataset["record_index"]).astype(np.int64)
     ids, stop = dataset["record_id"].values, np.asarray(dataset["stop"]).astype(np.int64)
     names = _Names()

@@ -1,4 +1,4 @@
-"""Statistics of the attention weights: what a head can do before it has seen a token.
+"""Statistics of the projection weights of a head, which depend on no input.
 
 Everything is float64 and goes through d x d companions of the D x D form W = W_q^T W_k
 (rank d), with the thin factorisations W_q^T = O_q R_q and W_k^T = O_k R_k:
@@ -69,7 +69,7 @@ class HeadProjections:
 def head_projections(model: nn.Module) -> list[HeadProjections]:
     """The query, key and value projections of every attention call, in order of execution.
 
-    Reads `nn.Linear` weights as what they are, (out, in). Layers that share their weights
+    Reads `nn.Linear` weights in their shape (out, in). Layers that share their weights
     (ALBERT) give the same object several times. BERT, RoBERTa, ELECTRA, ESM, ALBERT,
     DistilBERT, ModernBERT, and models that name their projections alike.
 
@@ -106,9 +106,9 @@ def weight_statistics(model: nn.Module) -> xarray.Dataset:
     import xarray
 
     layers = head_projections(model)
-    measured = {id(layer): layer_weight_statistics(layer) for layer in layers}
+    by_layer = {id(layer): layer_weight_statistics(layer) for layer in layers}
     arrays = {
-        variable.name: np.stack([measured[id(layer)][variable.name] for layer in layers])
+        variable.name: np.stack([by_layer[id(layer)][variable.name] for layer in layers])
         for variable in variables.WEIGHT_VARIABLES
     }
     return xarray.Dataset(

@@ -1,8 +1,8 @@
 """Data that ships with the package: reference, lineage facts, demo spikes, a trained model.
 
 Every function returns a path on disk (the package is always installed unpacked) except
-`reference`, which returns the bases themselves. Where each file comes from is told in the
-README beside it.
+`reference`, which returns the bases themselves. The README in
+this folder says where each file comes from.
 """
 
 from __future__ import annotations

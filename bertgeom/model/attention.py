@@ -1,9 +1,9 @@
-"""Attention that reports on itself: registration with transformers, and `record`.
+"""The attention implementation "bertgeom": registration with transformers, and `record`.
 
 `register` makes `attn_implementation="bertgeom"` known to transformers. Outside of `record()`
 such a model runs torch's scaled dot product attention; inside, see `bertgeom.model.recorder`. The
-output is that of the model's eager attention in both cases: an argument that would change it and
-is not understood is refused by name.
+output is that of the model's eager attention in both cases: an unsupported
+argument that would change it raises an error with its name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["NAME", "MeasureSettings", "Recorder", "record", "register"]
 
 _logger = logging.get_logger(__name__)
 
-#: Arguments that architectures pass on and that change no output of an attention call: what the
-#: model is to return, and positions, which queries and keys already hold.
+#: Arguments that architectures pass and that change no output of an attention call: what the model
+#: should return, and positions, which are already part of queries and keys.
 _HARMLESS = {
     "output_attentions",
     "output_hidden_states",
@@ -43,7 +43,7 @@ _HARMLESS = {
 }
 
 
-def _attention(
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -100,13 +100,13 @@ def _visible(
     sliding_window: int | None,
     is_causal: bool | None,
 ) -> tuple[Tensor | None, int | None]:
-    """Which keys are seen: (B, N) valid tokens or a ready 4-D mask, and the half width."""
+    """Visible keys: (B, N) valid tokens or a ready-made 4-D mask, and the window's half width."""
     if is_causal or (is_causal is None and getattr(module, "is_causal", False)):
         raise ModelError(
             f"expected bidirectional self-attention, found causal attention in {_name(module)}"
         )
     if isinstance(mask, AttentionMask):
-        # Eager attention knows the mask alone: where an argument says otherwise, the mask holds.
+        # Eager attention uses the mask only: if an argument disagrees, the mask counts.
         return mask.valid(), mask.window
     if sliding_window is not None and int(sliding_window) < query.shape[2]:
         raise ModelError(
@@ -139,8 +139,8 @@ def _name(module: nn.Module) -> str:
 
 
 def register() -> None:
-    """Make `attn_implementation="bertgeom"` known to transformers; harmless when repeated."""
-    AttentionInterface.register(NAME, _attention)
+    """Make `attn_implementation="bertgeom"` known to transformers; may be called repeatedly."""
+    AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, attention_mask)
 
 
@@ -156,22 +156,22 @@ def record(
     """Record the statistics of the forward passes in the block; outputs stay unchanged.
 
     The model must have been loaded with `attn_implementation="bertgeom"`. The block runs
-    under `torch.no_grad()`: the statistics have no backward pass. It sees the forward passes of
-    its own thread alone; several threads may record at once, with one model too.
+    under `torch.no_grad()`: the statistics have no backward pass. It records the forward
+    passes of its own thread only; several threads may record at once, even with one model.
 
     Args:
         special_tokens_mask: (B, N), 1 at special tokens; None: no token is special.
         groups: (B, N) int32 bit mask of token groups.
         settings: what to measure; `overrides` are fields of `MeasureSettings`.
-        padded_rows: whether outputs at padding are those of the plain model too; False saves
-            their time, and they are arbitrary then.
+        padded_rows: whether outputs at padding are computed as in the plain model; False is
+            faster and leaves them arbitrary.
 
     Yields:
         Recorder: `.dataset()` and `.arrays()` after the forward pass.
 
     Raises:
         ModelError: at the first forward pass, for causal, cross or differently masked attention,
-            for layers that are not recognised, and for passes of different models.
+            for unknown layers, and for forward passes of different models.
         UsageError: for a model in train mode with dropout.
     """
     if settings is not None and overrides:

@@ -1,7 +1,7 @@
 """Queries, keys, values and layer outputs of a forward pass, as the model computes them.
 
-What the kernels reduce on the fly, `spectra`, `rollout` and `annotations` want whole, of a
-few windows. Nothing is derived again from the weights: biases, rotary positions, scale and
+The kernels reduce them on the fly; `spectra`, `rollout` and `annotations` need them complete,
+for a few windows. Nothing is recomputed from the weights: biases, rotary positions, scale and
 sliding windows are the model's own.
 """
 
@@ -43,7 +43,7 @@ class AttentionCall:
 
 @dataclass
 class Capture:
-    """What a forward pass has shown: one call and one output (B, N, D) a layer."""
+    """Captured from a forward pass: one attention call and one output (B, N, D) per layer."""
 
     calls: list[AttentionCall] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
@@ -88,7 +88,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
 
 
 def capture_window(encoder: Encoder, ids: np.ndarray) -> Capture:
-    """Run one window, its n tokens alone and without padding.
+    """Run one window of n tokens, alone and without padding.
 
     Args:
         encoder: from `bertgeom.load_encoder`.
@@ -98,15 +98,15 @@ def capture_window(encoder: Encoder, ids: np.ndarray) -> Capture:
         Capture with B = 1 and N = n.
 
     Raises:
-        ModelError: if the model's attention or layers were not seen.
+        ModelError: if the model's attention or layers are not recognised.
     """
     tokens = torch.from_numpy(ids.astype(np.int64))[None].to(encoder.device)
     with capture(encoder.model) as captured:
         encoder.model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
     if not captured.calls or len(captured.calls) != len(captured.outputs):
         raise ModelError(
-            f"expected an attention call and an output a layer, found {len(captured.calls)} and "
-            f"{len(captured.outputs)}; the layers of {type(encoder.model).__name__} are not "
+            f"expected one attention call and one output per layer, found {len(captured.calls)} "
+            f"and {len(captured.outputs)}; the layers of {type(encoder.model).__name__} are not "
             "recognised"
         )
     return captured

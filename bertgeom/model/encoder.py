@@ -1,7 +1,7 @@
 """Load an encoder, and measure batches of tokens with it.
 
 Weights come from safetensors only. Precision follows the device: float16 on CUDA, float32 on
-a CPU (float16 is about ten times slower there), bfloat16 where asked for.
+a CPU (float16 is about ten times slower there), bfloat16 on request.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
-#: Configuration entries that say nothing about what the model computes.
+#: Configuration entries that do not affect what the model computes.
 _CONFIG_NOISE = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
 
 
@@ -94,12 +94,12 @@ class Encoder:
             settings: what to measure; `impl` "auto" takes the encoder's.
 
         Returns:
-            By name: arrays of `bertgeom.variables` with B rows, but those that describe the
+            By name: arrays of `bertgeom.variables` with B rows, except those that describe the
             window, and `flags` (B,) uint16. Rows that could not be computed are NaN (integers
             0) and flagged.
 
         Raises:
-            UsageError: if logits are asked of a model without a classification head.
+            UsageError: if logits are requested from a model without a classification head.
         """
         if "logits" in settings.keep and not self.class_names:
             raise UsageError(
@@ -131,9 +131,9 @@ class Encoder:
         return {**out, "flags": flags}
 
     def probe(self) -> None:
-        """Run two short windows with and without recording, and refuse what does not agree.
+        """Run two short windows with and without recording; raise an error if they differ.
 
-        Deterministic and short. What cannot be observed is refused here by name.
+        Deterministic and fast. Unsupported architectures are rejected here, with the reason.
 
         Raises:
             ModelError: for an architecture that cannot be observed, with the reason.
@@ -185,7 +185,7 @@ class Encoder:
         return values
 
     def _missing(self, batch: TokenBatch, settings: MeasureSettings) -> dict[str, np.ndarray]:
-        """A result without a single computed row, of the right shapes."""
+        """A result of the right shapes in which every row is missing."""
         one = TokenBatch(
             np.full_like(batch.ids[:1], self.tokenizer.pad_id),
             np.ones(1, dtype=batch.lengths.dtype),
@@ -214,8 +214,8 @@ def _missing_value(dtype: np.dtype) -> float:
 def _not_finite(values: dict[str, np.ndarray]) -> np.ndarray:
     """(rows,) bool: rows whose statistics are not all finite.
 
-    Statistics that a window of one token does not have (pairs, a spread) are no fault: what
-    counts is the attention entropy of every head and the norms along the stream.
+    Statistics that are undefined for one token (pairs, variances) may be NaN: only the
+    attention entropy of every head and the norms along the stream count.
     """
     bad = ~np.isfinite(values["attention_entropy"]).all(axis=(1, 2))
     return bad | ~np.isfinite(values["stream_norm_max"]).all(axis=1)
@@ -237,8 +237,8 @@ def load_encoder(
         model: a folder, or a hub name that transformers can resolve.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"...
         dtype: "auto" (float16 on CUDA, float32 on a CPU), "float32", "float16", "bfloat16".
-        trust_remote_code: run code that the model brings; off unless asked for.
-        max_tokens: an upper limit of tokens a window, below the model's own.
+        trust_remote_code: run code from the model's repository; off by default.
+        max_tokens: upper limit of tokens per window, at most the model's own.
         tokenizer: a tokenizer specification that overrides the model's, see
             `bertgeom.tokens.select`.
         attention_impl: kernels to use: "auto", "triton", "numba" or "reference".
@@ -290,7 +290,7 @@ def load_encoder(
 
 
 def _refuse_made_up(tokens: Any, model: str) -> None:
-    """Refuse the tokenizer of special tokens alone that transformers makes up where none is."""
+    """Reject the tokenizer without a vocabulary that transformers makes if there is none."""
     inner = getattr(tokens, "tokenizer", None)
     if inner is None:
         return
@@ -352,10 +352,10 @@ def measure(
     tier: str = "full",
     **options: Any,
 ) -> xarray.Dataset:
-    """Statistics of one forward pass of any transformers encoder, one row a window.
+    """Statistics of one forward pass of any transformers encoder, one row per window.
 
-    The model is not touched: neither its attention implementation nor its mode is switched, and
-    several threads may measure one model at once.
+    The model is not changed: it keeps its attention implementation and its mode, and several
+    threads may measure one model at once.
 
     Args:
         model: a `PreTrainedModel`, with any attention implementation; it is run in eval mode.
@@ -370,7 +370,7 @@ def measure(
 
     Raises:
         ModelError: if the architecture does not use transformers' AttentionInterface, or its
-            attention or its layers are not understood; see `record`.
+            attention or its layers are not supported; see `record`.
         UsageError: for a mask of another shape, or logits of a model without a head.
     """
     from bertgeom.variables import n_offset_side
@@ -408,7 +408,7 @@ def measure(
 
 
 def _check_ids(model: Any, input_ids: Tensor) -> None:
-    """Refuse ids and lengths for which the model has no embedding."""
+    """Reject ids and lengths for which the model has no embedding."""
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         return
     table = model.get_input_embeddings()
@@ -418,6 +418,6 @@ def _check_ids(model: Any, input_ids: Tensor) -> None:
     limit = max_positions(model)
     if limit is not None and input_ids.shape[1] > limit:
         raise UsageError(
-            f"expected at most {limit} tokens a window, as {type(model).__name__} has positions "
+            f"expected at most {limit} tokens per window, as {type(model).__name__} has positions "
             f"for, found {input_ids.shape[1]}"
         )

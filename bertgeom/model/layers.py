@@ -1,4 +1,4 @@
-"""Which modules are encoder layers, and where the residual stream is seen inside of them.
+"""Which modules are encoder layers, and where inside them the residual stream is read.
 
 The residual after the attention block is
 
@@ -6,8 +6,8 @@ The residual after the attention block is
     the output of `sa_layer_norm`    DistilBERT
     the input of `mlp_norm`          ModernBERT
 
-A layer of another build is not recognised: an `attention` that leaves the sum to its layer would
-pass for the stream without being it.
+Other layers are not recognised: if a layer adds the residual after its `attention`, the output of
+`attention` is not the residual stream.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ALBERT = {"query", "key", "value", "dense"}
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Where the residual after the attention is seen.
+    """Where the residual after the attention is read.
 
     Attributes:
-        module: the module to look at.
+        module: the module that holds it.
         at_input: whether its input is the residual, not its output.
     """
 
@@ -35,7 +35,7 @@ class AttentionBlock:
 
 
 def attention_block(module: nn.Module) -> AttentionBlock | None:
-    """The attention block of an encoder layer; None if the module is no layer that is known."""
+    """The attention block of an encoder layer; None if the module is not a known layer."""
     children = module._modules
     mlp_norm, attn = children.get("mlp_norm"), children.get("attn")
     if mlp_norm is not None and attn is not None:
@@ -50,12 +50,12 @@ def attention_block(module: nn.Module) -> AttentionBlock | None:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module is an encoder layer that is known."""
+    """Whether the module is a known encoder layer."""
     return attention_block(module) is not None
 
 
 def _adds_residual(attention: nn.Module) -> bool:
-    """Whether an attention module normalises, and so adds the residual itself."""
+    """Whether an attention module normalises, and therefore adds the residual itself."""
     children: dict[str, Any] = attention._modules
     if _has_norm(children) and children.keys() >= _ALBERT:
         return True

@@ -1,7 +1,7 @@
-"""Load the weights of a model, and refuse a checkpoint that is not what its configuration says.
+"""Load the weights of a model, and reject a checkpoint that does not match its configuration.
 
-transformers fills gaps of a checkpoint with random weights and leaves out what the configuration
-has no place for. Here both are errors where they reach a number that is stored.
+transformers fills missing weights with random numbers and ignores unexpected ones. Here both are
+errors if they can change a stored number.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from bertgeom.model.masks import NAME
 
 _LFS = b"version https://git-lfs"
 _INDEX = "model.safetensors.index.json"
-#: Names of weights that belong to the encoder: without them it is another one.
+#: Names of weights that belong to the encoder: without them it is another model.
 _ENCODER = re.compile(
     r"(^|\.)(encoder|embeddings|embed_\w+|transformer|layers?|layer_groups|h|blocks?|attention)\."
 )
-#: Names of weights that a bare encoder has no use for.
+#: Names of weights that a bare encoder does not use.
 _UNUSED = re.compile(
     r"(^|\.)(cls|lm_head|pooler|classifier|pre_classifier|score|contact_head|qa_outputs|"
     r"predictions|generator_\w+|discriminator_\w+|vocab_\w+|decoder|head)\.|"
@@ -39,13 +39,13 @@ def load_model(model: str, trust_remote_code: bool = False) -> tuple[Any, set[st
 
     Args:
         model: a folder, or a hub name that transformers can resolve.
-        trust_remote_code: run code that the model brings.
+        trust_remote_code: run code from the model's repository.
 
     Returns:
-        The model, and the missing weights; only a pooler that nothing reads may be missing.
+        The model, and the missing weights; only an unused pooler may be missing.
 
     Raises:
-        ModelError: no such model, damaged or foreign files, weights that are missing, superfluous,
+        ModelError: no such model, damaged or unknown files, weights that are missing, unexpected,
             of another size or not finite.
         UsageError: for an empty name.
     """
@@ -95,12 +95,12 @@ def _reason(model: str, error: Exception) -> str:
     found = " ".join(line.strip() for line in lines[:2])
     if isinstance(error, KeyError):
         found = f"the unknown name {found}"
-    return f"{text}{found}; check config.json and the files beside it"
+    return f"{text}{found}; check config.json and the files next to it"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars and reports of transformers: what counts is raised."""
+    """Silence progress bars and reports of transformers; problems are raised as errors."""
     import logging as std_logging
 
     from transformers.utils import logging
@@ -124,7 +124,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_place(model: str) -> None:
-    """Refuse what is no model folder, before transformers guesses at it."""
+    """Reject a path without a model, before transformers makes guesses about it."""
     if not model.strip():
         raise UsageError("expected a model folder or a hub name, found an empty one")
     path = Path(model)
@@ -159,7 +159,7 @@ def _check_files(path: Path, expected: str) -> None:
     if missing and files[0].name == "model.safetensors":
         if list(path.glob("*.bin")) or list(path.glob("*.pt")):
             raise ModelError(
-                f"{expected}, found pickled weights alone, which are never loaded; convert them "
+                f"{expected}, found only pickled weights, which are never loaded; convert them "
                 "with model.save_pretrained(folder)"
             )
         raise ModelError(f"{expected}, found no model.safetensors; download it again")
@@ -211,7 +211,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _check_architecture(model: str, config: Any) -> None:
-    """Refuse a configuration whose class of model is one of another type."""
+    """Reject a configuration whose architecture is of another model type."""
     import transformers
 
     for name in config.architectures or ():
@@ -227,12 +227,12 @@ def _check_architecture(model: str, config: Any) -> None:
         if not isinstance(value, int) or value < 1:
             raise ModelError(
                 f"expected {name} of at least 1 in config.json of {model!r} "
-                f"({config.model_type!r}), found {value!r}; it is no encoder that can be observed"
+                f"({config.model_type!r}), found {value!r}; it is not a supported encoder"
             )
 
 
 def _check_report(model: str, loaded: Any, info: dict[str, Any]) -> None:
-    """Refuse what transformers reports of a checkpoint and goes on with."""
+    """Raise errors for problems of a checkpoint that transformers only reports."""
     name = type(loaded).__name__
     if mismatched := sorted(info["mismatched_keys"]):
         key, found, expected = mismatched[0]
@@ -241,7 +241,7 @@ def _check_report(model: str, loaded: Any, info: dict[str, Any]) -> None:
             f"{len(mismatched)} of another size, the first {key} {tuple(found)} instead of "
             f"{tuple(expected)}; the checkpoint is of another configuration"
         )
-    # A pooler that nothing reads may be missing; a classifier reads it.
+    # An unused pooler may be missing; a classifier uses it.
     classifies = name.endswith("ForSequenceClassification")
     missing = sorted(k for k in info["missing_keys"] if classifies or "pooler" not in k)
     if missing:
@@ -281,7 +281,7 @@ def _check_weights(model: str, loaded: nn.Module) -> None:
 
 
 def _starts_like_roberta(weight: Tensor) -> bool:
-    """Whether row 1 alone is zero: padding, from which RoBERTa counts positions."""
+    """Whether only row 1 is zero: padding, from which RoBERTa counts positions."""
     if len(weight) < 3:
         return False
     used = (weight[:3] != 0).any(1).tolist()

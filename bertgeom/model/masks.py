@@ -1,8 +1,8 @@
-"""What a query may see: the mask that transformers hands from a model to its attention.
+"""The attention mask, which says what keys a query may see, as transformers passes it on.
 
-transformers asks `attention_mask` below for a mask, and the model passes it on to the attention
-function. In between nobody may touch it: an architecture that adds the mask to its own scores
-does not use the interface, and is told so by `AttentionMask`, which refuses arithmetic.
+transformers calls `attention_mask` below for a mask, and the model passes it to the attention
+function. In between it must not be used: an architecture that adds the mask to its own scores does
+not use the interface. `AttentionMask` allows no arithmetic and raises an error that says so.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bertgeom.errors import ModelError
 #: Name under which the attention is registered with transformers.
 NAME = "bertgeom"
 
-#: Rows of a mask function that are looked at together.
+#: Rows of a mask function that are evaluated together.
 _ROWS = 256
 #: An additive mask of at most this hides a token: exp(-10000) is 0 in every precision.
 _HIDDEN = -10_000.0
 
 
 class AttentionMask(Tensor):
-    """Valid tokens (B, N) bool on their way through a model, with all else that hides a key.
+    """Valid tokens (B, N) bool and the sliding window: everything that hides a key.
 
     Attributes:
         window: key j is visible to query i iff |i - j| <= window; None: every key is.
@@ -98,7 +98,7 @@ def attention_mask(
     Args are those of `transformers.masking_utils.sdpa_mask`.
 
     Raises:
-        ModelError: for a mask that is not the padding and a band around the diagonal.
+        ModelError: for a mask other than padding and a band around the diagonal.
     """
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
@@ -158,13 +158,13 @@ def _band(visible: Callable[..., Any], batch: int, n: int, device: Any) -> int |
 
 
 def hidden_tokens(mask: Tensor, n: int) -> Tensor | None:
-    """(B, N) bool, the valid tokens of a ready-made 4-D mask, if that is all it says.
+    """(B, N) bool, the valid tokens of a ready-made 4-D mask, if it hides nothing else.
 
     Args:
         mask: (B or 1, 1, N or 1, N), bool or additive.
 
     Returns:
-        None for a mask that differs between queries or heads, or that weighs instead of hiding.
+        None for a mask that differs between queries or heads, or that does not hide but weigh.
     """
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[-1] != n:
         return None
@@ -229,7 +229,7 @@ def fill_padding(
 ) -> None:
     """Write the attention of padded queries, which has no statistics, into the output.
 
-    Nobody needs these rows, but a model returns them, and a recorded output is the plain one.
+    Nobody uses these rows, but a model returns them, and recording must not change its output.
     """
     slots = (~mask).any(0).nonzero()[:, 0]
     rows = plain_attention(

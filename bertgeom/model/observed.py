@@ -1,7 +1,7 @@
-"""A model seen through the attention of this project, without touching the model.
+"""A view of a model with the attention of this project; the model itself is not changed.
 
 `observed(model)` shares every weight and buffer with the model and has modules and
-configurations of its own. So one model can be measured from several threads, and keeps its
+configurations of its own. One model can therefore be measured from several threads, and keeps its
 attention implementation, its mode and its buffers.
 """
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from bertgeom.errors import ModelError
 from bertgeom.model.masks import NAME
 
-#: Containers of a module that belong to it alone; what they hold is shared.
+#: Containers that every copy of a module gets for itself; what they hold is shared.
 _OWN = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
@@ -23,7 +23,7 @@ def observed(model: Any, implementation: str = NAME) -> Any:
     """The model in eval mode with another attention implementation, sharing all tensors.
 
     Raises:
-        ModelError: for what is no torch module.
+        ModelError: if it is not a torch module.
     """
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, nn.Module):

@@ -24,7 +24,7 @@ def probe(model: Any, *, pad_id: int, max_tokens: int, impl: str = "auto") -> No
     Args:
         model: a transformers encoder in eval mode, loaded with `attn_implementation="bertgeom"`.
         pad_id: token id at padding.
-        max_tokens: most tokens of a window. impl: of the kernels.
+        max_tokens: maximum tokens of a window. impl: of the kernels.
 
     Raises:
         ModelError: if the architecture cannot be observed, if a recorded output differs from the
@@ -55,7 +55,7 @@ def probe(model: Any, *, pad_id: int, max_tokens: int, impl: str = "auto") -> No
 
 
 def _windows(model: Any, pad_id: int, n: int) -> dict[str, Tensor]:
-    """Two windows of any tokens but padding, the second half as long as the first."""
+    """Two windows of arbitrary tokens without padding ids, the second half as long as the first."""
     top = model.get_input_embeddings().num_embeddings
     device = model.get_input_embeddings().weight.device
     ids = (torch.arange(2 * n).reshape(2, n) * 7919 + 11) % top
@@ -80,7 +80,7 @@ def _compare_outputs(name: str, found: Tensor, plain: Tensor, valid: Tensor) -> 
 
 
 def _compare_stations(name: str, norms: Any, states: Any, valid: Tensor) -> None:
-    """Hidden states but the last, which some models normalise, are every second station."""
+    """Check that every second station is a hidden state; some models normalise the last one."""
     n_layers = (norms.shape[1] - 1) // 2
     if states is None or len(states) != n_layers + 1:
         return
@@ -101,5 +101,5 @@ def _close(found: Tensor, plain: Tensor, expected: str) -> None:
     if not difference <= _TOLERANCE[min(plain.element_size(), 4)]:
         raise ModelError(
             f"{expected}, found a difference of {difference:.1e} of the largest number; this "
-            "architecture is not understood"
+            "architecture is not supported"
         )

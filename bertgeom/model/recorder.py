@@ -7,8 +7,8 @@ output and the statistics, and forward hooks collect the stations of the residua
     station 0                           station 1+2l                     station 2+2l
 
 A forward pass begins where a transformers model is called, or, if only its `forward` is (as by
-`SentenceTransformer`), where a layer is given something else than what the last layer returned.
-Whatever is not understood raises before the model returns anything.
+`SentenceTransformer`), where a layer gets something other than the previous layer's output.
+Anything unsupported raises an error before the model returns.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from bertgeom.model.layers import AttentionBlock, attention_block
 from bertgeom.model.masks import NAME, fill_padding, has_gaps
 from bertgeom.store.dataset import as_dataset
 
-#: Bytes, as float32, of stations on the CPU that wait for others: many windows at once keep every
-#: thread busy. Nothing changes them meanwhile: what follows a station needs it unchanged for its
-#: gradient, so a model that can be trained writes its results elsewhere.
+#: Bytes, as float32, of stations on the CPU that are collected before they are measured: many
+#: windows at once keep every thread busy. Models do not overwrite them meanwhile, because the
+#: backward pass of what follows a station needs its input.
 WAITING = 64 << 20
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-#: Statistics that integers hold; all others are float32.
+#: Statistics stored as integers; all others are float32.
 _INTEGERS = {
     name: np.dtype(v.dtype)
     for name, v in variables.VARIABLES.items()
@@ -85,7 +85,7 @@ class MeasureSettings:
 
 @dataclass
 class _Layer:
-    """A layer that was entered and not left."""
+    """A layer that is being executed."""
 
     module: nn.Module
     block: AttentionBlock
@@ -96,20 +96,20 @@ class _Layer:
 
 @dataclass
 class _Forward:
-    """What one forward pass has shown so far; tensors stay on the model's device."""
+    """Results of one forward pass so far; tensors stay on the model's device."""
 
     #: Class of the model, or of its first layer where only `forward` was called.
     name: str
     layers: list[Mapping[str, Tensor]] = field(default_factory=list)
     #: Statistics (S, B, ...) of the stations so far, some at a time.
     stations: list[dict[str, Tensor]] = field(default_factory=list)
-    #: Those that wait, and whether their angles are wanted.
+    #: Stations still to be measured, and whether their angles are wanted.
     waiting: list[tuple[Tensor, bool]] = field(default_factory=list)
     first_tokens: list[Tensor] = field(default_factory=list)
     n_slots: int = 0
     #: (heads, hidden) of the first layer.
     shape: tuple[int, int] = (0, 0)
-    #: The embedding, until the first attention call tells which tokens are valid.
+    #: The embedding, until the first attention call shows which tokens are valid.
     embedding: Tensor | None = None
     #: What the last layer returned.
     output: Tensor | None = None
@@ -154,7 +154,7 @@ class Recorder:
         if not self._forwards:
             raise ModelError(
                 "expected attention calls of a transformers encoder loaded with "
-                f"attn_implementation='{NAME}', found none; no forward pass was run to its end "
+                f"attn_implementation='{NAME}', found none; no forward pass was completed "
                 "inside record(), in the thread that called it"
             )
         for forward in self._forwards:
@@ -311,7 +311,7 @@ class Recorder:
         forward.open_layers.append(_Layer(module, block, x.shape[-1]))
 
     def _continues(self, x: Tensor) -> bool:
-        """Whether a layer called outside of a model goes on where the last one has ended."""
+        """Whether a layer called outside of a model continues the previous layer's output."""
         return bool(self._forwards) and (
             bool(self._forwards[-1].open_layers) or self._forwards[-1].output is x
         )
@@ -368,7 +368,7 @@ class Recorder:
         )
 
     def _end(self, *, failed: bool) -> None:
-        """The outermost model returns."""
+        """Finish the forward pass when the outermost model returns."""
         forward = self._forwards[-1]
         if failed:
             self._forwards.pop()
@@ -380,7 +380,7 @@ class Recorder:
             raise
 
     def _check(self, forward: _Forward) -> None:
-        """Refuse a forward pass that is not understood, or that is of another model."""
+        """Reject a forward pass that is not supported, or that belongs to another model."""
         if not forward.layers:
             raise ModelError(_no_attention(forward.name))
         self._measure_stations(forward)
@@ -428,7 +428,7 @@ def _no_attention(model: nn.Module | str) -> str:
 
 
 def _refuse_dropout(module: nn.Module) -> None:
-    """Refuse a model in train mode whose output is random."""
+    """Reject a model in train mode whose output is random."""
     for part in module.modules():
         if part.training and isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
             raise UsageError(
@@ -444,7 +444,7 @@ def _refuse_dropout(module: nn.Module) -> None:
 
 
 def _valid(mask: Tensor | None) -> dict[str, Tensor]:
-    """The mask as the kernels like it best: lengths where valid tokens come first."""
+    """The mask in the kernels' fastest form: lengths if valid tokens come first."""
     if mask is None:
         return {}
     lengths = mask.sum(dim=1)

@@ -1,9 +1,9 @@
-"""Records of FASTA and FASTQ, streamed; whatever cannot be meant stops with one line.
+"""Records of FASTA and FASTQ, streamed; malformed input raises a one-line error.
 
 What is a base: A, C, G, T, U and the ambiguity codes of IUPAC in any case; `-`, `.`, `_`, `~`
 and `*` as gaps; X and `?` as unknown. Case is folded, U is T, every gap is `-`, X and `?` are
 N. A gap keeps its place, and the tokenizer's rule decides what becomes of it. Spaces and tabs
-inside sequence lines are skipped. Everything else, digits among it, is an error.
+inside sequence lines are skipped. Everything else, including digits, is an error.
 
 Lines end with LF, CRLF or CR; blank lines are skipped. The id of a record is the first word
 of its header, the description the rest. Ids may repeat or be missing: the index is the key.
@@ -60,7 +60,7 @@ class Chunk:
     Attributes:
         index, id, description, source: those of the record.
         start: first base of the piece in its record.
-        bases: uint8 (n,) ASCII, upper case, read-only; at most some megabytes, maybe none.
+        bases: uint8 (n,) ASCII, upper case, read-only; at most some megabytes, possibly none.
         last: whether the record ends with this piece.
     """
 
@@ -95,11 +95,11 @@ def read_records(sources: Sources) -> Iterator[Record]:
 
 
 def read_chunks(sources: Sources, digests: list[Digest] | None = None) -> Iterator[Chunk]:
-    """The same records in pieces: of every record one or more, in order, the last marked.
+    """The same records in pieces: one or more per record, in order, the last one marked.
 
     Args:
         sources: as in `read_records`.
-        digests: gets one of every source's stored bytes, when it has been read.
+        digests: gets the digest of every source's stored bytes after it was read.
 
     Raises:
         InputError: as `read_records`.
@@ -229,7 +229,7 @@ class _Blocks:
         return len(self.block) - self.place
 
     def _more(self) -> bool:
-        """Read on behind what is left; False at the end of the stream."""
+        """Read the next bytes of the stream; False at its end."""
         new = self._read(_BLOCK)
         while new.endswith(b"\r") and (next_byte := self._read(1)):
             new += next_byte
@@ -260,7 +260,7 @@ class _Blocks:
 
 
 class _NewLines(io.RawIOBase):
-    """A stream whose lines end with CR alone, with LF in their place."""
+    """A stream with CR as line end, read as if it were LF."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -275,7 +275,7 @@ class _NewLines(io.RawIOBase):
 
 
 def _read_fastq(stream: Any, url: str, skipped: int = 0) -> Iterator[_Piece]:
-    """Records of a stream that begins with @, `skipped` lines behind the start of the file."""
+    """Records of a stream that begins with @, `skipped` lines after the start of the file."""
     import dnaio
 
     first = stream.peek(1 << 12)
@@ -303,7 +303,7 @@ def _read_fastq(stream: Any, url: str, skipped: int = 0) -> Iterator[_Piece]:
 
 
 def _next_row(rows: Iterator[Any]) -> Any:
-    """The next FASTQ record, None at the end; blank lines there are no record."""
+    """The next FASTQ record; None at the end, where blank lines are allowed."""
     try:
         return next(rows, None)
     except Exception as error:
@@ -368,7 +368,7 @@ def _join(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _describe(start: bytes) -> tuple[str, str]:
-    """What a file that is no FASTA begins with, and what to do about it."""
+    """The kind of a file that is not FASTA, from its first bytes, and the remedy."""
     for magic, kind, remedy in (
         (b"PK\x03\x04", "a zip archive", "unpack it"),
         (b"\x1f\x9d", "a .Z file", "uncompress it"),

@@ -25,7 +25,7 @@ from bertgeom.store import zarr_io
 from bertgeom.store.manifest import REMEDY_OF_SHARDS, difference, entries, has_checksums
 from bertgeom.store.storage import Storage
 
-#: Bases of a chunk; about a quarter of it on disk.
+#: Bases of a chunk; compressed to about a quarter on disk.
 CHUNK_BASES = 32 * 2**20
 #: Records of a chunk of the record table.
 CHUNK_RECORDS = 2**16
@@ -102,7 +102,7 @@ class Sequences:
 
 
 def is_complete(storage: Storage) -> bool:
-    """Whether a shard set lies there and was finished."""
+    """Whether there is a finished shard set."""
     try:
         return bool(zarr_io.Arrays(storage).attributes().get("complete"))
     except StoreError:
@@ -127,7 +127,7 @@ def open_sequences(storage: Storage) -> Sequences:
 def write_sequences(
     storage: Storage, pieces: Iterable[Chunk], sources: Sequence[Mapping[str, Any]]
 ) -> Sequences:
-    """Write records as a shard set; what an earlier attempt left is replaced.
+    """Write records as a shard set; the rest of an earlier attempt is replaced.
 
     Args:
         storage: a group made by `store.create_root(..., SEQUENCE_FORMAT)`.
@@ -219,7 +219,7 @@ def _create(arrays: zarr_io.Arrays) -> None:
 def _blocks(
     pieces: Iterable[Chunk], digest: Any
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Table rows and bases in blocks that fill whole chunks of bases, but for the last."""
+    """Table rows and bases in blocks that fill whole chunks of bases, except the last."""
     rows: list[tuple[Any, ...]] = []
     pending: list[np.ndarray] = []
     n_pending = offset = n_ambiguous = 0

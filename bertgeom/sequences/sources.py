@@ -1,6 +1,6 @@
 """Where sequences come from: files, folders, globs, fsspec URLs and pipes, compressed or not.
 
-A pipe (`-` is standard input) can be read once only: its bytes are hashed while they are read.
+A pipe (`-` is standard input) can be read only once: its bytes are hashed while they are read.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 _SUFFIXES = ("fa", "fasta", "fna", "ffn", "frn", "fas", "fsa", "fq", "fastq")
 _COMPRESSED = ("", ".gz", ".bgz", ".bz2", ".xz", ".zst")
-#: What a file of a folder must end with to be taken; a file named by itself may end in anything.
+#: Endings of the files that are read from a folder; a file given by name may have any ending.
 ENDINGS = tuple(f".{suffix}{packed}" for suffix in _SUFFIXES for packed in _COMPRESSED)
 
 #: First bytes -> what xopen calls the compression.
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 _BUFFER = 1 << 20
-#: What reads a kind of URL.
+#: Packages that read a kind of URL.
 _PACKAGES = {
     "http": "'bertgeom[http]'",
     "https": "'bertgeom[http]'",
@@ -57,8 +57,8 @@ class Source:
 
     Attributes:
         url: a path or an fsspec URL.
-        size: bytes as stored, None where the file system cannot tell.
-        once: whether it is a pipe, which can be read once only.
+        size: bytes as stored, None if unknown.
+        once: whether it is a pipe, which can be read only once.
     """
 
     url: str
@@ -80,7 +80,7 @@ class Digest(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer but at the end: a slow pipe gives few bytes at a time."""
+        """Fill the whole buffer except at the end: a slow pipe gives few bytes at a time."""
         view, filled = memoryview(buffer).cast("B"), 0
         while filled < len(view) and (piece := self._stream.read(len(view) - filled)):
             view[filled : filled + len(piece)] = piece
@@ -106,12 +106,12 @@ def _decompressor(kind: str) -> Any:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ)
 
 
-#: Compressions that Python's own readers end silently at what is no further stream.
+#: Compressions whose readers in Python silently stop at trailing garbage.
 _STREAMS = ("bz2", "xz")
 
 
 class _Streams(io.RawIOBase):
-    """Streams of bz2 or xz one after the other; zero bytes may follow, and nothing else.
+    """Concatenated streams of bz2 or xz; only zero bytes may follow.
 
     Parallel compressors write many streams. A damaged one is an error, not the end of the file.
     """
@@ -145,7 +145,7 @@ class _Streams(io.RawIOBase):
 
 
 class _Remote(io.RawIOBase):
-    """The bytes of a URL. What fails in the middle goes on where it was, for a while.
+    """The bytes of a URL; after a failure reading resumes at the same position, for a while.
 
     Raises:
         InputError: from any read, if the place does not answer in time.
@@ -154,14 +154,14 @@ class _Remote(io.RawIOBase):
     def __init__(self, url: str) -> None:
         self._url, self._place, self._file = url, 0, None
         self._opened = ExitStack()
-        _patiently(url, self._open)
+        _with_retries(url, self._open)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        data = _patiently(self._url, lambda: self._read(len(view)))
+        data = _with_retries(self._url, lambda: self._read(len(view)))
         view[: len(data)] = data
         self._place += len(data)
         return len(data)
@@ -184,7 +184,7 @@ class _Remote(io.RawIOBase):
         return data
 
     def _open(self) -> Any:
-        """The file, at the place where the reading is."""
+        """The file, opened at the current position."""
         import fsspec
 
         file = self._opened.enter_context(fsspec.open(self._url, "rb"))
@@ -200,11 +200,11 @@ class _Remote(io.RawIOBase):
         return file
 
 
-def _patiently(url: str, action: Callable[[], T]) -> T:
-    """What a place answers, asked again for a while.
+def _with_retries(url: str, action: Callable[[], T]) -> T:
+    """The result of `action` on a URL, retried for a while.
 
     Raises:
-        InputError: if it does not answer in time, or refuses.
+        InputError: if it does not answer in time, or refuses access.
     """
     try:
         return with_retries(action, "")
@@ -218,14 +218,14 @@ def expand_sources(
     sources: str | os.PathLike[str] | Source | Iterable[str | os.PathLike[str] | Source],
     left_out: list[str] | None = None,
 ) -> list[Source]:
-    """Files behind files, folders (with all below them), globs and fsspec URLs.
+    """All files of the given files, folders (with subfolders), globs and fsspec URLs.
 
     A file that is named twice counts once. The result is sorted, so that the order in which
     sources are given changes nothing.
 
     Args:
         sources: what the user named.
-        left_out: gets the files of folders that are not taken, for want of a known ending.
+        left_out: gets the files of folders that are skipped because their ending is unknown.
 
     Raises:
         InputError: for a source that does not exist, a glob without a match, or a folder
@@ -248,7 +248,7 @@ def expand_sources(
 def open_source(
     source: Source | str | os.PathLike[str], digests: list[Digest] | None = None
 ) -> Iterator[Any]:
-    """The uncompressed bytes of a source; the compression is told by the content.
+    """The uncompressed bytes of a source; the compression is detected from the content.
 
     The stream has `read` and `peek`. With `digests`, one is added that hashes the stored bytes;
     after use without an error it has seen all of them.
@@ -387,7 +387,7 @@ def _expand_url(source: str, left_out: list[str]) -> Iterator[Source]:
     import fsspec
 
     def ask(question: Callable[[str], T], path: str) -> T:
-        return _patiently(source, lambda: question(path))
+        return _with_retries(source, lambda: question(path))
 
     try:
         files, path = fsspec.core.url_to_fs(source)
@@ -435,7 +435,7 @@ def _cannot_open(url: str, error: BaseException) -> InputError:
     if isinstance(error, FileNotFoundError) and _says_nothing_there(cause):
         return InputError("a file", "nothing there", source=url, remedy="check the path")
     if isinstance(error, FileNotFoundError) and cause is not None:
-        # fsspec has one error for whatever a server answers.
+        # fsspec raises the same error for every response of a server.
         error = cause
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno == errno.ELOOP:

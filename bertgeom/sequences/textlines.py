@@ -16,7 +16,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 def read_lines(path: str | Path, what: str) -> Iterator[tuple[int, str]]:
     """Numbers from 1 and text of all lines, without their ends (LF, CRLF or CR).
 
-    The file may be compressed, told by its content, and may be an fsspec URL or a pipe.
+    The file may be compressed (detected from its content), an fsspec URL or a pipe.
 
     Args:
         path: the file.

@@ -42,7 +42,7 @@ def windows_of(length: int, size: int, stride: int, min_length: int = 1) -> np.n
     Returns:
         int64 (n, 2): start and stop, 0-based, half-open. A record shorter than `size` is one
         short window; an empty one has none. Unless the stride leaves gaps on purpose (longer
-        than `size`), every base is in a window: what is left behind the last full window is a
+        than `size`), every base is in a window: what is left after the last full window is a
         short window, or, if that were shorter than `min_length`, a full one that ends with
         the record.
 

@@ -1,7 +1,8 @@
-"""The store: named arrays in Zarr, named bytes beside them, and a checksum for every byte.
+"""The store: arrays in Zarr, other files next to them, and a checksum for every file.
 
-`layout` says which arrays there are, `zarr_io` reads and writes them and is the only module that
-touches zarr, `storage` is a folder or a URL, `manifest` and `journal` note what was written,
-`dataset` gives statistics as xarray, `files` writes small results. Read `layout` first.
-May import from: `bertgeom.variables` and the modules beside it. Knows no sequences and no model.
+`layout` says which arrays there are and `zarr_io` reads and writes them, through the wrappers of
+`zarr_stores`; only these two touch zarr. `storage` is a folder or a URL, `manifest` and `journal`
+note what was written, `dataset` gives statistics as xarray, `files` writes small results. Read
+`layout` first.
+May import from: `bertgeom.variables` and modules of this folder. Knows no sequences and no model.
 """

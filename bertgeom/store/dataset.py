@@ -22,7 +22,7 @@ EXCLUDABLE = (*variables.FLAGS, "truncated")
 def as_dataset(
     arrays: dict[str, np.ndarray], *, n_offset_side: int, angles: str = "default"
 ) -> xarray.Dataset:
-    """An `xarray.Dataset` of statistics, one row a window.
+    """An `xarray.Dataset` of statistics, one row per window.
 
     Args:
         arrays: by name, dimensions as declared in `bertgeom.variables`.
@@ -53,9 +53,9 @@ def as_dataset(
 
 
 def name_gates(dataset: xarray.Dataset) -> xarray.Dataset:
-    """The dataset with `gate` as the data it is and `gate_name` as the index of its dimension.
+    """The dataset with `gate` as data and `gate_name` as the index of its dimension.
 
-    xarray takes the array `gate` for a coordinate, for it is called like a dimension.
+    xarray takes the array `gate` for a coordinate, because it has the name of a dimension.
     """
     if "gate" in dataset.coords:
         dataset = dataset.reset_coords("gate")
@@ -76,7 +76,7 @@ def name_labels(dataset: xarray.Dataset) -> xarray.Dataset:
 
 
 def label_names(dataset: xarray.Dataset) -> list[str]:
-    """Names of the labels by code; "label 3" where the store does not tell."""
+    """Names of the labels by code; "label 3" if the store has no names."""
     found = attribute(dataset, "labels", [])
     names = [str(name) for name in found] if isinstance(found, (list, tuple)) else []
     if "label" in dataset.variables and dataset["label"].dtype.kind in "iu":
@@ -164,7 +164,7 @@ def flagged(flags: np.ndarray, truncated: np.ndarray, names: Iterable[str]) -> n
 
 
 def flag_names(flags: np.ndarray) -> np.ndarray:
-    """Names of the flags of every window, commas between, (windows,) object; "" for none."""
+    """Comma-separated names of the flags of every window, (windows,) object; "" for none."""
     distinct, place = np.unique(flags.astype(np.int64), return_inverse=True)
     texts = [
         ",".join(name for name in variables.FLAGS if bits & variables.flag_bit(name))
@@ -174,7 +174,7 @@ def flag_names(flags: np.ndarray) -> np.ndarray:
 
 
 def check_flags(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of flags, each once; a text is split at its commas.
+    """Unique names of flags; a text is split at its commas.
 
     Raises:
         UsageError: for an unknown name.
@@ -203,7 +203,7 @@ def portable(dataset: xarray.Dataset) -> xarray.Dataset:
     """The dataset with attributes and encodings that every netCDF writer takes.
 
     Numbers, texts and lists of numbers stay. Mappings and other lists become JSON, which
-    `attribute` reads back; true and false become 1 and 0; nothing becomes an empty text. Masked
+    `attribute` reads back; true and false become 1 and 0; None becomes an empty text. Masked
     integers are floats in memory and are written as such.
     """
     out = dataset.copy()
@@ -236,3 +236,35 @@ def _plain_value(value: Any) -> Any:
         )
         return list(value) if numbers else json.dumps(list(value))
     return value
+
+
+def load_identity(dataset: xarray.Dataset, where: str) -> xarray.Dataset:
+    """The dataset with all one-dimensional arrays that identify rows loaded into memory."""
+    named = {v.name for v in variables.WINDOW_VARIABLES} | {"window_index"}
+    names = [
+        name
+        for name, array in dataset.variables.items()
+        if (array.dims == ("window",) and name in named)
+        or array.dims in (("sample",), ("record",))
+        or (name in dataset.coords and array.ndim == 1)
+    ]
+    for name in names:
+        try:
+            dataset.variables[name].load()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"{where}: expected to read the array {name!r}, found it damaged "
+                f"({type(error).__name__}: {error}); bertgeom verify says what else is"
+            ) from error
+    return dataset
+
+
+def without_empty(dataset: xarray.Dataset) -> xarray.Dataset:
+    """Sums with NaN where nothing was counted; stores of earlier versions hold 0 there."""
+    for name in [str(name) for name in dataset.data_vars]:
+        for part in ("_mean", "_m2"):
+            count = name.removesuffix(part) + "_count"
+            if name.endswith(part) and count in dataset and "cohort" in dataset[name].dims:
+                there = dataset[count] > 0
+                dataset[name] = dataset[name].where(there).assign_attrs(dataset[name].attrs)
+    return dataset

@@ -1,7 +1,7 @@
-"""Result files: written beside their place and renamed, so that no half file has the name.
+"""Result files: written under a temporary name and renamed, so that no file is ever half written.
 
-What may be replaced is a file of the same kind, as its first bytes tell. Folders, files of other
-kinds, inputs of the command and anything inside of a store are refused.
+Only a file of the same kind, judged by its first bytes, is replaced. Folders, files of other
+kinds, inputs of the command and anything inside of a store are rejected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.store.storage import explain_write_errors, local_path, reason
 
-#: Ending -> how a file of this kind begins, in lower case; others are not looked into.
+#: Ending -> how a file of this kind begins, in lower case; other files are not checked.
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     ".html": (b"<!doctype html", b"<html"),
     ".json": (b"{", b"["),
@@ -32,10 +32,10 @@ _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
 def replacing(
     path: str | Path, *, kind: str | None = None, inputs: Sequence[str | Path] = ()
 ) -> Iterator[Path]:
-    """A new name beside `path`, with its endings; the file is renamed when the block ends well.
+    """A temporary name next to `path`, with its endings; renamed to `path` if the block succeeds.
 
     Args:
-        kind: ending that tells what may be replaced; default: that of `path`.
+        kind: ending that says what may be replaced; default: that of `path`.
         inputs: files and folders that are read: the file must be none of them, nor in one.
 
     Raises:
@@ -66,7 +66,7 @@ def replacing(
 def write_text(
     path: str | Path, text: str, *, kind: str | None = None, inputs: Sequence[str | Path] = ()
 ) -> None:
-    """Write a text file, whole or not at all; arguments and errors as `replacing`."""
+    """Write a text file atomically; arguments and errors as `replacing`."""
     with replacing(path, kind=kind, inputs=inputs) as draft:
         draft.write_text(text, "utf-8")
 
@@ -108,7 +108,7 @@ def check_target(
 
 
 def _clash(target: Path, inputs: Sequence[str | Path]) -> str | None:
-    """What an input has to do with a place that is to be written, None if nothing."""
+    """How an input conflicts with the file to be written, None if it does not."""
     for given in inputs:
         if "://" in str(given):
             continue
@@ -153,7 +153,7 @@ def _store_around(target: Path) -> str | None:
 
 @contextmanager
 def _explained(target: Path) -> Iterator[None]:
-    """Errors of the draft are told as those of the file itself."""
+    """Report errors of the draft as errors of the file itself."""
     with explain_write_errors(target):
         try:
             yield
@@ -165,7 +165,7 @@ def _explained(target: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until all files of a folder are on disk: what a rename then shows is whole."""
+    """Flush all files of a folder to disk, so that a rename then shows complete files."""
     for file in folder.rglob("*"):
         if file.is_file():
             _flush(file)
@@ -180,7 +180,7 @@ def _flush(draft: Path) -> None:
 def replacing_folder(
     path: str | Path, is_ours: Callable[[Path], bool], *, inputs: Sequence[str | Path] = ()
 ) -> Iterator[Path]:
-    """A new folder beside `path` that takes its name when the block ends well.
+    """A temporary folder next to `path`, renamed to `path` if the block succeeds.
 
     Args:
         is_ours: whether a folder is of the same kind, and may be replaced.
@@ -236,7 +236,7 @@ def check_folder(
 
 @contextmanager
 def system_errors() -> Iterator[None]:
-    """Errors of safetensors that the system caused, as what they are: a full disk, no access."""
+    """Raise system errors that safetensors reports (a full disk, no access) as OSError."""
     from safetensors import SafetensorError
 
     try:

@@ -1,4 +1,4 @@
-"""What a process creates, noted as it goes, so that it can take back this and nothing else."""
+"""A list of everything that a process creates, so that it can undo exactly that."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bertgeom.store.storage import Storage
 
-#: Ending of files that are being written; what is left of a killed write.
+#: Ending of files that are being written, or were when a process was killed.
 PARTIAL = ".partial"
 #: Names of such files: NAME.PROCESS.partial of this package, NAME.HEX.partial of zarr.
 DRAFT = re.compile(r".+\.[0-9a-f]+\.partial")
-#: Writes that go on in threads after a failure are waited for, seconds.
+#: Seconds to wait for writes that continue in threads after a failure.
 _PAUSES = (0.0, 0.1, 0.3, 0.6)
 
 
@@ -64,7 +64,7 @@ class Journal:
                 self._objects[storage.url, key] = storage
 
     def take_back(self) -> None:
-        """Delete what was noted, one by one. What cannot be deleted stays: nothing is raised."""
+        """Delete what was noted, one by one. What cannot be deleted stays; no error is raised."""
         with self._lock:
             paths, objects = list(self._paths), dict(self._objects)
             self._closed = self._void = True
@@ -79,7 +79,7 @@ class Journal:
                 storage.remove(key)
 
     def _is_closed(self) -> bool:
-        # A failed write leaves others running in threads: those that have not begun never do.
+        # Other writes may still run in threads after a failed one; they must not start now.
         if self._void:
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         return self._closed

@@ -81,7 +81,7 @@ class Shape:
         }
 
     def measured(self) -> tuple[Variable, ...]:
-        """What the run measures of every window; arrays without a single group left out."""
+        """Arrays computed for every window; without those of groups if there are no groups."""
         return tuple(
             v
             for v in variables.select(self.tier, self.keep)
@@ -89,7 +89,7 @@ class Shape:
         )
 
     def variables(self) -> tuple[Variable, ...]:
-        """The arrays of the store: what is measured; with `reduce` what tells windows apart."""
+        """Arrays of the store: all of `measured`, or with `reduce` those that identify windows."""
         return tuple(v for v in self.measured() if not self.reduce or v.kind == "window" or v.keep)
 
 
@@ -98,7 +98,7 @@ class Layout:
     """Arrays of a store.
 
     Attributes:
-        shape_of: the facts that sizes come from.
+        shape_of: what the sizes are derived from.
         n_windows: rows of every array.
         chunk_windows: rows of a row group.
     """
@@ -121,7 +121,7 @@ class Layout:
 
     @cached_property
     def coordinates(self) -> tuple[Coordinate, ...]:
-        """Coordinates of the dimensions of what is measured."""
+        """Coordinates of the dimensions of `measured`."""
         used = {dim for variable in self.measured for dim in variable.dims}
         shape = self.shape_of
         known = coordinates(
@@ -152,7 +152,7 @@ class Layout:
         return missing_value(variable)
 
     def attributes(self, variable: Variable) -> dict[str, Any]:
-        """Attributes of the array on disk, CF style where CF has a word for it."""
+        """Attributes of the array on disk, following the CF conventions where they apply."""
         attributes: dict[str, Any] = {
             "units": variable.unit,
             "description": variable.description,
@@ -174,7 +174,7 @@ class Layout:
         return sum(row_bytes(v, self.sizes) for v in self.variables)
 
     def n_files(self) -> int:
-        """Chunk files of a store without a single missing or constant chunk."""
+        """Number of chunk files if no chunk is missing or constant."""
         total = 0
         for variable in self.variables:
             rows = self.chunks(variable)[0]
@@ -212,7 +212,7 @@ def row_group(shape: Shape, partition_windows: int, n_windows: int) -> int:
 
 
 def missing_value(variable: Variable) -> Any:
-    """What stands where nothing was computed: NaN, or the largest value of an integer type."""
+    """The value where nothing was computed: NaN, or the largest value of an integer type."""
     if variable.dtype == "string":
         return ""
     dtype = np.dtype(variable.dtype)

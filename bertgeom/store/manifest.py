@@ -1,8 +1,8 @@
-"""What the files of a store must be: who vouches for which bytes, and the check of a file.
+"""Checksums of the files of a store: where they are listed, and the check of a file.
 
 Every file of a finished store is in one list, `run/manifest.json`: size and SHA-256 by key. Of
 an unfinished store, and of one of format 1.0, which had no such list, the completion records of
-its row groups vouch for the chunks. Sequence shards list their files in an attribute.
+its row groups list the chunks. Sequence shards list their files in an attribute.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bertgeom.store.storage import Storage
 #: Folder of a store with the bookkeeping of its run.
 FOLDER = "run"
 KEY = f"{FOLDER}/manifest.json"
-#: Files that no list holds: the list, and what has a clock or a process in it.
+#: Files without a checksum: the list itself, and files that contain times or process ids.
 _UNLISTED = (KEY, f"{FOLDER}/history.jsonl", f"{FOLDER}/lock", f"{FOLDER}/lease.json")
 REMEDY = "bertgeom verify --repair restores it"
 REMEDY_OF_SHARDS = (
@@ -34,7 +34,7 @@ _WITH_CHECKSUMS = (1, 1)
 _SEAL = "checksum"
 _GROUPS = f"{FOLDER}/groups"
 _METADATA = "zarr.json"
-#: Small files that are read side by side; a remote store answers each after a while.
+#: Small files that are read in parallel, because every request to a remote store takes time.
 _AT_ONCE = 8
 
 #: Size in bytes and SHA-256 of a file.
@@ -47,7 +47,7 @@ def sealed(facts: Mapping[str, Any], indent: int | None = 2) -> bytes:
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """What `sealed` was given; JSON without a checksum is taken as it is.
+    """The content that `sealed` got; JSON without a checksum is accepted as it is.
 
     Raises:
         ValueError: for anything else.
@@ -80,7 +80,7 @@ def read_facts(storage: Storage, key: str, what: str, remedy: str) -> dict[str, 
 def read_facts_at_once(
     storage: Storage, keys: Sequence[str], what: str, remedy: str
 ) -> list[dict[str, Any]]:
-    """`read_facts` of many small files side by side, in their order."""
+    """`read_facts` of many small files in parallel; results in their order."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda key: read_facts(storage, key, what, remedy), keys))
 
@@ -95,7 +95,7 @@ def entry_of(data: bytes) -> Entry:
 
 
 def difference(data: bytes | None, entry: Entry) -> str | None:
-    """What is wrong with the bytes of a file, None if they are those that were written."""
+    """What is wrong with the bytes of a file, None if they are as written."""
     if data is None:
         return "is missing"
     if len(data) != entry[0]:
@@ -126,12 +126,12 @@ def has_checksums(version: str) -> bool:
 
 
 def is_listed(key: str) -> bool:
-    """Whether a file belongs into the list of a finished store."""
+    """Whether a file belongs in the list of a finished store."""
     return not key.startswith(_UNLISTED)
 
 
 def write(storage: Storage, files: Mapping[str, Entry]) -> None:
-    """Put the list of a finished store in its place."""
+    """Write the list of a finished store."""
     facts = {"files": {key: list(files[key]) for key in sorted(files)}}
     storage.write(KEY, sealed(facts, indent=None))
 
@@ -164,8 +164,8 @@ class Checks:
     storage: Storage
 
     @cached_property
-    def _vouched(self) -> tuple[dict[str, Entry], bool]:
-        """Files by key, and whether no other chunk may be there."""
+    def _listed(self) -> tuple[dict[str, Entry], bool]:
+        """Files by key, and whether the list is complete, so that no other chunk may exist."""
         attributes = self._attributes()
         complete = bool(attributes.get("complete"))
         if "files" in attributes:
@@ -188,12 +188,12 @@ class Checks:
         return found if isinstance(found, dict) else {}
 
     def check(self, key: str, data: bytes | None) -> None:
-        """Compare a file with its entry; a file that nobody vouches for passes.
+        """Compare a file with its entry; a file without an entry passes.
 
         Raises:
             DamagedError: if it is missing, changed, or no part of the store.
         """
-        files, whole = self._vouched
+        files, whole = self._listed
         entry = files.get(key)
         if entry is not None:
             wrong = difference(data, entry)

@@ -1,8 +1,8 @@
-"""Named bytes under a folder or an fsspec URL: records, spools, run history.
+"""Files under a folder or an fsspec URL, written atomically: records, spools, run history.
 
-A record must be there whole or not at all. In a local folder it is written beside its place
-and renamed; on an object store a single PUT is atomic already. Failures of a remote place are
-tried again for `RETRY_SECONDS`; a full or read-only place is reported at once.
+In a local folder a file is written under a temporary name and renamed; on an object store a single
+PUT is already atomic. Failed requests to a remote store are retried for `RETRY_SECONDS`; a full or
+read-only file system is reported at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "Storage",
     "explain_write_errors",
     "filesystem",
-    "is_passing",
+    "is_temporary",
     "shown_url",
     "with_retries",
     "with_retries_async",
@@ -36,7 +36,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: A remote place that fails is asked again for this many seconds, with growing pauses.
+#: Failed remote requests are retried for this many seconds, with growing pauses.
 RETRY_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -50,9 +50,9 @@ _FINAL = (
     IsADirectoryError,
     NotADirectoryError,
 )
-#: Client libraries below fsspec whose own exceptions mean that a place did not answer.
+#: Client libraries below fsspec whose own exceptions mean that a remote store did not answer.
 _CLIENTS = {"aiohttp", "aiobotocore", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
-#: HTTP answers of the 400s that may be another one next time.
+#: HTTP status codes from 400 to 499 that are worth a retry.
 _PASSING_STATUS = {408, 425, 429}
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
 
@@ -63,7 +63,7 @@ class Storage:
 
     Attributes:
         url: as the user gave it: a path, `file://...`, `s3://...`, `memory://...`
-        journal: notes what is created, None where nothing will be taken back.
+        journal: notes what is created, None if nothing will be undone.
     """
 
     url: str
@@ -71,7 +71,7 @@ class Storage:
 
     @property
     def folder(self) -> Path | None:
-        """The local folder, None for a remote place."""
+        """The local folder, None for a remote store."""
         if "://" not in self.url and "::" not in self.url:
             return local_path(self.url)
         scheme, _, path = self.url.partition("://")
@@ -90,7 +90,7 @@ class Storage:
         """The bytes start..stop of `key`.
 
         Raises:
-            FileNotFoundError: where there is no file; a folder of that name is none.
+            FileNotFoundError: if there is no file of that name, or if it is a folder.
         """
         if self.folder is not None:
             path = self.folder / key
@@ -103,7 +103,7 @@ class Storage:
         return self._asked(lambda fs, path: fs.cat_file(path, start=start, end=stop), key)
 
     def write(self, key: str, data: bytes) -> None:
-        """Put `data` at `key`, whole or not at all."""
+        """Write `data` to `key` atomically."""
         self.note(key)
         if self.folder is None:
             self._asked(lambda fs, path: fs.pipe_file(path, data), key)
@@ -125,17 +125,17 @@ class Storage:
                 raise
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put `data` at `key` where nothing is; whether this call did it.
+        """Write `data` to `key` unless it exists; returns whether this call wrote it.
 
         Raises:
-            NotImplementedError: for a file system that cannot tell.
+            NotImplementedError: for a file system without exclusive writes.
         """
         self.note(key)
         if self.folder is None:
             try:
                 self._asked(lambda fs, path: fs.pipe_file(path, data, mode="create"), key)
             except FileExistsError:
-                # A repeated request may meet what its first attempt has written.
+                # A retry may find what its first attempt has written.
                 return self.read(key) == data
             except (TypeError, ValueError) as error:
                 raise NotImplementedError(f"{self.shown}: no exclusive writes") from error
@@ -164,13 +164,13 @@ class Storage:
         self.write(key, old + text.encode())
 
     def exists(self, key: str) -> bool:
-        """Whether there is a file `key`."""
+        """Whether there is a file `key`; a folder does not count."""
         if self.folder is not None:
             return (self.folder / key).is_file()
-        return self._asked(lambda fs, path: fs.isfile(path), key)
+        return self._asked(_is_file, key)
 
     def names(self, prefix: str, drafts: bool = False) -> list[str]:
-        """Names directly under `prefix`, sorted; unfinished files are left out unless asked for."""
+        """Names directly under `prefix`, sorted; unfinished files only if `drafts`."""
         if self.folder is not None:
             folder = self.folder / prefix
             found = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -192,7 +192,7 @@ class Storage:
         return sizes
 
     def remove(self, key: str) -> None:
-        """Delete the file or folder `key`; nothing happens where there is none."""
+        """Delete the file or folder `key`; nothing happens if there is none."""
         if self.folder is not None:
             path = self.folder / key if key else self.folder
             with naming(path):
@@ -201,7 +201,7 @@ class Storage:
                 else:
                     path.unlink(missing_ok=True)
         else:
-            # A repeated request may find that its first attempt has done it.
+            # A retry may find that its first attempt has deleted it.
             with suppress(FileNotFoundError):
                 self._asked(lambda fs, path: fs.rm(path, recursive=True), key)
 
@@ -213,7 +213,7 @@ class Storage:
                     os.rmdir(folder)
 
     def sweep(self) -> None:
-        """Delete what killed writers left. Only while nobody else writes."""
+        """Delete the drafts of killed writers. Call it only while nobody else writes."""
         if self.folder is not None:
             for path in self.folder.rglob(f"*{PARTIAL}"):
                 if DRAFT.fullmatch(path.name):
@@ -235,7 +235,7 @@ class Storage:
             return []
 
     def _asked(self, action: Callable[[Any, str], T], key: str) -> T:
-        """What the remote file system answers to `action(file system, path of key)`."""
+        """The result of `action(file system, path of key)` on a remote store, with retries."""
         system, root = filesystem(self.url)
         root = root.rstrip("/")
         path = f"{root}/{key}" if key else root
@@ -279,13 +279,21 @@ def filesystem(url: str) -> tuple[Any, str]:
         ) from error
 
 
+def _is_file(system: Any, path: str) -> bool:
+    """Whether a remote path is a file. fsspec's `isfile` says no where a request has failed."""
+    try:
+        return bool(system.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
 def _sizes_below(system: Any, root: str) -> dict[str, int]:
     found = system.find(root, detail=True)
     return {path.removeprefix(f"{root}/"): int(about["size"]) for path, about in found.items()}
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether a failure of a remote place may be over at the next attempt."""
+def is_temporary(error: BaseException) -> bool:
+    """Whether a failure of a remote request is temporary, and worth a retry."""
     if isinstance(error, (*_FINAL, BertgeomError)):
         return False
     status = getattr(error, "status", None)
@@ -297,8 +305,8 @@ def is_passing(error: BaseException) -> bool:
     return client and not re.search("Credential|Validation|Auth", type(error).__name__)
 
 
-class _Patience:
-    """How long to go on asking a place."""
+class _Retries:
+    """When to retry a remote request, and when to give up."""
 
     def __init__(self, place: str) -> None:
         self._place, self._pause = place, _FIRST_PAUSE
@@ -308,10 +316,10 @@ class _Patience:
         """Seconds to wait after a failure.
 
         Raises:
-            StoreError: if the time is up, or the place refuses for good. The error itself, if it
-                is an answer: nothing there, something there already.
+            StoreError: if the time is up, or access is refused. The error itself, if it is a
+                valid answer: no such key, or a key that exists.
         """
-        if not is_passing(error):
+        if not is_temporary(error):
             if _is_answer(error):
                 raise error
             raise StoreError(
@@ -331,7 +339,7 @@ class _Patience:
 
 
 def _is_answer(error: Exception) -> bool:
-    """Whether it says something about a key, or is a fault of the program: not of the place."""
+    """Whether the error is about a key or a bug of the program, not a failure of the store."""
     if isinstance(error, PermissionError):
         return False
     known = isinstance(error, OSError) or getattr(error, "status", None) is not None
@@ -340,38 +348,38 @@ def _is_answer(error: Exception) -> bool:
 
 
 def with_retries(action: Callable[[], T], place: str) -> T:
-    """The result of `action` on a remote place, tried again for `RETRY_SECONDS`.
+    """The result of `action` on a remote store, retried for `RETRY_SECONDS`.
 
     Args:
         place: the URL for the message, without secrets.
 
     Raises:
-        StoreError: if the place does not answer in time, or refuses for good.
+        StoreError: if the store does not answer in time, or refuses access.
         FileNotFoundError, FileExistsError: as `action` does, at once.
     """
-    patience = _Patience(place)
+    retries = _Retries(place)
     while True:
         try:
             return action()
         except Exception as error:
-            pause = patience.pause(error)
+            pause = retries.pause(error)
         time.sleep(pause)
 
 
 async def with_retries_async(action: Callable[[], Awaitable[T]], place: str) -> T:
     """`with_retries` for coroutines."""
-    patience = _Patience(place)
+    retries = _Retries(place)
     while True:
         try:
             return await action()
         except Exception as error:
-            pause = patience.pause(error)
+            pause = retries.pause(error)
         await asyncio.sleep(pause)
 
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Note the file in an OSError that names none, as of an open file, or the draft of it."""
+    """Set the file name in an OSError that has none, or that has the name of the draft."""
     try:
         yield
     except OSError as error:
@@ -382,10 +390,10 @@ def naming(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def explain_write_errors(place: str | Path, what: str | None = None) -> Iterator[None]:
-    """Turn a failure to write to `place` into one line that says how to go on.
+    """Turn a failure to write to `place` into a one-line error with the remedy.
 
     Args:
-        place: folder, file or URL that the block writes to. what: of it, for the message.
+        place: folder, file or URL that the block writes to. what: its name in the message.
 
     Raises:
         StoreError: for an OSError at `place`.
@@ -403,7 +411,7 @@ def explain_write_errors(place: str | Path, what: str | None = None) -> Iterator
                 remedy="check the path and the permissions",
             ) from error
         code = error.errno or 0
-        remedy = "mend the cause"
+        remedy = "fix the cause"
         if code in _FULL:
             remedy = "free some space"
         elif code in _FORBIDDEN:
@@ -437,19 +445,19 @@ def _is_elsewhere(error: OSError, place: str) -> bool:
     if folder is None:
         return "://" not in str(error.filename)
     there, here = Path(os.path.abspath(error.filename)), Path(os.path.abspath(folder))
-    # A parent that cannot be written to is a matter of the place too.
+    # A parent folder that is not writable concerns this place, too.
     return not (there.is_relative_to(here) or here.is_relative_to(there))
 
 
 def make_way(path: Path) -> None:
-    """Delete an empty folder in the place of a file; one with contents is somebody's, and stays."""
+    """Delete an empty folder that has the name of a file; one with contents stays."""
     if path.is_dir() and not path.is_symlink():
         with suppress(OSError):
             path.rmdir()
 
 
 def _remove_tree(path: Path) -> None:
-    """Delete a folder. A write that failed may still be finishing its neighbours in threads."""
+    """Delete a folder, with retries: threads of a failed write may still be writing into it."""
     import shutil
 
     for pause in (0.2, 0.4, 0.8, None):

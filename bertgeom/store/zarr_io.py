@@ -1,18 +1,17 @@
-"""The store on disk: the only module that touches zarr.
+"""The store on disk: makes, writes and opens the arrays of a zarr group.
 
-A store is one flat Zarr v3 group that `xarray.open_zarr` reads alone. Which arrays there
-are, with which dimensions, types and units, comes from `bertgeom.variables`; what a reader
-may rely on is written in `FORMAT.md`.
+A store is one flat Zarr v3 group that `xarray.open_zarr` can read without this package. Its arrays,
+with their dimensions, types and units, are declared in `bertgeom.variables`; what a reader may rely
+on is written in `FORMAT.md`. Every file passes through the wrappers of `zarr_stores`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,29 +19,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.errors import DamagedError, StoreError
-from bertgeom.store.dataset import name_gates, name_labels, portable
-from bertgeom.store.manifest import REMEDY, Checks, has_checksums, read_facts_at_once
-from bertgeom.store.storage import Storage, filesystem, make_way, naming, with_retries_async
-from bertgeom.variables import WINDOW_VARIABLES
+from bertgeom.store.dataset import (
+    load_identity,
+    name_gates,
+    name_labels,
+    portable,
+    without_empty,
+)
+from bertgeom.store.manifest import REMEDY, has_checksums, read_facts_at_once
+from bertgeom.store.storage import Storage
+from bertgeom.store.zarr_stores import NotingStore, zarr_store
 
 if TYPE_CHECKING:
     import xarray
-    from zarr.abc.store import ByteRequest, Store
-    from zarr.core.buffer import Buffer, BufferPrototype
 
     from bertgeom.store.layout import Coordinate, Layout
 
 FORMAT = "bertgeom"
 #: Format of sequence shards in a store of their own.
 SEQUENCE_FORMAT = "bertgeom-sequences"
-#: Major version: a reader refuses another one. Minor version: additions only.
+#: Major version: a reader rejects another one. Minor version: additions only.
 FORMAT_VERSION = "1.1"
 _LEVEL = 3
-#: Bytes whose checksum is computed without asking a thread for it.
-_AT_ONCE = 2**16
 METADATA = "zarr.json"
 #: Files of a zarr group or array: metadata, chunks, and what a killed write of them left.
 _OF_ZARR = re.compile(r"(.*/)?(zarr\.json|c(/\d+)*|(zarr|\d+|c)\.[0-9a-f]+\.partial)")
@@ -54,155 +54,12 @@ class UnfinishedStoreWarning(UserWarning):
     """A store was opened that its run has not finished; rows still to come are missing."""
 
 
-class _Ledger(WrapperStore):
-    """A zarr store that notes size and SHA-256 of everything that is written through it."""
-
-    def __init__(self, store: Store, storage: Storage | None = None) -> None:
-        super().__init__(store)
-        self.files: dict[str, tuple[int, str]] = {}
-        self._storage = storage
-
-    async def set(self, key: str, value: Buffer) -> None:
-        data = value.to_bytes()
-        if self._storage is not None:
-            self._storage.note(key)
-            path = self._storage.folder / key if self._storage.folder else None
-            if path is not None:
-                make_way(path)
-            with naming(path or key):
-                await super().set(key, value)
-        else:
-            await super().set(key, value)
-        self.files[key] = (len(data), hashlib.sha256(data).hexdigest())
-
-    async def delete(self, key: str) -> None:
-        await super().delete(key)
-        self.files.pop(key, None)
-
-
-class _Patient(WrapperStore):
-    """A zarr store on an object store, whose failures are tried again for a while."""
-
-    def __init__(self, store: Store, place: str = "") -> None:
-        super().__init__(store)
-        self._place = place
-
-    def _with_store(self, store: Store) -> _Patient:
-        return _Patient(store, self._place)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        return await with_retries_async(
-            lambda: self._store.get(key, prototype, byte_range), self._place
-        )
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        wanted = list(key_ranges)
-        return await with_retries_async(
-            lambda: self._store.get_partial_values(prototype, wanted), self._place
-        )
-
-    async def exists(self, key: str) -> bool:
-        return await with_retries_async(lambda: self._store.exists(key), self._place)
-
-    async def set(self, key: str, value: Buffer) -> None:
-        await with_retries_async(lambda: self._store.set(key, value), self._place)
-
-    async def delete(self, key: str) -> None:
-        await with_retries_async(lambda: self._store.delete(key), self._place)
-
-    async def delete_dir(self, prefix: str) -> None:
-        await with_retries_async(lambda: self._store.delete_dir(prefix), self._place)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        await with_retries_async(lambda: self._store.set_if_not_exists(key, value), self._place)
-
-    async def is_empty(self, prefix: str) -> bool:
-        return await with_retries_async(lambda: self._store.is_empty(prefix), self._place)
-
-    async def clear(self) -> None:
-        await with_retries_async(self._store.clear, self._place)
-
-    async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
-        await asyncio.gather(*(self.set(key, value) for key, value in values))
-
-    async def _get_many(
-        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
-    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
-        for key, prototype, part in requests:
-            yield key, await self.get(key, prototype, part)
-
-    def list(self) -> AsyncIterator[str]:
-        return self._listed(self._store.list)
-
-    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        return self._listed(lambda: self._store.list_prefix(prefix))
-
-    def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        return self._listed(lambda: self._store.list_dir(prefix))
-
-    async def _listed(self, listing: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
-        """A listing in one piece: what fails in its middle starts again."""
-
-        async def whole() -> tuple[str, ...]:
-            return tuple([name async for name in listing()])
-
-        for name in await with_retries_async(whole, self._place):
-            yield name
-
-
-class _Checked(WrapperStore):
-    """A zarr store that compares every file with the checksum it was written with.
-
-    Raises:
-        DamagedError: from whatever reads a file that was changed, or misses one.
-    """
-
-    def __init__(self, store: Store, checks: Checks) -> None:
-        super().__init__(store)
-        self._checks = checks
-
-    def _with_store(self, store: Store) -> _Checked:
-        return type(self)(store, self._checks)
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        value = await self._store.get(key, prototype)
-        if value is None or len(value) < _AT_ONCE:
-            self._check(key, value)
-        else:
-            await asyncio.to_thread(self._check, key, value)
-        if value is None or byte_range is None:
-            return value
-        return await self._store.get(key, prototype, byte_range)
-
-    async def get_partial_values(
-        self,
-        prototype: BufferPrototype,
-        key_ranges: Iterable[tuple[str, ByteRequest | None]],
-    ) -> list[Buffer | None]:
-        return [await self.get(key, prototype, part) for key, part in key_ranges]
-
-    async def _get_many(
-        self, requests: Iterable[tuple[str, BufferPrototype, ByteRequest | None]]
-    ) -> AsyncGenerator[tuple[str, Buffer | None], None]:
-        for key, prototype, part in requests:
-            yield key, await self.get(key, prototype, part)
-
-    def _check(self, key: str, value: Buffer | None) -> None:
-        self._checks.check(key, None if value is None else value.to_bytes())
-
-
 @dataclass
 class Arrays:
     """The arrays of one group.
 
     Attributes:
-        storage: where the group lies.
+        storage: where the group is.
         read_only: what is read is compared with its checksum, see `bertgeom.store.manifest`.
         format_version: of the store; decides how new arrays are encoded.
         written: key -> (size in bytes, SHA-256) of every file written through this object,
@@ -212,14 +69,14 @@ class Arrays:
     storage: Storage
     read_only: bool = False
     format_version: str = FORMAT_VERSION
-    _store: _Ledger = field(init=False, repr=False)
+    _store: NotingStore = field(init=False, repr=False)
     _opened: dict[str, zarr.Array] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.read_only:
             # zarr makes the folder when it opens the store.
             self.storage.note(METADATA)
-        self._store = _Ledger(_zarr_store(self.storage, self.read_only), self.storage)
+        self._store = NotingStore(zarr_store(self.storage, self.read_only), self.storage)
 
     @property
     def _compressor(self) -> ZstdCodec:
@@ -244,7 +101,7 @@ class Arrays:
         fill: Any,
         attributes: Mapping[str, Any],
     ) -> None:
-        """Make an array, in place of one of the same name."""
+        """Make an array; one of the same name is replaced."""
         options = {
             "name": name,
             "shape": shape,
@@ -263,7 +120,7 @@ class Arrays:
         """The zarr array `name`.
 
         Raises:
-            StoreError: where there is none.
+            StoreError: if there is none.
         """
         if name not in self._opened:
             try:
@@ -278,14 +135,14 @@ class Arrays:
         return self._opened[name]
 
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
-        """Put `rows` at `start` along the first dimension."""
+        """Write `rows` from `start` along the first dimension."""
         if rows.dtype.kind in "UO":
             rows = rows.astype(object)
         array = self.array(name)
         array[start : start + len(rows)] = rows
 
     def extend(self, name: str, rows: np.ndarray) -> None:
-        """Make an array longer by `rows`."""
+        """Append `rows` to an array."""
         array = self.array(name)
         start = array.shape[0]
         array.resize((start + len(rows), *array.shape[1:]))
@@ -300,7 +157,7 @@ class Arrays:
         """Attributes of the group.
 
         Raises:
-            StoreError: where there is no zarr group.
+            StoreError: if there is no zarr group.
         """
         return _group_metadata(self.storage)["attributes"]
 
@@ -319,13 +176,13 @@ def create(
     constants: xarray.Dataset | None = None,
     format_version: str = FORMAT_VERSION,
 ) -> list[str]:
-    """Make the arrays and coordinates of a store; nothing is measured yet.
+    """Make the arrays and coordinates of a store, without results.
 
     The root group must exist already. Chunks of arrays of the same names are deleted.
 
     Args:
         constants: arrays without windows, such as statistics of the model's weights; written
-            at once.
+            immediately.
         format_version: of the root.
 
     Returns:
@@ -356,7 +213,7 @@ def create(
 def write_dataset(
     storage: Storage, dataset: xarray.Dataset, format_version: str = FORMAT_VERSION
 ) -> list[str]:
-    """Write a small dataset as a group, in place of the one there; returns the array names."""
+    """Write a small dataset as a group, replacing an old one; returns the array names."""
     clear(storage)
     arrays = Arrays(storage, format_version=format_version)
     arrays.create_group(dataset.attrs)
@@ -366,12 +223,12 @@ def write_dataset(
 
 
 def is_of_zarr(key: str) -> bool:
-    """Whether a file is, by its name, one of a group or array."""
+    """Whether the name of a file is one that zarr groups and arrays use."""
     return bool(_OF_ZARR.fullmatch(key))
 
 
 def clear(storage: Storage) -> None:
-    """Delete the group or array of a place, file by file: what else lies there stays."""
+    """Delete a group or array file by file; other files in its folder stay."""
     for key in storage.sizes():
         if is_of_zarr(key):
             storage.remove(key)
@@ -379,7 +236,7 @@ def clear(storage: Storage) -> None:
 
 
 def write_coordinate(arrays: Arrays, coordinate: Coordinate) -> None:
-    """Make a coordinate, values and all."""
+    """Make a coordinate with its values."""
     about = {"units": coordinate.unit, "description": coordinate.description}
     values = np.asarray(coordinate.values)
     _write_whole(arrays, coordinate.name, (coordinate.dim,), values, about)
@@ -406,7 +263,7 @@ def _write_whole(
 def create_root(
     storage: Storage, kind: str = FORMAT, written_by: Mapping[str, str] | None = None
 ) -> None:
-    """Make the root group of a new store; one that exists is left alone.
+    """Make the root group of a new store; an existing one is not changed.
 
     Args:
         written_by: of an older store that is restored, see `written_by`; default: this code.
@@ -422,14 +279,14 @@ def create_root(
 
 
 def writers() -> dict[str, str]:
-    """The attributes that say what wrote a store, for a new one."""
+    """The attributes of a new store that say which version wrote it."""
     from bertgeom._version import __version__
 
     return {"format_version": FORMAT_VERSION, "bertgeom_version": __version__}
 
 
 def written_by(storage: Storage) -> dict[str, str] | None:
-    """The same of a store that is there; None if it cannot be read."""
+    """The same attributes of an existing store; None if it cannot be read."""
     try:
         attributes = _group_metadata(storage)["attributes"]
     except StoreError:
@@ -438,7 +295,7 @@ def written_by(storage: Storage) -> dict[str, str] | None:
 
 
 def create_plain_group(storage: Storage, description: str) -> None:
-    """A group without arrays, so that zarr readers know the folder and leave it alone."""
+    """Make a group without arrays, so that zarr readers recognise the folder."""
     if not storage.exists(METADATA):
         Arrays(storage).create_group({"description": description})
 
@@ -500,8 +357,8 @@ def _checksum(root: Mapping[str, Any]) -> str:
 def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     """A store as a lazy `xarray.Dataset`, with units and descriptions.
 
-    What tells windows apart (record, place, tokens, flags, label) is read at once, statistics
-    when they are used. `label` holds names, "" without one, and `label_code` their codes.
+    Arrays that identify windows (record, place, tokens, flags, label) are read at once,
+    statistics when they are used. `label` holds names, "" for none, and `label_code` the codes.
     Attributes that are mappings or lists of names are JSON texts, so that the dataset can be
     written by `to_netcdf`; `bertgeom.store.dataset.attribute(dataset, "settings")` reads one.
 
@@ -526,8 +383,8 @@ def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=zarr.errors.ZarrUserWarning)
         dataset = _open_group(storage, group, bool(attributes.get("complete")))
-        dataset = _load_identity(dataset, storage.shown)
-    dataset = portable(name_gates(name_labels(_without_empty(dataset))))
+        dataset = load_identity(dataset, storage.shown)
+    dataset = portable(name_gates(name_labels(without_empty(dataset))))
     if not attributes.get("complete"):
         warnings.warn(
             f"{storage.shown}: the run has not finished; rows still to come are missing",
@@ -545,45 +402,13 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
         raise StoreError(f"{storage.shown}: expected a group {group!r}, found none{remedy}")
     try:
         return xarray.open_zarr(
-            _zarr_store(storage, read_only=True), group=group, consolidated=complete
+            zarr_store(storage, read_only=True), group=group, consolidated=complete
         )
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise DamagedError(
             f"{storage.shown}: expected metadata of zarr arrays, found what cannot be read "
             f"({' '.join(str(error).split())}); {REMEDY}"
         ) from error
-
-
-def _load_identity(dataset: xarray.Dataset, where: str) -> xarray.Dataset:
-    """The dataset with all one-dimensional arrays that say what a row is in memory."""
-    named = {v.name for v in WINDOW_VARIABLES} | {"window_index"}
-    names = [
-        name
-        for name, array in dataset.variables.items()
-        if (array.dims == ("window",) and name in named)
-        or array.dims in (("sample",), ("record",))
-        or (name in dataset.coords and array.ndim == 1)
-    ]
-    for name in names:
-        try:
-            dataset.variables[name].load()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise StoreError(
-                f"{where}: expected to read the array {name!r}, found it damaged "
-                f"({type(error).__name__}: {error}); bertgeom verify says what else is"
-            ) from error
-    return dataset
-
-
-def _without_empty(dataset: xarray.Dataset) -> xarray.Dataset:
-    """Sums with NaN where nothing was counted; stores of earlier versions hold 0 there."""
-    for name in [str(name) for name in dataset.data_vars]:
-        for part in ("_mean", "_m2"):
-            count = name.removesuffix(part) + "_count"
-            if name.endswith(part) and count in dataset and "cohort" in dataset[name].dims:
-                there = dataset[count] > 0
-                dataset[name] = dataset[name].where(there).assign_attrs(dataset[name].attrs)
-    return dataset
 
 
 def check_format(storage: Storage, kind: str) -> dict[str, Any]:
@@ -609,7 +434,7 @@ def check_format(storage: Storage, kind: str) -> dict[str, Any]:
 
 
 def is_store(storage: Storage, kind: str) -> bool:
-    """Whether a zarr group of `kind` lies there, of whatever version."""
+    """Whether there is a zarr group of `kind`, of any version."""
     try:
         return _group_metadata(storage)["attributes"].get("format") == kind
     except StoreError:
@@ -640,14 +465,3 @@ def _group_metadata(storage: Storage) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=2).encode()
-
-
-def _zarr_store(storage: Storage, read_only: bool = False) -> Store:
-    """The zarr store of a place; where nothing can be written, what is read is checked."""
-    found: Store
-    if storage.folder is not None:
-        found = LocalStore(storage.folder, read_only=read_only)
-    else:
-        filesystem(storage.url)
-        found = _Patient(FsspecStore.from_url(storage.url, read_only=read_only), storage.shown)
-    return _Checked(found, Checks(storage)) if read_only else found

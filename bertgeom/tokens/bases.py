@@ -1,15 +1,14 @@
 """Tokenisers with a fixed alphabet: Nucleotide Transformer's 6-mers, and single bases.
 
-- Nucleotide Transformer: upper case, [CLS] in front and nothing behind; a stretch of A, C, G, T
-  is cut into k-mers end to end, its rest into single bases; N is a token; other letters break
-  k-mers, and a run of them is one unknown token, as in transformers' EsmTokenizer.
+- Nucleotide Transformer: upper case, [CLS] at the start, nothing at the end; a stretch of
+  A, C, G, T is cut into k-mers end to end, its rest into single bases; N is a token; other
+  letters break k-mers, and a run of them is one unknown token, as in transformers' EsmTokenizer.
 - single bases (HyenaDNA, Caduceus): A, C, G, T and N are tokens, every other letter is
-  unknown; [SEP] behind, nothing in front.
+  unknown; [SEP] at the end, nothing at the start.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,13 +25,13 @@ from bertgeom.kernels.kmers import (
     kmer_places,
     single_table,
 )
-from bertgeom.tokens.encoded import Encoded, EncodedBatch, empty_ids, frame, join
+from bertgeom.tokens.encoded import Encoded, EncodedBatch, digest, empty_ids, frame, join
 from bertgeom.tokens.kmer import BASE_ORDER, all_kmers
 
 #: HyenaDNA and Caduceus.
 SINGLE_SPECIAL_IDS = {"cls": 0, "sep": 1, "bos": 2, "mask": 3, "pad": 4, "unk": 6}
 SINGLE_IDS = {letter: 7 + i for i, letter in enumerate("ACGTN")}
-#: Most tokens of a window, by version of the Nucleotide Transformer.
+#: Maximum tokens of a window, by version of the Nucleotide Transformer.
 NT_MAX_TOKENS = {"v1": 1000, "v2": 2048}
 
 
@@ -60,9 +59,9 @@ class NucleotideTransformer:
     Attributes:
         vocabulary: token -> id, with <unk>, <pad>, <cls>, all k-mers of A, C, G, T, and the
             single bases.
-        max_tokens: most tokens of a sequence, [CLS] included.
+        max_tokens: maximum tokens of a sequence, [CLS] included.
         k: bases of a k-mer.
-        name: short name, for people.
+        name: short name for messages.
     """
 
     vocabulary: Mapping[str, int] = field(default_factory=nt_vocabulary)
@@ -127,12 +126,12 @@ class NucleotideTransformer:
     @overload
     def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
     def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
-        """Upper bound: every base a token, as next to N."""
+        """Upper bound: one token per base, as next to N."""
         counts = np.minimum(np.asarray(n_bases, dtype=np.int64) + 1, self.max_tokens)
         return counts if isinstance(n_bases, np.ndarray) else int(counts)
 
     def window_bases(self) -> int:
-        """Longest sequence of A, C, G, T alone that fits; with N, fewer bases do."""
+        """Longest sequence of only A, C, G, T that fits; with N, fewer bases do."""
         return self.k * (self.max_tokens - 1)
 
     def encode(self, bases: np.ndarray) -> Encoded:
@@ -175,15 +174,15 @@ class NucleotideTransformer:
 
 @dataclass(frozen=True, eq=False)
 class SingleNucleotide:
-    """One token a base.
+    """One token per base.
 
     Attributes:
-        max_tokens: most tokens of a sequence, special ones included.
+        max_tokens: maximum tokens of a sequence, special ones included.
         letters: letter -> id; case is folded, and where only one of T and U is listed, it
             stands for both.
         special_ids: ids of pad, unk, and of cls and sep where they are used.
         cls, sep: whether a sequence starts with [CLS], and ends with [SEP].
-        name: short name, for people.
+        name: short name for messages.
     """
 
     max_tokens: int
@@ -291,9 +290,3 @@ class SingleNucleotide:
             count_ambiguous(bases, starts, stops),
             stops - starts > counts,
         )
-
-
-def digest(vocabulary: Mapping[str, int]) -> str:
-    """SHA-256 of a vocabulary, whatever its order."""
-    lines = sorted(f"{i}\t{token}\n" for token, i in vocabulary.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

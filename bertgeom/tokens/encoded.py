@@ -1,8 +1,9 @@
-"""What a tokeniser gives: ids, special marks, and the bases behind every token."""
+"""The output of a tokeniser: ids, special tokens, and the bases of every token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -76,13 +77,13 @@ class Tokenizer(Protocol):
     """Bases to tokens.
 
     Attributes:
-        name: short name, for people.
+        name: short name for messages.
         pad_id: id that fills a row of a batch.
-        max_tokens: most tokens of a sequence, special ones included.
+        max_tokens: maximum tokens of a sequence, special ones included.
         exact_counts: whether `count_tokens` is exact; else it is an upper bound.
         variable_length: whether the number of tokens depends on the bases, as with BPE.
         vocab_size: one more than the largest id that can occur.
-        unknown_ids: ids that stand for what the vocabulary lacks; none if there is no such id.
+        unknown_ids: ids of tokens that are not in the vocabulary; empty if there is no such id.
     """
 
     @property
@@ -121,7 +122,7 @@ class Tokenizer(Protocol):
         ...
 
     def window_bases(self) -> int:
-        """Longest sequence of plain A, C, G, T that surely fits `max_tokens`."""
+        """Longest sequence of A, C, G, T that is guaranteed to fit `max_tokens`."""
         ...
 
 
@@ -170,3 +171,9 @@ def frame(ids: np.ndarray, lengths: np.ndarray, first: int | None, last: int | N
     if last is not None:
         ids[rows, lengths - 1], special[rows, lengths - 1] = last, True
     return special
+
+
+def digest(vocabulary: Mapping[str, int]) -> str:
+    """SHA-256 of a vocabulary, independent of its order."""
+    lines = sorted(f"{i}\t{token}\n" for token, i in vocabulary.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Any Hugging Face tokenizer, with the bases behind every token.
+"""Any Hugging Face tokenizer, with the bases of every token.
 
 The tokenizer gets a window as one string, in the spelling of its own vocabulary: upper or lower
 case, with T or with U (`read_spelling`). Every base belongs to exactly one token; a tokenizer
-that leaves a base without one is refused. A token that stands for no base, such as the mark
+that leaves a base without one is rejected. A token that stands for no base, such as the mark
 that SentencePiece puts in front of a text, is a special token.
 """
 
@@ -22,7 +22,7 @@ from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.kmers import count_ambiguous
 from bertgeom.tokens.encoded import Encoded, EncodedBatch, stack
 
-#: A token of letters alone, with the marks that tokenizers put around pieces of a word.
+#: A token of letters only, with the marks that tokenizers put around pieces of a word.
 _LETTERS = re.compile(r"[^A-Za-z0-9<\[]*([ACGTUNRYSWKMBDHV]+)(</w>)?[^A-Za-z0-9]*", re.IGNORECASE)
 #: Sequences that show how a tokenizer reads bases; short, as a word may be no longer than 100.
 _PROBES, _PROBE_BASES = 64, 48
@@ -59,14 +59,14 @@ class Spelling:
 class HuggingFace:
     """A transformers tokenizer that is given the bases as one string.
 
-    Tokens beyond `max_tokens` are cut off in front of the closing special tokens.
+    Tokens beyond `max_tokens` are cut off before the closing special tokens.
 
     Attributes:
-        tokenizer: a transformers tokenizer; one without offsets must give back its text.
-        max_tokens: most tokens of a sequence, special ones included.
+        tokenizer: a transformers tokenizer; one without offsets must reproduce its text.
+        max_tokens: maximum tokens of a sequence, special ones included.
         case: "upper" or "lower", the case in which it gets the bases.
-        name: short name, for people.
-        thymine: "T" or "U", how it gets both.
+        name: short name for messages.
+        thymine: "T" or "U", the letter it gets for both.
     """
 
     tokenizer: Any
@@ -83,7 +83,7 @@ class HuggingFace:
                 f"expected max_tokens of at least {self._extra + 1}, found {self.max_tokens}"
             )
         if self.tokenizer.is_fast:
-            # A length limit saved in tokenizer.json is no rule of this project.
+            # Ignore a length limit saved in tokenizer.json: `max_tokens` counts.
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
 
@@ -117,7 +117,7 @@ class HuggingFace:
 
     @cached_property
     def unknown_ids(self) -> tuple[int, ...]:
-        """Ids of the unknown token: that which is declared, and that which the model gives."""
+        """Ids of the unknown token: the declared one, and the one that the model returns."""
         found = {self.tokenizer.unk_token_id, self._model_unknown}
         return tuple(sorted(int(i) for i in found if i is not None))
 
@@ -140,7 +140,7 @@ class HuggingFace:
 
     @property
     def variable_length(self) -> bool:
-        """Whether the number of tokens depends on the bases, not on their number alone."""
+        """Whether the number of tokens depends on the bases, not only on their number."""
         return self.longest_token > 1
 
     def settings(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class HuggingFace:
             "max_tokens": self.max_tokens,
             "sha256": self._digest,
         }
-        # Only where they differ from what was always done, so that older stores can go on.
+        # Only if they are not the defaults, so that runs of older stores can be continued.
         if self.thymine != "T":
             found["thymine"] = self.thymine
         if self._marks:
@@ -174,19 +174,19 @@ class HuggingFace:
     @overload
     def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
     def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
-        """Upper bound: every base a token."""
+        """Upper bound: one token per base."""
         counts = np.minimum(np.asarray(n_bases, dtype=np.int64) + self.n_special, self.max_tokens)
         return counts if isinstance(n_bases, np.ndarray) else int(counts)
 
     def window_bases(self) -> int:
-        """Longest sequence that surely fits: every base a token."""
+        """Longest sequence that is guaranteed to fit: one token per base."""
         return max(1, self.max_tokens - self.n_special)
 
     def encode(self, bases: np.ndarray) -> Encoded:
         """Tokens of uint8 ASCII bases (n,) of any case.
 
         Raises:
-            ModelError: if the tokenizer tells no offsets and they cannot be recovered, or if a
+            ModelError: if the tokenizer gives no offsets and they cannot be recovered, or if a
                 base has no token or several.
         """
         return self._rows([bases])[0]
@@ -196,7 +196,7 @@ class HuggingFace:
         return stack(self._rows(sequences) if len(sequences) else [], self.pad_id)
 
     def encode_whole(self, sequences: Sequence[np.ndarray]) -> list[Encoded]:
-        """Tokens of several sequences, however many they are: nothing is cut off.
+        """Tokens of several sequences, without truncation.
 
         Raises:
             ModelError: as `encode`.
@@ -245,7 +245,7 @@ class HuggingFace:
         return int((np.isin(ids, self.unknown_ids) & ~special).sum())
 
     def _cut(self, row: Encoded) -> Encoded:
-        """Without the content that does not fit."""
+        """The row without the content that does not fit."""
         if row.ids.size <= self.max_tokens:
             return row
         content = np.flatnonzero(~row.special)
@@ -280,7 +280,7 @@ class HuggingFace:
         )
 
     def _dropped(self, bases: np.ndarray) -> str:
-        """The first letter that gives no token; tokens behind it have the wrong places."""
+        """The first letter that gives no token; tokens after it have wrong positions."""
         letters = np.unique(bases)
         rows = self._whole([np.array([letter]) for letter in letters])
         lost = [letter for letter, row in zip(letters, rows, strict=True) if row.special.all()]
@@ -306,11 +306,11 @@ class HuggingFace:
 
 
 def read_spelling(tokenizer: Any, case: str | None = None) -> Spelling:
-    """The spelling in which a tokenizer knows bases best, from what it makes of random ones.
+    """The spelling of bases that suits a tokenizer best, found with random sequences.
 
     The spelling that leaves the fewest bases without a known token; among equals, one that
-    needs clearly fewer tokens (a vocabulary of bytes knows every letter, but has pieces in one
-    spelling alone); else upper case with T.
+    needs clearly fewer tokens (a vocabulary of bytes knows every letter, but has pieces in only one
+    spelling); else upper case with T.
 
     Args:
         tokenizer: a transformers tokenizer. case: "upper" or "lower" if that is decided.
@@ -357,8 +357,8 @@ def _probes() -> list[np.ndarray]:
 def _without_bases(special: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """bool (n,): content tokens that stand for no base.
 
-    They have no width, or are said to lie on the base with which the next token begins, as the
-    mark in front of a text is.
+    They have no width, or have the offset of the base with which the next token begins, like the
+    mark in front of a text.
     """
     found = np.zeros(special.size, dtype=bool)
     content = np.flatnonzero(~special)

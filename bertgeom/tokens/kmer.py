@@ -10,7 +10,6 @@ Their rules, one line each:
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from bertgeom.kernels.kmers import (
     n_kmers,
     unpack_kmers,
 )
-from bertgeom.tokens.encoded import Encoded, EncodedBatch, empty_ids, frame, join
+from bertgeom.tokens.encoded import Encoded, EncodedBatch, digest, empty_ids, frame, join
 
 SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
 #: The ids of bert-base-cased, whose vocabulary the paper's extends.
@@ -48,8 +47,8 @@ class KmerTokenizer:
         k, stride: bases of a k-mer, and from one to the next.
         pad_with_n: whether a sequence is padded with N to a multiple of k first.
         special_ids: ids of pad, unk, cls, sep, mask.
-        max_tokens: most tokens of a sequence, special ones included.
-        name: short name, for people.
+        max_tokens: maximum tokens of a sequence, special ones included.
+        name: short name for messages.
     """
 
     vocabulary: Mapping[str, int]
@@ -113,8 +112,7 @@ class KmerTokenizer:
 
     @cached_property
     def _digest(self) -> str:
-        lines = sorted(f"{i}\t{kmer}\n" for kmer, i in self.table.vocabulary.items())
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return digest(self.table.vocabulary)
 
     @overload
     def count_tokens(self, n_bases: int) -> int: ...
@@ -177,7 +175,7 @@ def PaperKmer(
             special ones.
         k, stride: bases of a k-mer, and from one to the next.
         special_ids: ids of pad, unk, cls, sep, mask; the paper's if None.
-        max_tokens: most tokens of a sequence, [CLS] and [SEP] included.
+        max_tokens: maximum tokens of a sequence, [CLS] and [SEP] included.
 
     Raises:
         ModelError: for a vocabulary that is not one of k-mers.
@@ -199,7 +197,7 @@ def DnabertKmer(
     Args:
         k: 3 to 6 in the published models.
         vocabulary: k-mer -> id; the published order if None.
-        max_tokens: most tokens of a sequence, [CLS] and [SEP] included.
+        max_tokens: maximum tokens of a sequence, [CLS] and [SEP] included.
     """
     if vocabulary is None:
         first = max(DNABERT_SPECIAL_IDS.values()) + 1
@@ -217,14 +215,14 @@ def all_kmers(k: int) -> list[str]:
 def build_vocabulary(
     sequences: Iterable[np.ndarray], k: int = 12, stride: int = 9, min_count: int = 1
 ) -> list[str]:
-    """The lower-case k-mers that `PaperKmer(k, stride)` meets in `sequences`, sorted.
+    """The lower-case k-mers that `PaperKmer(k, stride)` finds in `sequences`, sorted.
 
     Args:
         sequences: uint8 ASCII bases; padded with N as the tokeniser does.
         k, stride: as in `PaperKmer`.
-        min_count: k-mers met less often are left out.
+        min_count: rarer k-mers are left out.
 
-    A k-mer with a byte that is no base (a gap, a stop) never enters.
+    k-mers with a byte that is not a base (a gap, a stop) are left out.
     """
     keys, counts = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
     for some in _batched(sequences, 256):

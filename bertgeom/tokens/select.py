@@ -1,10 +1,10 @@
-"""Which tokeniser a model wants, and how a k-mer tokeniser is kept beside it.
+"""Which tokeniser a model needs, and how a k-mer tokeniser is saved with it.
 
-`load_tokenizer` takes the first of these that there is:
+`load_tokenizer` uses the first of these that exists:
 1. `override`, a spec from the command line: "kmer:k=12,stride=9", "dnabert:k=6", "nt:v2",
    "single", "hf";
 2. `bertgeom_tokenizer.json` in the model folder, the same keys as JSON: {"kind": "kmer", ...};
-3. a `vocab.txt` of DNABERT or of the Nucleotide Transformer, told by its lines;
+3. a `vocab.txt` of DNABERT or of the Nucleotide Transformer, recognised by its lines;
 4. the tokenizer class of HyenaDNA or Caduceus, whose code is then not needed;
 5. transformers' AutoTokenizer.
 """
@@ -84,13 +84,13 @@ def load_tokenizer(
 
     Args:
         model: a folder, or a name on the Hugging Face hub (HF_HUB_OFFLINE is honoured).
-        max_tokens: an upper limit of tokens a window; the tokeniser's own, if lower, holds.
-        override: a spec such as "kmer:k=12,stride=9" that decides instead of the files.
+        max_tokens: upper limit of tokens per window; a lower one of the tokeniser counts.
+        override: a spec such as "kmer:k=12,stride=9" that overrides the files.
         trust_remote_code: whether AutoTokenizer may run code of the model's repository.
 
     Raises:
-        UsageError: for a spec or a limit that cannot be meant.
-        ModelError: for files that are missing or are no tokeniser.
+        UsageError: for an invalid spec or limit.
+        ModelError: for missing files, or files that are not a tokeniser's.
     """
     model = str(model)
     if override is not None:
@@ -184,7 +184,7 @@ def _limit(settings: Mapping[str, Any], max_tokens: int | None, default: int | N
     own = settings.get("max_tokens")
     given = [n for n in (own, max_tokens) if n is not None]
     if not given and default is None:
-        raise UsageError("expected a limit of tokens a window, found none; give --max-tokens")
+        raise UsageError("expected a limit of tokens per window, found none; give --max-tokens")
     return min(given) if given else int(default or 0)
 
 
@@ -242,11 +242,11 @@ def _lines(model: str, name: str, *, missing_ok: bool = False) -> list[str]:
     if path is None:
         if missing_ok:
             return []
-        raise ModelError(f"{model}: expected a vocabulary {name}, one token a line, found none")
+        raise ModelError(f"{model}: expected a vocabulary {name}, one token per line, found none")
     try:
         return [line.strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: expected a vocabulary, one token a line: {error}") from error
+        raise ModelError(f"{path}: expected a vocabulary, one token per line: {error}") from error
 
 
 def _json(model: str, name: str) -> dict[str, Any]:
@@ -412,13 +412,13 @@ def save_kmer_tokenizer(folder: str | os.PathLike[str], tokenizer: KmerTokenizer
         "max_tokens": tokenizer.max_tokens,
         "vocab": VOCABULARY_FILE,
     }
-    # The settings, which tell that there is a tokenizer, come last.
+    # The settings come last, because they show that the tokenizer is complete.
     write_text(folder / VOCABULARY_FILE, "".join(f"{line}\n" for line in lines))
     write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
 
 
 def load_kmer_tokenizer(folder: str | os.PathLike[str]) -> KmerTokenizer:
-    """The tokeniser that `save_kmer_tokenizer` kept in a model folder.
+    """The tokeniser that `save_kmer_tokenizer` wrote into a model folder.
 
     Raises:
         ModelError, UsageError: as `load_tokenizer`.

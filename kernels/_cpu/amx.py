@@ -9,8 +9,8 @@ bfloat16 numbers, of 8 bits each, without a rounding:
 
 Of the nine products of x = h + m + l and x' = h' + m' + l' six are taken, h h', h m', m h', m m',
 h l' and l h'. The three left out come to 2^-23 |x x'| at most, two roundings of a float32
-product, and are of either sign. So a product of matrices is as good as one of float32 numbers; in
-tests its errors are the smaller ones. At best it takes three eighths of the time.
+product, and are of either sign. So a product of matrices is as accurate as one of float32
+numbers; in tests its errors are smaller. At best it takes three eighths of the time.
 
 The unit takes subnormal numbers for 0. It is for numbers below `LARGEST`, whose products cannot
 overflow: infinity and NaN have no pieces.
@@ -52,9 +52,9 @@ SIDE = 16
 _LINE = 2 * STEP
 _TILE_BYTES = SIDE * _LINE
 _PIECES = 3
-#: Of a strip.
+#: Bytes of one step of a strip.
 _STEP_BYTES = _PIECES * _TILE_BYTES
-#: Numbers are to be smaller.
+#: All numbers must be smaller than this.
 LARGEST = np.float32(2.0**60)
 
 _WORD, _LONG, _SHORT, _BYTE = (ir.IntType(bits) for bits in (32, 64, 16, 8))
@@ -62,7 +62,7 @@ _LANES = ir.VectorType(_WORD, SIDE)
 _FLOATS = ir.VectorType(ir.FloatType(), SIDE)
 _HALVES = ir.VectorType(_SHORT, STEP)
 
-#: By what LLVM compiles for, as compiled functions on disk are kept.
+#: Decided by the CPU that LLVM compiles for, like the compiled functions on disk.
 COMPILES = (
     (config.CPU_NAME or config.CPU_FEATURES) is None
     and platform.machine() in ("x86_64", "AMD64")
@@ -73,10 +73,10 @@ COMPILES = (
 
 @functools.cache
 def usable() -> bool:
-    """Whether this process may use the unit; BERTGEOM_AMX=0 in the environment says no."""
+    """Whether this process may use the unit; BERTGEOM_AMX=0 in the environment disables it."""
     if not COMPILES or platform.system() != "Linux" or os.environ.get("BERTGEOM_AMX") == "0":
         return False
-    # Linux keeps the tiles of a thread only for processes that have asked for it.
+    # Linux saves the tiles of a thread only for processes that have requested it.
     arch_prctl, request_permission, tile_data = map(ctypes.c_long, (158, 0x1023, 18))
     refused: int = ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)
     return refused == 0
@@ -245,7 +245,7 @@ def _configure(typingctx: Any) -> Any:
 
 @intrinsic
 def _release(typingctx: Any) -> Any:
-    """This thread needs its tiles no longer."""
+    """Release the tiles of this thread."""
     return types.void(), _emitting(lambda builder: _call(builder, "tilerelease"))
 
 

@@ -15,17 +15,14 @@ from bertgeom.kernels._cpu.amx import COMPILES
 from bertgeom.kernels._cpu.rows import SMALLEST_NORM, inner_products
 from bertgeom.kernels._cpu.runtime import inner
 from bertgeom.kernels._cpu.vectors import larger, smaller
+from bertgeom.kernels._definitions import NO_AXIS
 
 #: Rows and columns of a tile of cosines. BLAS multiplies tall tiles faster than wide ones, and 48
 #: columns, three vectors of 512 bits, faster than any other number near. The tile unit takes
 #: multiples of 32.
 TILE_ROWS, TILE_COLUMNS = 1024, 64 if COMPILES else 48
-#: Rows of a tile whose cells are looked at together.
+#: Rows of a tile whose cells are processed together.
 STRETCH = 48
-#: The unit vectors are centred where the length of their mean exceeds this.
-NARROW = 0.5
-#: Below this resultant the unit vectors cancel and the cone has no axis.
-NO_AXIS = 1e-6
 #: Pairs whose 1 - |cos| is below NEAR |y_i| |y_j| are computed from differences of vectors.
 NEAR = 1e-3
 #: A rounded angle is off by less than this share of 180 degrees.
@@ -145,10 +142,10 @@ def angle_tile(
     """Angles of the pairs (i, j) of a tile; leaves 1 - cos in `tile`.
 
     Args:
-        how: see `_rows.Products`.
+        how: see `rows.Products`.
         a, b: (r, D), (c, D) centred unit vectors, c <= TILE_COLUMNS.
         half_a, size_a: (r,) as `centre_units` writes them; half_b, size_b: (>= TILE_COLUMNS,) the
-            same of b, then anything finite.
+            same of b, then any finite numbers.
         shift: (D,) float32, what was taken off them.
         diagonal: row i meets the columns before diagonal + i.
         edges: see `versine_edges`.
@@ -169,7 +166,7 @@ def angle_tile(
         rows = min(STRETCH, len(a) - i)
         versine = flat[i * TILE_COLUMNS : (i + rows) * TILE_COLUMNS]
         degrees = angle[: rows * TILE_COLUMNS]
-        # A vector and itself are no pair: any angle but a near one, which would cost time.
+        # A vector and itself are not a pair: any angle will do that is not near, which takes time.
         for own in range(max(0, diagonal + i), min(TILE_COLUMNS, diagonal + i + rows)):
             versine[(own - diagonal - i) * TILE_COLUMNS + own] = 0
         if _stretch_angles(versine, half_a[i:], half_b, size_a[i:], size_b, degrees):
@@ -199,7 +196,7 @@ def angle_tile(
 
 @inner
 def columns_met(i, columns, diagonal):
-    """How many of its columns row i of a tile meets."""
+    """How many cells of row i of a tile are pairs."""
     return max(0, min(columns, diagonal + i))
 
 

@@ -1,11 +1,11 @@
-"""Compiled functions on disk: where they are kept, and when they are used again.
+"""The disk cache of compiled functions: where they are stored, and when they are reused.
 
-One file holds one compiled signature. Its name is made of everything that decides the machine
-code, so no two processes ever mean different code by one name, and there is no index to lose.
-The file begins with a checksum: a damaged one is compiled again.
+One file holds one compiled signature. Its name is a hash of everything that decides the machine
+code, so one name always means the same code, and there is no index that can be damaged.
+The file begins with a checksum; a damaged file is compiled again.
 
-Nothing here stops a computation. Where no folder can be written the code goes to a private folder
-of the system's temporary directory, and where that fails too it stays in memory.
+Failures of the cache never stop a computation. If the usual folder is not writable, code is stored
+in a private folder of the system's temporary directory; if that fails too, it stays in memory.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ _DIGEST_BYTES = 32
 
 
 def keep_on_disk(dispatcher: Any, function: Callable[..., Any]) -> None:
-    """Makes a compiled function look for its machine code on disk, and leave it there."""
+    """Make a compiled function load its machine code from disk, and store it there."""
     try:
         dispatcher._cache = _Cache(function)
     except (OSError, RuntimeError) as error:
-        _warn_once(f"compiled code is kept in memory alone ({error}); {_REMEDY}")
+        _warn_once(f"compiled code is kept only in memory ({error}); {_REMEDY}")
 
 
 @functools.cache
 def source_stamp(folder: Path) -> str:
-    """Digest of the Python files of a folder and of all of `kernels`: what code is made from.
+    """Digest of the sources that compiled code depends on: of a folder and of all of `kernels`.
 
-    Numba's own rule looks at one file, and misses a change in what the function calls or in the
-    constants that it holds.
+    Numba itself checks only the file of a function, and misses changes of the functions that it
+    calls and of constants from other files.
     """
     digest = hashlib.sha256()
     kernels = Path(__file__).parents[1]
     for of, paths in ((kernels, kernels.rglob("*.py")), (folder, folder.glob("*.py"))):
         for path in sorted(paths):
-            # By its place below the folder: the same tree elsewhere makes the same code.
+            # By its path below the folder: the same tree in another place has the same code.
             source = path.read_bytes()
             digest.update(f"{path.relative_to(of)}\0{len(source)}\0".encode())
             digest.update(source)
@@ -71,7 +71,7 @@ def _warn_once(text: str) -> None:
 def _private_folder() -> str:
     """A folder in the temporary directory that nobody else can write to.
 
-    The same one for all processes of a user, unless something else has that name.
+    All processes of a user share it, unless something else has that name.
 
     Raises:
         OSError: if none can be made.
@@ -93,7 +93,7 @@ def _user() -> int:
 
 
 class _PrivateLocator(_SourceFileBackedLocatorMixin, _CacheLocator):
-    """The last resort."""
+    """The private folder of `_private_folder`, used when all other folders fail."""
 
     def __init__(self, function: Any, file: str) -> None:
         self._py_file = file
@@ -119,7 +119,7 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        # Whatever is wrong with a file: compiling again is always right.
+        # Whatever the error is, compiling again is always correct.
         except Exception as error:
             _LOG.debug("compiled code is not used: %s", error)
             return None
@@ -133,9 +133,9 @@ class _Cache(FunctionCache):
 
 
 class _Files:
-    """One file a signature, in place of Numba's index and numbered files.
+    """One file per signature, instead of Numba's index and numbered files.
 
-    Two processes that compile different signatures at once take the same number there.
+    With these, two processes that compile different signatures at once use the same number.
     """
 
     def __init__(self, folder: str, base: str, stamp: str) -> None:
@@ -147,7 +147,7 @@ class _Files:
         except OSError:
             return None
         digest, code = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-        # Pickle is safe here: as with any cache of code, who writes to it runs as this user.
+        # Pickle is safe here: whoever can write to a cache of code can run code as this user.
         return pickle.loads(code) if hashlib.sha256(code).digest() == digest else None  # noqa: S301
 
     def save(self, key: Any, data: Any) -> None:
@@ -163,7 +163,7 @@ class _Files:
             raise
 
     def flush(self) -> None:
-        """Forget the code of this function."""
+        """Delete the code of this function."""
         for path in Path(self._folder).glob(f"{self._base}.*.nbc"):
             path.unlink(missing_ok=True)
 

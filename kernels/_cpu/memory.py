@@ -1,7 +1,7 @@
-"""Memory that the compiled CPU code works on and leaves its results in.
+"""Memory for scratch arrays and results of the compiled CPU code.
 
-Compiled code is handed all its large arrays from here, so that a test can put guards around every
-one of them: it replaces the functions of this module. They are called through it for that reason.
+All large arrays of compiled code are allocated here, so that tests can put guards around each of
+them by replacing the functions of this module. Callers therefore import the module, not functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _memory = threading.local()
 
 
 def empty(shape: int | Sequence[int], dtype: Any = np.float64) -> Any:
-    """An array that holds anything."""
+    """An uninitialised array."""
     return np.empty(shape, dtype)
 
 
@@ -38,7 +38,7 @@ def full(shape: int | Sequence[int], value: Any, dtype: Any = np.float64) -> Any
 
 
 def tensor(shape: Sequence[int], zeroed: bool = False) -> Tensor:
-    """A float32 tensor, of zeros or of anything."""
+    """A float32 tensor, zeroed or uninitialised."""
     import torch
 
     return torch.zeros(shape) if zeroed else torch.empty(shape)
@@ -55,7 +55,7 @@ def scratch_address(rows: int, n_floats: int) -> tuple[int, int]:
     """Address of rows of at least n_floats float32, on cache lines, and their distance in elements.
 
     Kept by the calling thread: memory fresh from the system would cost a page fault for every
-    4 KiB of it, on every call. The next call hands out the same.
+    4 KiB of it, on every call. The next call returns the same memory.
     """
     pitch = -(-n_floats // _LINE) * _LINE
     kept = getattr(_memory, "kept", None)

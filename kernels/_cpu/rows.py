@@ -27,7 +27,7 @@ _LINE = 16
 
 
 def readable(x: Tensor) -> Tensor:
-    """x as float32 whose last stride is 1; itself if it is that already, whatever the others."""
+    """x as float32 whose last stride is 1; x itself if possible."""
     if x.dtype != torch.float32 or x.requires_grad:
         x = x.detach().float()
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -56,7 +56,7 @@ def n_blocks(n_rows: int) -> int:
 
 @inner
 def floats_from(address, n_floats):
-    """(n_floats,) float32 from an address on; see `_cpu_vectors.floats_at`."""
+    """(n_floats,) float32 from an address on; see `vectors.floats_at`."""
     return numba.carray(floats_at(address), (n_floats,), np.float32)
 
 
@@ -150,7 +150,7 @@ class Products(NamedTuple):
     """How `inner_products` multiplies the vectors a and b: by BLAS, or on the tile unit."""
 
     blas: Any
-    """from `_cpu.sgemm_address`"""
+    """from `runtime.sgemm_address`"""
     memory: Any
     """from `unit_memory`; empty: by BLAS"""
     left: Any
@@ -195,7 +195,7 @@ def inner_products(how, a, b, transposed, out):
     """out[:r, :c] = a b^T, or a^T b where `transposed`, on one thread.
 
     Args:
-        how: `Products`; the unit makes a b^T alone, and whole blocks of it.
+        how: `Products`; the unit computes only a b^T, in whole blocks.
         a, b: (r, k) and (c, k), or (k, r) and (k, c); float32, rows contiguous.
         out: (>= r, >= c) float32, rows contiguous.
     """

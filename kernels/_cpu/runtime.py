@@ -1,9 +1,10 @@
 """Compiled loops on the CPU: torch's own threads, and its BLAS from inside Numba.
 
-Numba's threading layers start a pool beside torch's. After every torch operation the workers of
-torch's OpenMP team spin for some milliseconds before they sleep, so two pools on the same cores
-slow each other down. `on_torch_threads` runs compiled functions on torch's own team instead: no
-second pool, no threading layer, and several Python threads may call it at once.
+Numba's threading layers start a second pool of threads next to torch's. After every torch
+operation the workers of torch's OpenMP team spin for some milliseconds before they sleep, so two
+pools on the same cores slow each other down. `on_torch_threads` runs compiled functions on torch's
+own team instead: no second pool, no threading layer, and several Python threads may call it at
+once.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Decorator of compiled functions: without the GIL, division as in numpy, cached on disk.
 
     Code on disk is used as long as the sources of the function's folder and of all kernels are
-    the same, see `_disk_cache`.
+    the same, see `disk_cache`.
     """
     if function is None:
         return functools.partial(jit, **options)
@@ -50,21 +51,21 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     return dispatcher
 
 
-#: Decorator of those that compiled functions call. They leave no copy of their own: Numba keeps
-#: one in every module that calls a function, rounded as that module was optimised, and a process
-#: that compiles would run another one than a process that finds the code on disk.
+#: Decorator of functions that compiled functions call. They are always inlined: otherwise Numba
+#: keeps a copy in every module that calls them, optimised (and rounded) differently, and a process
+#: that compiles would run another copy than a process that loads the code from disk.
 inner = functools.partial(jit, forceinline=True)
 
 
 @inner
 def check_extent(address, n_floats, begin, end):
-    """Raises unless n_floats float32 from an address on lie within [begin, end)."""
+    """Raise an error unless n_floats float32 from an address on lie within [begin, end)."""
     if address < begin or address + 4 * n_floats > end:
         raise IndexError("compiled code would leave the memory it was given; please report it")
 
 
 def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
-    """Runs a compiled function on every thread of torch's team, the calling thread included.
+    """Run a compiled function on every thread of torch's team, the calling thread included.
 
     The function takes the team first, and begins by asking whether it is to start it:
 
@@ -74,14 +75,14 @@ def on_torch_threads(function: Callable[..., Any], *arguments: Any) -> None:
                 return
             ...
 
-    It returns nothing and shares the work out through `claim`; results must not depend on who
-    claims what. What one thread raises (no memory, an index out of bounds in a checked run) is
-    raised here, when all have ended; those that wait for it in `wait_for` are told. No thread but
-    the calling one ever holds the GIL, and BLAS calls run on their own thread alone.
+    It returns nothing and distributes the work by `claim`; results must not depend on which
+    thread claims which task. What one thread raises (no memory, an index out of bounds in a
+    checked run) is raised here after all have ended; threads that wait for it in `wait_for` get
+    False. Only the calling thread ever holds the GIL, and every BLAS call runs on one thread.
     """
     start, limit = _address("GOMP_parallel"), _address("MKL_Set_Num_Threads_Local")
     n_threads, failures = torch.get_num_threads(), _no_failures()
-    # MKL is limited by each thread for itself.
+    # Each thread limits MKL for itself.
     with contextlib.nullcontext() if limit else _threadpools().limit(limits=1, user_api="blas"):
         if start or n_threads == 1:
             function((start, limit, n_threads, failures), *arguments)
@@ -185,7 +186,7 @@ class _Raised(NamedTuple):
 
 
 def _limit_blas(builder: Any, limit: Any, number: Any) -> Any:
-    """Sets the number of BLAS threads of this thread; returns the number before."""
+    """Set the number of BLAS threads of this thread; returns the previous number."""
     kind = ir.FunctionType(_INT, [_INT])
     before = cgutils.alloca_once_value(builder, number)
     with builder.if_then(builder.icmp_unsigned("!=", limit, ir.Constant(limit.type, 0))):
@@ -195,11 +196,11 @@ def _limit_blas(builder: Any, limit: Any, number: Any) -> Any:
 
 
 def widest(function: Any) -> None:
-    """Lets LLVM vectorise a function with 512-bit registers where the CPU has them.
+    """Let LLVM vectorise a function with 512-bit registers if the CPU has them.
 
-    Its own choice on such CPUs is 256 bits, against a clock penalty that recent ones do not have.
+    By default LLVM uses 256 bits on such CPUs, because older ones reduce their clock rate.
     """
-    # llvmlite keeps a list of the attributes it knows, and passes on what it does not.
+    # llvmlite has a list of attributes that it knows, and passes on all others.
     set.add(function.attributes, '"prefer-vector-width"="512"')
 
 
@@ -245,9 +246,9 @@ def _torch_library() -> ctypes.CDLL | None:
 
 @intrinsic
 def claim(typingctx: Any, counters: Any, at: Any) -> Any:
-    """counters[at]++ as one indivisible step; returns the value before. int64 array.
+    """Atomically increment counters[at], int64; returns the previous value.
 
-    What a thread wrote before it counted is seen by the threads that count after it.
+    What a thread wrote before its increment is visible to threads that increment after it.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -260,7 +261,7 @@ def claim(typingctx: Any, counters: Any, at: Any) -> Any:
 
 @intrinsic
 def counted(typingctx: Any, counters: Any, at: Any) -> Any:
-    """counters[at], as the threads that `claim` have left it by now."""
+    """counters[at], including the increments that threads have made by `claim` so far."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, args[0])
@@ -285,10 +286,10 @@ def _failed(typingctx: Any, team: Any) -> Any:
 
 @inner
 def wait_for(team, counters, at, number):
-    """Waits until the threads have counted to a number; False where one has failed instead.
+    """Wait until counters[at] has reached a number; returns False if a thread has failed instead.
 
-    Only for what other threads have claimed already and are about to finish. On False the caller
-    returns: what failed is raised by `on_torch_threads`.
+    Only for tasks that other threads have already claimed and are about to finish. On False the
+    caller returns, and `on_torch_threads` raises the error.
     """
     while counted(counters, at) < number:
         if _failed(team):

@@ -1,6 +1,6 @@
-"""What LLVM vectorises for Numba only when told how: a few intrinsics, and exp2.
+"""Intrinsics for loops that LLVM does not vectorise for Numba by itself, and exp2.
 
-All of it is plain LLVM IR, right on every CPU; the shapes suit 512-bit registers.
+All of it is plain LLVM IR, correct on every CPU; the shapes suit 512-bit registers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from bertgeom.kernels._cpu.runtime import inner, widest
 
-#: Cells that `count_equal`, `at_least` and `sums_above` look at in one step.
+#: Cells that `count_equal`, `at_least` and `sums_above` process in one step.
 STEP = 64
 #: Side of the tiles of `tile_dot`.
 TILE = 16
@@ -25,7 +25,7 @@ _REAL, _BYTE, _WORD, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.I
 
 @intrinsic
 def widest_vectors(typingctx: Any) -> Any:
-    """`_cpu.widest` for the calling function."""
+    """`runtime.widest` for the calling function."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         widest(builder.function)
@@ -64,7 +64,7 @@ def _prefetch(writing: bool) -> Any:
     return prefetch
 
 
-#: Ask for the cache line of an address, which may be any, to be brought near, to read or to write.
+#: Prefetch the cache line of an address, which may be invalid, to read or to write.
 prefetch = _prefetch(writing=False)
 prefetch_to_write = _prefetch(writing=True)
 
@@ -82,7 +82,7 @@ def _of_two(name: str) -> Any:
     return of_two
 
 
-#: The smaller and the larger of two float32, in a form whose reductions vectorise; any for NaN.
+#: The smaller and the larger of two float32, whose reductions vectorise; undefined for NaN.
 smaller = _of_two("minnum")
 larger = _of_two("maxnum")
 
@@ -107,7 +107,7 @@ def from_bits(typingctx: Any, bits: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-# Only contraction: reordering would cancel the rounding to an integer.
+# Allow contraction only: reordering would cancel the rounding to an integer.
 @inner(fastmath={"contract"})
 def exp2(x):
     """2 ** x for float32 x <= 0, within 1 ulp; 0 below -126.5, NaN for NaN; exp2(0) is 1.

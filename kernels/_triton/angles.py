@@ -1,40 +1,24 @@
-"""Triton: tiles of products of centred vectors, what they say, and the end of every statistic.
+"""Triton: tiles of products of centred vectors, their angles, and the end of every statistic.
 
     angle_tiles    histogram and moments of angles; squares of the covariance
     square_tiles   squares of a Gram matrix
     finish_sets    all partial results of a set, added in order
 
-The histogram needs no atomics. A pair's bin is four bits of nothing but position: group (bin / 4)
-and byte (bin % 4) of a 32-bit counter. For every group that a tile touches, a masked sum along
-its rows counts four bins at once; a row has 128 columns, so no byte overflows.
+The histogram needs no atomics. A pair's bin gives a group (bin / 4) and a byte (bin % 4) of a
+32-bit counter. For every group that a tile touches, a masked sum along its rows counts four bins
+at once; a row has 128 columns, so no byte overflows.
 """
 
 # mypy: ignore-errors
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from bertgeom.kernels._triton.rows import (
-    BLOCK_ROWS,
-    CONSTANT,
-    NO_AXIS,
-    Centred,
-    Sets,
-    degrees_of,
-    options,
-)
-from bertgeom.kernels._triton.rules import ceil_div, next_power_of_two
+from bertgeom.kernels._triton.rows import CONSTANT, NO_AXIS, degrees_of
 
 #: Degrees by which an angle may be rounded up: those on an edge must not fall below it.
 EDGE = tl.constexpr(2e-5)
-#: Tiles that one program folds into one where there are more, and how many it reads at once.
-#: A tile has at most 2^14 pairs, so that 32-bit counts hold FOLD of them.
-FOLD, FOLD_STEP = 128, 8
 
 
 @triton.jit
@@ -73,21 +57,21 @@ def products(
 
 @triton.jit
 def halves(x, COLUMNS: tl.constexpr):
-    """The left and the right half of x (rows, COLUMNS); every thread keeps what it has."""
+    """The left and the right half of x (rows, COLUMNS), without moving data between threads."""
     rows: tl.constexpr = x.shape[0]
     return tl.split(tl.permute(tl.reshape(x, (rows, 2, COLUMNS // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def read_side(p_norm, p_alpha, p_scale, first, o_row, n):
-    """Whether rows exist, whether they have a direction, and their numbers."""
+    """Whether rows exist, and their norm, alpha and scale."""
     norm = tl.load(p_norm + first + o_row)
     return o_row < n, norm, tl.load(p_alpha + first + o_row), tl.load(p_scale + first + o_row)
 
 
 @triton.jit
 def covariance_squares(v, norm_a, norm_b, weight_a, weight_b, m_pair):
-    """Row sums of <x_i - m, x_j - m>^2 from 1 - cos; see `stream_moments/README.md`."""
+    """Row sums of <x_i - m, x_j - m>^2 from 1 - cos; see `stations/README.md`."""
     entry = norm_a[:, None] * norm_b[None, :] * (1.0 - v)
     entry = tl.where(m_pair, (entry - weight_a[:, None]) - weight_b[None, :], 0.0)
     return tl.sum(entry * entry, axis=1)
@@ -251,7 +235,7 @@ def square_tiles(
         depth = tl.where(n <= WIDTH, 0, n)
         acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, True)
     square = tl.sum(tl.sum(acc * acc, axis=1), axis=0)
-    # Off the diagonal every tile stands for its mirror image, too.
+    # A tile off the diagonal also counts for its mirror image.
     tl.store(p_sums + i_set * tl.num_programs(0) + i_tile, tl.where(i == j, square, 2 * square))
 
 
@@ -391,133 +375,3 @@ def finish_sets(
         tl.store(p_angle + 1, tl.where(some_pairs, deviation, float("nan")).to(tl.float32))
         tl.store(p_angle + 2, tl.where(some_pairs, least, float("nan")))
         tl.store(p_angle + 3, tl.where(some_pairs, largest, float("nan")))
-
-
-@dataclass(frozen=True)
-class Products:
-    """How tiles of products are computed: rows and columns, depth of a step, compilation."""
-
-    block: int
-    depth: int
-    warps: int
-    stages: int
-    precision: str
-
-
-def tile_products(dtype: torch.dtype) -> Products:
-    """The pinned configuration for centred vectors of a type, fp16 or fp32."""
-    if dtype == torch.float32:
-        return Products(block=64, depth=32, warps=8, stages=2, precision="ieee")
-    return Products(block=128, depth=64, warps=8, stages=3, precision="ieee")
-
-
-def n_parts(ratio: bool) -> int:
-    """Parts that a tile is summarised in. Without the covariance, four leave room for a second
-    program on a multiprocessor of sm_90; with it they do not, and on sm_80 they spill."""
-    return 2 if ratio else 4
-
-
-def n_triangle(rows: int, block: int) -> int:
-    """Tiles of the upper triangle of rows x rows."""
-    side = rows // block
-    return side * (side + 1) // 2
-
-
-def block_bins(bins: int) -> int:
-    """Bins rounded up to whole groups, and to a power of two."""
-    return next_power_of_two(ceil_div(bins, 4) * 4)
-
-
-@dataclass(frozen=True)
-class TileSums:
-    """What the tiles of S sets left: counts (S, T, bins) or None, sums (S, T, 5) or (S, T)."""
-
-    counts: Tensor | None
-    sums: Tensor
-
-
-def angle_sums(
-    a: Sets,
-    b: Sets,
-    centred_a: Centred,
-    centred_b: Centred,
-    near_mean: Tensor,
-    bins: int,
-) -> TileSums:
-    """`angle_tiles` of all pairs within a (b is a), or of a and b; near_mean (S,), any stride."""
-    within, ratio = b is a, centred_a.weight is not None
-    how = tile_products(centred_a.vectors.dtype)
-    tiles_b = b.n_padded // how.block
-    n_tiles = n_triangle(a.n_padded, how.block) if within else a.n_padded // how.block * tiles_b
-    device = a.x.device
-    found = TileSums(
-        counts=torch.empty((a.n_sets, n_tiles, bins), device=device, dtype=torch.int32),
-        sums=torch.empty((a.n_sets, n_tiles, 5), device=device, dtype=torch.float32),
-    )
-    angle_tiles[(n_tiles, a.n_sets)](
-        centred_a.vectors, centred_b.vectors, centred_a.alpha, centred_b.alpha,
-        centred_a.scale, centred_b.scale, a.norm, b.norm, centred_a.weight,
-        a.lengths, b.lengths, a.kept, b.kept, near_mean, found.counts, found.sums,
-        a.n_padded, b.n_padded, tiles_b, near_mean.stride(0), bins,
-        WIDTH=centred_a.vectors.shape[2], BLOCK=how.block, BLOCK_K=how.depth,
-        BLOCK_BINS=block_bins(bins), PARTS=n_parts(ratio), TRIANGLE=within, RATIO=ratio,
-        PRECISION=how.precision, **options(how.warps, how.stages),
-    )  # fmt: skip
-    return fold(found) if n_tiles > FOLD else found
-
-
-def fold(tiles: TileSums) -> TileSums:
-    """Every `FOLD` tiles as one, so that the last kernel's loop is short."""
-    n_sets, n_tiles, bins = tiles.counts.shape
-    n_folds = ceil_div(n_tiles, FOLD)
-    found = TileSums(
-        counts=tiles.counts.new_empty((n_sets, n_folds, bins)),
-        sums=tiles.sums.new_empty((n_sets, n_folds, 5)),
-    )
-    fold_tiles[(n_folds, n_sets)](
-        tiles.counts, tiles.sums, found.counts, found.sums, n_tiles, bins,
-        FOLD=FOLD, STEP=FOLD_STEP, BLOCK_BINS=block_bins(bins), **options(4),
-    )  # fmt: skip
-    return found
-
-
-def square_sums(sets: Sets, centred: Centred) -> TileSums:
-    """`square_tiles` of all sets."""
-    _, rows, width = centred.vectors.shape
-    how = tile_products(centred.vectors.dtype)
-    n_tiles = n_triangle(min(rows, width), how.block)
-    found = torch.empty((sets.n_sets, n_tiles), device=sets.x.device, dtype=torch.float32)
-    square_tiles[(n_tiles, sets.n_sets)](
-        centred.vectors, sets.lengths, sets.kept, found, rows,
-        WIDTH=width, BLOCK=how.block, BLOCK_K=how.depth, COLUMNS=rows > width,
-        PRECISION=how.precision, **options(how.warps, how.stages),
-    )  # fmt: skip
-    return TileSums(None, found)
-
-
-def finish(
-    sets: Sets,
-    parts: Tensor,
-    tiles: TileSums | None,
-    near_mean: Tensor,
-    *,
-    axis: bool,
-    at_ratio: int,
-    ratio: bool = False,
-    bins: int = 4,
-) -> Tensor | None:
-    """Completes `sets.out`; returns the histogram (S, bins) int64 where there are counts."""
-    angles = tiles is not None and tiles.counts is not None
-    squares = tiles is not None and tiles.counts is None
-    histogram = None
-    if angles:
-        histogram = torch.empty((sets.n_sets, bins), device=sets.x.device, dtype=torch.int64)
-    finish_sets[(sets.n_sets,)](
-        parts, tiles.counts if tiles else None, tiles.sums if tiles else None, near_mean,
-        sets.lengths, sets.kept, sets.out, histogram, sets.x.shape[1], parts.shape[1],
-        tiles.sums.shape[1] if tiles else 0, near_mean.stride(0), bins, at_ratio,
-        BLOCK_BINS=block_bins(bins), N_OUT=sets.out.shape[1], BLOCK_ROWS=BLOCK_ROWS,
-        WIDTH=sets.x.shape[-1], WITH_AXIS=axis, ANGLES=angles, RATIO=ratio, SQUARES=squares,
-        **options(4),
-    )  # fmt: skip
-    return histogram

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-#: Triton's names of the element types the kernels take.
+#: Triton's names of the element types that the kernels accept.
 TRITON_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -35,7 +35,7 @@ class ShippedKernel:
         num_warps: warps of a program.
         num_stages: depth of Triton's software pipeline.
         aligned: names of the arguments (pointers, strides) that are multiples of 16 at run time;
-            Triton specialises on it. Every pointer that torch allocates is one.
+            Triton specialises on it. Every pointer that torch allocates is aligned.
         dots: whether the kernel multiplies matrices, so that sm_90 code must hold wgmma.
         mma_sync: why such a kernel uses mma.sync (or no tensor core) on sm_90; None where it
             must not.

@@ -11,26 +11,17 @@ from typing import Any
 
 import torch
 
-from bertgeom.kernels._triton.angles import (
+from bertgeom.kernels._definitions import STATION_BINS
+from bertgeom.kernels._triton.angle_launches import (
     FOLD,
     FOLD_STEP,
-    angle_tiles,
     block_bins,
-    finish_sets,
-    fold_tiles,
     n_parts,
-    square_tiles,
     tile_products,
 )
-from bertgeom.kernels._triton.rows import (
-    BLOCK_ROWS,
-    block_dim,
-    centre_rows,
-    merge_sums,
-    padded,
-    row_sums,
-    steps,
-)
+from bertgeom.kernels._triton.angles import angle_tiles, finish_sets, fold_tiles, square_tiles
+from bertgeom.kernels._triton.row_launches import block_dim, padded, steps
+from bertgeom.kernels._triton.rows import BLOCK_ROWS, centre_rows, merge_sums, row_sums
 from bertgeom.kernels._triton.rules import TRITON_DTYPES, ShippedKernel, next_power_of_two
 
 _INTEGERS = (
@@ -84,7 +75,7 @@ def centre_kernels(width: int, what: str, n_out: int) -> dict[str, ShippedKernel
         constants |= {} if uses["ROWS"] or uses["RATIO"] else {"p_mean": None}
         name = f"centre_rows-{width}-{what}-{kind}"
         found[name] = _entry(centre_rows, dtype, constants, steps(block).warps)
-    constants = {"BLOCK_BINS": block_bins(90), "N_OUT": n_out, "BLOCK_ROWS": BLOCK_ROWS}
+    constants = {"BLOCK_BINS": block_bins(STATION_BINS), "N_OUT": n_out, "BLOCK_ROWS": BLOCK_ROWS}
     constants |= {"WIDTH": width, "WITH_AXIS": uses["WITH_AXIS"], "ANGLES": uses["UNITS"]}
     constants |= {"RATIO": uses["RATIO"], "SQUARES": uses["ROWS"]}
     constants |= {} if uses["UNITS"] else dict.fromkeys(("p_counts", "p_histogram"))
@@ -95,7 +86,7 @@ def centre_kernels(width: int, what: str, n_out: int) -> dict[str, ShippedKernel
 
 def tile_kernels(width: int) -> dict[str, ShippedKernel]:
     """`angle_tiles` in its three uses, and `square_tiles` in its two."""
-    shape = {"FOLD": FOLD, "STEP": FOLD_STEP, "BLOCK_BINS": block_bins(90)}
+    shape = {"FOLD": FOLD, "STEP": FOLD_STEP, "BLOCK_BINS": block_bins(STATION_BINS)}
     found = {"fold_tiles": _entry(fold_tiles, torch.float32, shape, 4)}
     for dtype in _TYPES:
         how = tile_products(dtype)
@@ -107,7 +98,7 @@ def tile_kernels(width: int) -> dict[str, ShippedKernel]:
             ("pairs", True, False),
             ("sets", False, False),
         ):
-            constants = shape | {"BLOCK_BINS": block_bins(90), "TRIANGLE": triangle}
+            constants = shape | {"BLOCK_BINS": block_bins(STATION_BINS), "TRIANGLE": triangle}
             constants |= {"RATIO": ratio, "PARTS": n_parts(ratio)} | (
                 {} if ratio else {"p_weight": None}
             )

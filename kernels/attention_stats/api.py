@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bertgeom.kernels._dispatch import resolve
+from bertgeom.kernels._valid import DTYPES, reordered, valid_first
 from bertgeom.kernels.attention_stats.options import Options, fault
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MODULES = {"triton": "gpu.run", "numba": "cpu.run", "reference": "reference"}
-#: Where head cones come from; the CPU code has them at hand.
+#: Modules that compute head cones; the CPU code computes them itself.
 _CONES = {
     "triton": "bertgeom.kernels.cone_angles.gpu",
     "reference": "bertgeom.kernels.cone_angles.reference",
@@ -27,8 +27,8 @@ _TRACKS = ("query_entropy", "attention_received")
 class NamedWhenRead(Mapping[str, Tensor]):
     """Statistics by name, float32 unless integers.
 
-    They are computed; naming them waits until someone reads: between the layers of a model the
-    interpreter's own memory has left the cache, and every step of it costs ten times as much.
+    The statistics are computed already, but the dictionary is built on first access: between the
+    layers of a model the interpreter's memory is not in the cache, and Python is ten times slower.
     """
 
     def __init__(self, name: Callable[[], dict[str, Tensor]]) -> None:
@@ -50,7 +50,7 @@ class NamedWhenRead(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class AttentionStats:
-    """What one attention call leaves behind.
+    """The result of one attention call.
 
     Attributes:
         output: (B, H, N, d) in the query's dtype, softmax(scale Q K^T) V; zero in padded slots.
@@ -90,9 +90,9 @@ def attention_stats(
         query: (B, H, N, d) float32, float16 or bfloat16, any strides, as the model computed it.
         key, value: (B, Hk, N, d) like the query; Hk divides H, head h reads h // (H / Hk).
         lengths: (B,) integer; the first lengths[b] slots of window b are valid. On CUDA the
-            numbers are not looked at (that would wait for the device) but clamped to [0, N].
-        mask: (B, N) bool, or 0 and 1: the valid slots, wherever they are; the other way of saying
-            it. Positions count valid tokens only. Finding out where they are waits for the device.
+            numbers are clamped to [0, N], not checked, which would wait for the device.
+        mask: (B, N) bool, or 0 and 1: the valid slots, in any place; an alternative to `lengths`.
+            Positions count valid tokens only. A mask on CUDA makes the call wait for the device.
         special: (B, N) bool, special tokens; None: no token is special.
         groups: (B, N) int32, bit g set where a token belongs to group g.
         n_groups: number of groups, 0 to 16.
@@ -103,8 +103,8 @@ def attention_stats(
         near: |i - j| <= near tokens is near, for the gates; 0 to 64.
         n_offset_side: one-sided bins of the offset profile; farther offsets fall into the last.
         rows, columns: whether to return the vectors of every query and of every key.
-        head_cones: whether to return what `cone_sums` says of each head's queries, keys, values
-            and outputs; on a CPU they are summed while they are in the cache.
+        head_cones: whether to return `cone_sums` of each head's queries, keys, values and outputs;
+            on a CPU they are summed while they are in the cache.
         impl: "auto", "triton", "numba" or "reference".
 
     Returns:
@@ -123,13 +123,13 @@ def attention_stats(
 
     Raises:
         TypeError: for a tensor of another dtype.
-        ValueError: for shapes or settings that do not fit, or where a gradient is asked for.
+        ValueError: for wrong shapes or settings, or tensors that require a gradient.
         ImplementationUnavailableError: where `impl` cannot run.
     """
     _check_tensors(query, key, value)
     name = resolve(impl, query, key, value, lengths, mask, special, groups)
     batch, _, n_slots, head_dim = query.shape
-    options = _options(
+    options = checked_options(
         scale=head_dim**-0.5 if scale is None else float(scale),
         window=window,
         tier=tier,
@@ -151,10 +151,10 @@ def attention_stats(
     slots = None
     mask = _slots("mask", mask, batch, n_slots, torch.bool)
     if mask is not None:
-        lengths, slots = _valid_first(mask)
+        lengths, slots = valid_first(mask)
     lengths = _lengths(lengths, batch, n_slots, query.device)
     if slots is not None:
-        query, key, value = (_take(x, slots) for x in (query, key, value))
+        query, key, value = (reordered(x, slots) for x in (query, key, value))
         special = None if special is None else special.gather(1, slots)
         groups = None if groups is None else groups.gather(1, slots)
     output, values = run(query, key, value, lengths, special, groups, options)
@@ -175,7 +175,7 @@ def _runner(name: str) -> Any:
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.dtype not in _DTYPES:
+        if x.dtype not in DTYPES:
             raise TypeError(f"{name}: expected float32, float16 or bfloat16, found {x.dtype}")
         if x.dtype != query.dtype:
             raise TypeError(f"{name}: expected the query's dtype {query.dtype}, found {x.dtype}")
@@ -202,7 +202,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _options(
+def checked_options(
     *,
     scale: float,
     window: int | None,
@@ -215,6 +215,11 @@ def _options(
     columns: bool,
     cones: bool = False,
 ) -> Options:
+    """The options of a call.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
     for name, value in (
         ("scale", scale),
         ("window", window),
@@ -272,21 +277,12 @@ def _lengths(lengths: Tensor | None, batch: int, n_slots: int, device: torch.dev
     found = lengths.tolist()
     if min(found) < 0 or max(found) > n_slots:
         raise ValueError(f"lengths: expected 0 to {n_slots} tokens, found {found}")
-    # Contiguous, as all arrays of compiled code: another layout would be compiled anew.
+    # Contiguous, like all arrays of compiled code: other layouts would be compiled separately.
     return lengths.to(torch.int32).contiguous()
 
 
-def _valid_first(mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Lengths, and the order (B, N) of slots that puts the valid ones first; None: they are."""
-    lengths = mask.sum(1, dtype=torch.int32)
-    prefix = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
-    if torch.equal(mask, prefix):
-        return lengths, None
-    return lengths, torch.argsort(~mask, dim=1, stable=True)
-
-
 def _head_cones(name: str, heads: tuple[Tensor, ...], lengths: Tensor) -> dict[str, Tensor]:
-    """(B, H, 4) by name, from the cone kernel of an implementation that has no sums at hand."""
+    """(B, H, 4) by name, from the cone kernel, for implementations that sum no cones themselves."""
     cones = importlib.import_module(_CONES[name])
     found = [cones.cone_sums(x, lengths.to(torch.int64), False) for x in heads]
     repeat = [heads[0].shape[1] // x.shape[1] for x in heads]
@@ -296,11 +292,6 @@ def _head_cones(name: str, heads: tuple[Tensor, ...], lengths: Tensor) -> dict[s
         )
         for key in ("cone_index", "cone_mean_cosine")
     }
-
-
-def _take(x: Tensor, slots: Tensor) -> Tensor:
-    """The slots of x (B, H, N, d) in another order."""
-    return x.gather(2, slots[:, None, :, None].expand_as(x))
 
 
 def _put_back(

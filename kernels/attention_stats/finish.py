@@ -1,10 +1,10 @@
-"""From the raw sums that a kernel keeps of every head to the named statistics.
+"""Named statistics from the raw sums that a kernel computes for every head.
 
-For kernels that leave the sums of whole batches behind; the CPU finishes head by head in its
-own loops, and the oracle has its own arithmetic. All of it is O(B H (N + 16 * 16)) work on
+For kernels that return the sums of whole batches; the CPU finishes head by head in its own loops,
+and the oracle has its own arithmetic. All of it is O(B H (N + 16 * 16)) work on
 tensors of the kernel's device, in fp32 and a fixed order.
 
-What one sweep over the weights A of a head leaves behind, with `special` columns S, near
+The sums of one sweep over the weights A of a head, with `special` columns S, near
 window w, and confident weights A_ij >= theta:
 
     columns[j]        sum_i A_ij                      all rows, all columns
@@ -100,7 +100,7 @@ def finish(
     """The named statistics of a batch.
 
     Args:
-        sums: what the kernel kept.
+        sums: the raw sums of the kernel.
         lengths: (B,) valid tokens.
         special: (B, N) bool, None for none.
         groups: (B, N) int32 bit masks, None for none.

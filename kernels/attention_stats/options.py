@@ -1,4 +1,4 @@
-"""What a call asks for, and the constants that every implementation shares."""
+"""The options of a call, and the constants that every implementation shares."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_OFFSET_SIDE = 32
 
 #: Stretches of the block map; token t of n belongs to stretch t * N_BLOCKS // n.
 N_BLOCKS = 16
-#: Partitions of the stretches whose block structure `cluster` looks at.
+#: Partitions of the stretches whose block structure the gate `cluster` compares.
 SEGMENTS = (2, 4, 8, 16)
 #: Equal-width bins of the value entropy.
 N_VALUE_BINS = 20
@@ -35,7 +35,7 @@ N_VALUE_BINS = 20
 #: Thresholds are lowered by this share, and bin edges by this share of a bin, so that a weight
 #: that equals a threshold in exact arithmetic passes it in every precision.
 SLACK = 1e-5
-#: The mass that k90 asks for, lowered likewise: nine of ten equal weights hold it.
+#: The mass of k90, lowered likewise, so that nine of ten equal weights hold it.
 K90_MASS = 0.9 * (1 - SLACK)
 #: A column is a hub from min(HUB_MASS, n / 2) received weights on.
 HUB_MASS = 8.0
@@ -47,7 +47,7 @@ ONE_BLOCK = 1e-6
 
 @dataclass(frozen=True)
 class Options:
-    """What one call asks for.
+    """The options of one call.
 
     Attributes:
         scale: factor of Q K^T inside the softmax.
@@ -77,8 +77,8 @@ class Options:
 def fault(name: str, value: Any) -> str | None:
     """What is wrong with the value of an option, "expected ..., found ..."; None: nothing.
 
-    The only ranges of these options there are: settings of a run ask here too. Loads neither
-    torch nor Numba.
+    The ranges of these options are defined only here; settings of a run use them, too. Loads
+    neither torch nor Numba.
     """
     ok, expected = _RANGES[name]
     return None if ok(value) else f"expected {expected}, found {value!r}"

@@ -1,9 +1,9 @@
-"""Attention statistics by definition, in float64, with the matrix A in hand.
+"""Attention statistics by definition, in float64, from the whole matrix A.
 
 The oracle: every other implementation is tested against this file and shares nothing with it
 but constants. It is written to be compared with `docs/statistics.md` section 1 line by line,
 not to be fast. Memory is O(H n^2) per batch element. `slack` lowers every threshold a little
-(see `_options.SLACK`); varying it shows which numbers hang on a weight next to a threshold.
+(see `options.SLACK`); varying it shows which numbers depend on a weight next to a threshold.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def attention_weights(q: Tensor, k: Tensor, options: Options) -> Tensor:
 def weight_statistics(
     a: Tensor, special: Tensor, options: Options, slack: float = SLACK
 ) -> dict[str, Tensor]:
-    """Every statistic that depends on the weights a (H, n, n) and on the special tokens alone."""
+    """Every statistic that depends only on the weights a (H, n, n) and the special tokens."""
     n = a.shape[-1]
     offset = _offsets(a)
     entropy = -torch.special.xlogy(a, a).sum(-1)

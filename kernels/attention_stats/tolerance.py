@@ -1,11 +1,11 @@
 """How far an implementation may be from the oracle: about as far as plain float32 arithmetic is.
 
-The bound of a statistic is derived from the very input, as the sum of
+The bound of a statistic is derived from the input itself, as the sum of
 - twice the largest error that the oracle's formulas make when they are evaluated in float32,
 - what the statistic changes by when every threshold moves by the relative error that float32
   leaves in the weights: a weight next to a threshold may fall to either side,
 - a rounding band, for inputs whose float32 errors happen to cancel.
-Half-precision inputs are taken as they are: what the model computed is not the kernel's error.
+Half-precision inputs are taken as they are: rounding by the model is not the kernel's error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COUNTS = ("attention_k90_median", "attention_k90_min")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an implementation may answer.
+    """The results that an implementation may return.
 
     Attributes:
         output: (B, H, N, d) float64.
@@ -82,7 +82,7 @@ def disagreements(bound: Bounds, output: Tensor, values: dict[str, Tensor]) -> l
     if not bool((off <= bound.output_error).all()):
         lines.append(f"output: off by {float(off.max()):.2e}, allowed {bound.output_error:.2e}")
     if set(values) != set(bound.low):
-        lines.append(f"names: {sorted(set(values) ^ set(bound.low))} on one side alone")
+        lines.append(f"names: {sorted(set(values) ^ set(bound.low))} on one side only")
     for name in sorted(set(values) & set(bound.low)):
         if name == "gate":
             lines += _gate_disagreements(values["gate_mass"], values["gate"])

@@ -31,8 +31,8 @@ def cone_sums(
     Args:
         x: (B, ..., N, D) float32, float16 or bfloat16, any strides.
         lengths: (B,) integers; the first lengths[b] of the N rows are valid. On CUDA the numbers
-            are clamped to [0, N], not looked at. Default: all rows.
-        mask: (B, N) bool, or 0 and 1; the valid rows, wherever they are, instead of `lengths`.
+            are clamped to [0, N], not checked. Default: all rows.
+        mask: (B, N) bool, or 0 and 1; the valid rows, in any place, instead of `lengths`.
         axis_angles: whether to compute the angles to the axis, a second pass over x.
         impl: "auto", "triton", "numba" or "reference".
 
@@ -44,7 +44,7 @@ def cone_sums(
 
     Raises:
         TypeError: for a tensor of another dtype.
-        ValueError: for shapes that do not fit.
+        ValueError: for wrong shapes.
         ImplementationUnavailableError: where `impl` cannot run.
     """
     check_vectors("x", x)
@@ -84,11 +84,11 @@ def pairwise_angle_histogram(
         (B,), or () for (N, D): angle_histogram (B, bins) int64, angle_mean, angle_std
         (population), angle_min, angle_max (degrees) float32, n_pairs int64. Zero vectors are left
         out of the pairs; the histogram sums to n_pairs exactly. Without a pair the floats are
-        NaN; where an entry is not finite, so they are, and no pair is counted.
+        NaN. If an entry is not finite, the floats are NaN and no pair is counted.
 
     Raises:
         TypeError: for a tensor of another dtype.
-        ValueError: for shapes or `bins` that do not fit.
+        ValueError: for wrong shapes or `bins`.
         ImplementationUnavailableError: where `impl` cannot run.
     """
     single = x.dim() == 2
@@ -96,7 +96,7 @@ def pairwise_angle_histogram(
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins: expected 1 to {MAX_BINS}, found {bins}")
     if y is None and (y_lengths is not None or y_mask is not None):
-        raise ValueError("y: expected a tensor beside y_lengths or y_mask, found None")
+        raise ValueError("y: expected a tensor with y_lengths or y_mask, found None")
     name = resolve(impl, x, y, lengths, mask, y_lengths, y_mask)
     with torch.no_grad():
         x, counts = _windows("x", x, lengths, mask)

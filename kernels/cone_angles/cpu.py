@@ -13,8 +13,6 @@ from torch import Tensor
 from bertgeom.kernels._cpu import memory as _memory
 from bertgeom.kernels._cpu.amx import row_bytes
 from bertgeom.kernels._cpu.cones import (
-    NARROW,
-    NO_AXIS,
     TILE_COLUMNS,
     TILE_ROWS,
     angle_tile,
@@ -35,17 +33,15 @@ from bertgeom.kernels._cpu.rows import (
     unit_rows,
 )
 from bertgeom.kernels._cpu.runtime import claim, inner, jit, sgemm_address, started
-
-_CONE = ("cone_index", "cone_resultant", "cone_mean_cosine")
-_AXIS = ("cone_axis_angle_mean", "cone_axis_angle_max")
+from bertgeom.kernels._definitions import AXIS, CONE, NARROW, NO_AXIS
 
 
 def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
     """Cone statistics of x (B, H, N, D) over the first lengths[b] rows; values are (B, H)."""
     sums = _sum_units(x, lengths.numpy())
-    names: tuple[str, ...] = _CONE
+    names: tuple[str, ...] = CONE
     if with_axis:
-        names = _CONE + _AXIS
+        names = CONE + AXIS
         axis_parts = _memory.zeros((len(sums.starts), n_blocks(x.shape[2]), 2))
         n_tasks = axis_parts.shape[0] * axis_parts.shape[1]
         share_out(_axis_blocks, n_tasks, len(sums.starts), axis_parts, *sums)
@@ -74,7 +70,7 @@ class _UnitSums(NamedTuple):
     zeros: Any
     """(S,) int32, vectors that are"""
     out: Any
-    """(S, 5) float64: statistics in the order of _CONE + _AXIS"""
+    """(S, 5) float64: statistics in the order of CONE + AXIS"""
 
 
 def _sum_units(x: Tensor, lengths: Any) -> _UnitSums:
@@ -92,7 +88,7 @@ def _sum_units(x: Tensor, lengths: Any) -> _UnitSums:
         total=_memory.empty((batch * heads, width)),
         kept=_memory.empty(batch * heads, np.int64),
         zeros=_memory.empty(batch * heads, np.int32),
-        out=_memory.full((batch * heads, len(_CONE + _AXIS)), np.nan),
+        out=_memory.full((batch * heads, len(CONE + AXIS)), np.nan),
     )
     share_out(_unit_blocks, batch * n_parts, batch, *sums)
     return sums
@@ -231,7 +227,7 @@ class _Side(NamedTuple):
     """The non-zero unit vectors of one side, minus the shift.
 
     unit (B, N, D) float32; half and size (B, N + TILE_COLUMNS) float32; kept (B,) int64; pieces:
-    see `_rows.unit_pieces`.
+    see `_cpu.rows.unit_pieces`.
     """
 
     unit: Any

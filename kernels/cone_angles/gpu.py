@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bertgeom.kernels._triton.angles import angle_sums, finish
-from bertgeom.kernels._triton.rows import AXIS, CONE, centre_sets, sum_sets
+from bertgeom.kernels._definitions import ANGLE, AXIS, CONE
+from bertgeom.kernels._triton.angle_launches import angle_sums, finish
+from bertgeom.kernels._triton.row_launches import centre_sets, sum_sets
 from bertgeom.kernels._triton.shipped import centre_kernels, row_kernels, tile_kernels
 
-_ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
 _NARROW = 0.5
 
 
@@ -36,7 +36,7 @@ def pairwise_angle_histogram(
 ) -> dict[str, Tensor]:
     """Angles of all pairs i < j of x (B, N, D), or of all pairs (i, j) of x and y (B, M, D)."""
     at = len(CONE + AXIS)
-    sets = sum_sets(x[:, None], lengths, at + 1 + len(_ANGLE), moments=False)
+    sets = sum_sets(x[:, None], lengths, at + 1 + len(ANGLE), moments=False)
     near_mean = sets.facts[:, 1]
     if y is None or y_lengths is None:
         centred = other_centred = centre_sets(sets, axis=False, units=True)
@@ -49,7 +49,7 @@ def pairwise_angle_histogram(
         centred, other_centred = (centre_sets(s, axis=False, units=True) for s in (sets, others))
     tiles = angle_sums(sets, others, centred, other_centred, near_mean, bins)
     histogram = finish(sets, centred.parts, tiles, near_mean, axis=False, at_ratio=at, bins=bins)
-    found = {name: sets.out[:, at + 1 + k] for k, name in enumerate(_ANGLE)}
+    found = {name: sets.out[:, at + 1 + k] for k, name in enumerate(ANGLE)}
     return {"angle_histogram": histogram, **found, "n_pairs": histogram.sum(1)}
 
 
@@ -66,8 +66,8 @@ def _common_shift(a, b) -> tuple[Tensor, Tensor, Tensor]:
 
 SHIPPED = {
     **row_kernels(64, moments=False, n_out=len(CONE + AXIS)),
-    **row_kernels(768, moments=False, n_out=len(CONE + AXIS + _ANGLE) + 1),
+    **row_kernels(768, moments=False, n_out=len(CONE + AXIS + ANGLE) + 1),
     **centre_kernels(768, "axis", len(CONE + AXIS)),
-    **centre_kernels(768, "pairs", len(CONE + AXIS + _ANGLE) + 1),
+    **centre_kernels(768, "pairs", len(CONE + AXIS + ANGLE) + 1),
     **tile_kernels(768),
 }

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import torch
 
-#: Below this resultant I / n the unit vectors cancel and the cone has no axis.
-NO_AXIS = 1e-6
+from bertgeom.kernels._definitions import NO_AXIS
 
 
 def cone_sums(

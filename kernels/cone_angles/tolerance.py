@@ -1,4 +1,4 @@
-"""How far an implementation may be from the oracle of the cones, derived from the very input.
+"""How far an implementation may be from the oracle of the cones, derived from the input itself.
 
 Cones: twice the error of the oracle's formulas in float32, and a rounding band.
 Angles: a cosine may be off by twice the largest error of a plain matrix product of the unit

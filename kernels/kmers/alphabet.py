@@ -1,7 +1,7 @@
 """Bytes of a sequence, and the small codes that k-mers are packed from.
 
 Four bits a base: A C G T are 0..3, N is 4, the other ambiguity codes of IUPAC follow, and
-every byte that is no base (gap, stop, digit) is `OTHER`. Case is folded and U is T.
+every other byte (gap, stop, digit) is `OTHER`. Case is folded and U is T.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def encode_kmers(
         starts, stops: int64 (B,), the rows of the batch in `bases`.
         table: the vocabulary.
         stride: bases from one k-mer to the next.
-        counts: int64 (B,), how many k-mers of each row; bases past a stop count as N.
+        counts: int64 (B,), how many k-mers of each row; bases after a stop count as N.
         ids: int32 (B, N), written from column `first` on.
         impl: "auto", "numba" or "reference".
 
@@ -132,7 +132,7 @@ def encode_split(
         starts, stops: int64 (B,), the rows of the batch in `bases`.
         table: every k-mer of A, C, G, T and no other.
         singles: from `single_table`; must hold A, C, G, T.
-        room: most tokens of a row.
+        room: maximum tokens of a row.
         ids: int32 (B, N), written from column `first` on.
         begins, ends: int32 (B, N), first base and one past the last of every token.
         impl: "auto", "numba" or "reference".
@@ -221,7 +221,7 @@ def encode_singles(
     first: int = 0,
     impl: str = "auto",
 ) -> np.ndarray:
-    """One token a base for the first `counts` bases of every row.
+    """One token per base for the first `counts` bases of every row.
 
     Args:
         bases: uint8 (n,) ASCII.
@@ -286,7 +286,7 @@ def kmer_places(
     if limits.shape != counts.shape:
         raise ValueError(f"expected limits of shape {counts.shape}, found {limits.shape}")
     if counts.size and first + counts.max() > width:
-        raise ValueError(f"expected at most {width - first} k-mers a row, found {counts.max()}")
+        raise ValueError(f"expected at most {width - first} k-mers per row, found {counts.max()}")
     from bertgeom.kernels.kmers import cpu
 
     begins, ends = (memory.empty((counts.size, width), np.int32) for _ in range(2))
@@ -333,7 +333,7 @@ def count_ambiguous(
 
 
 def reverse_complement(bases: np.ndarray, *, impl: str = "auto") -> np.ndarray:
-    """uint8 (n,): the other strand, upper case, U as T; bytes that are no base stay as they are."""
+    """uint8 (n,): the other strand, upper case, U as T; other bytes stay as they are."""
     bases = check_bases(bases)
     if _resolve(impl) == "reference":
         from bertgeom.kernels.kmers import reference
@@ -365,7 +365,7 @@ def _check_writable(ids):
 
 
 def _write_back(written, to):
-    """Compiled code takes contiguous arrays alone: another layout would be compiled anew."""
+    """Compiled code takes only contiguous arrays: other layouts would be compiled separately."""
     if written is not to:
         to[...] = written
 
@@ -377,7 +377,7 @@ def _check_counts(counts, first):
 
 
 def _check_singles(singles):
-    """The loops read any of 256 bytes in it."""
+    """Check the table: the loops may read any of its 256 entries."""
     if singles.dtype != np.int32 or singles.shape != (256,):
         raise ValueError(f"expected singles int32 (256,), found {singles.dtype} {singles.shape}")
 

@@ -1,10 +1,10 @@
 """Numba loops over bytes; every function releases the GIL and runs on one core.
 
-None of them checks its arguments: `api.py` does. A k-mer of A, C, G, T alone is *clean*: its
+None of them checks its arguments: `api.py` does. A k-mer of only A, C, G, T is *clean*: its
 key has two bits a base, first base lowest. Clean stretches are packed a block at a time in
 loops that LLVM turns into vector code:
 
-    codes   c0 c1 c2 c3 c4 ...        one byte a base, two bits used
+    codes   c0 c1 c2 c3 c4 ...        one byte per base, two bits used
     pairs   c0c1 c1c2 c2c3 ...        byte i: the two bases from i on
     quads   c0c1c2c3 c1c2c3c4 ...     byte i: the four bases from i on
     key     quads[p] | quads[p + 4] << 8 | ... | quads[p + k - 4] << 2 (k - 4)
@@ -29,7 +29,7 @@ _ID_BITS = np.uint64(32)
 _ID_MASK = np.uint64(0xFFFF_FFFF)
 #: Knuth's multiplier, 2^64 / golden ratio.
 _HASH = np.uint64(0x9E37_79B9_7F4A_7C15)
-#: No entry: ids are never negative, and no vocabulary holds sixteen bytes that are no base.
+#: Marks of free slots: ids are never negative, and no vocabulary has a k-mer of sixteen `OTHER`.
 EMPTY = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 #: Bases of a block; its scratch stays in the first-level cache.
 _BLOCK = 1024
@@ -117,7 +117,7 @@ def fill_clean(keys, ids, entries, shift):
 
 @jit
 def fill_ambiguous(keys, ids, slots, values, shift):
-    """Hash table of four-bit keys, ids beside them."""
+    """Hash table of four-bit keys, with their ids in a second array."""
     last = slots.size - 1
     for i in range(keys.size):
         slot = np.int64((keys[i] * _HASH) >> shift)
@@ -149,7 +149,7 @@ def _find_ambiguous(key, slots, values, shift, unknown):
 
 @jit
 def _pack_quads(row, quads):
-    """Byte i of `quads`: the bases i..i+3 of a clean row, two bits each; noise past its end."""
+    """Byte i of `quads`: the bases i..i+3 of a clean row, two bits each; undefined past its end."""
     n = row.size
     for i in range(n):
         quads[i] = (row[i] >> np.uint8(1)) & np.uint8(3)
@@ -230,7 +230,7 @@ def encode_kmers(
     ids,
     n_unknown,
 ):
-    """Ids of `counts` k-mers a row, written from column `first` on; bases past the end are N."""
+    """Ids of `counts` k-mers per row, written from column `first` on; bases past the end are N."""
     tokens = max(1, (_BLOCK - k) // stride + 1)
     quads = np.zeros(_BLOCK + 4, dtype=np.uint8)
     keys = np.zeros(tokens, dtype=np.uint64)
@@ -350,7 +350,7 @@ def encode_split(
 
 @jit
 def encode_singles(bases, starts, singles, unknown, counts, first, ids, n_unknown):
-    """One token a base; `singles` is -1 for letters without a token."""
+    """One token per base; `singles` is -1 for letters without a token."""
     for b in range(starts.size):
         row = bases[starts[b] : starts[b] + counts[b]]
         misses = 0
@@ -363,7 +363,7 @@ def encode_singles(bases, starts, singles, unknown, counts, first, ids, n_unknow
 
 @jit
 def kmer_places(counts, limits, k, stride, first, begins, ends):
-    """First base and one past the last of `counts` k-mers a row, cut at `limits`; -1 elsewhere."""
+    """First base and one past the last of `counts` k-mers per row, limited to `limits`; else -1."""
     for b in range(counts.size):
         begins[b, :first] = -1
         ends[b, :first] = -1

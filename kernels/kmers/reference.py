@@ -36,7 +36,7 @@ def fold(sequence: str) -> str:
 
 
 def reverse_complement(sequence: str) -> str:
-    """The other strand, upper case; what is no base stays as it is."""
+    """The other strand, upper case; other letters stay as they are."""
     return "".join(COMPLEMENT.get(letter.upper(), letter) for letter in reversed(sequence))
 
 
@@ -65,7 +65,7 @@ def kmers(sequence: str, k: int, stride: int, *, pad: bool) -> Iterator[tuple[st
 def kmer_tokens(
     sequence: str, vocabulary: Mapping[str, int], k: int, stride: int, unknown: int, *, pad: bool
 ) -> list[Token]:
-    """Tokens of overlapping or spaced k-mers; what the vocabulary lacks is `unknown`."""
+    """Tokens of overlapping or spaced k-mers; those not in the vocabulary are `unknown`."""
     return [
         (vocabulary.get(kmer, unknown), start, stop)
         for kmer, start, stop in kmers(sequence, k, stride, pad=pad)
@@ -77,7 +77,7 @@ def split_kmer_tokens(
 ) -> list[Token]:
     """Tokens of the longest-match rule: a k-mer where one fits, else a single base.
 
-    Letters that the vocabulary does not hold alone break k-mers, and a run of them is one
+    Letters that are no token by themselves break k-mers, and a run of them is one
     unknown token.
     """
     text = fold(sequence)
@@ -98,5 +98,5 @@ def split_kmer_tokens(
 
 
 def single_tokens(sequence: str, vocabulary: Mapping[str, int], unknown: int) -> list[Token]:
-    """One token a base."""
+    """One token per base."""
     return [(vocabulary.get(letter, unknown), i, i + 1) for i, letter in enumerate(fold(sequence))]

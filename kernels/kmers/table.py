@@ -1,4 +1,4 @@
-"""Vocabularies as the tables that the loops read."""
+"""Vocabularies as lookup tables for the compiled loops."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def pack_kmers(kmers: Iterable[str], k: int) -> np.ndarray:
 
 
 def unpack_kmers(keys: np.ndarray, k: int) -> list[str]:
-    """The upper-case k-mers of keys; a byte that is no base reads as `?`."""
+    """The upper-case k-mers of keys; a byte that is not a base becomes `?`."""
     check_k(k)
     letters = np.frombuffer((LETTERS + "?").encode(), dtype=np.uint8)
     shifts = np.arange(BITS * (k - 1), -1, -BITS, dtype=np.uint64)
@@ -129,7 +129,7 @@ def unpack_kmers(keys: np.ndarray, k: int) -> list[str]:
 def single_table(vocabulary: Mapping[str, int]) -> np.ndarray:
     """int32 (256,): byte -> token id of single letters, case folded; -1 without a token.
 
-    U has the id of T unless it has its own, and the other way round.
+    U has the id of T unless it has its own, and vice versa.
     """
     table = np.full(256, -1, dtype=np.int32)
     folded = {letter.upper(): i for letter, i in vocabulary.items() if len(letter) == 1}
@@ -143,6 +143,6 @@ def single_table(vocabulary: Mapping[str, int]) -> np.ndarray:
 
 
 def check_k(k: int) -> None:
-    """ValueError unless a k-mer of k bases fits a key."""
+    """Raise ValueError unless a k-mer of k bases fits a key."""
     if not 1 <= k <= MAX_K:
         raise ValueError(f"expected k in 1..{MAX_K}, found {k}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bertgeom.kernels._definitions import STATION_BINS
 from bertgeom.kernels._dispatch import resolve
 from bertgeom.kernels._valid import check_vectors, valid_rows
 
@@ -20,7 +21,7 @@ def station_statistics(
     angles: bool,
     impl: str = "auto",
 ) -> dict[str, Tensor]:
-    """What `cone_sums`, `stream_moments` and, if asked for, the pairwise angles say of x.
+    """The statistics of `cone_sums`, `stream_moments` and, optionally, of pairwise angles.
 
     One Gram matrix, tile by tile, serves the angles and the participation ratio, and x is read
     once while it is in the cache.
@@ -28,7 +29,7 @@ def station_statistics(
     Args:
         x: (B, N, D) float32, float16 or bfloat16, any strides.
         lengths: (B,) integers; the first lengths[b] of the N rows are valid. Default: all.
-        mask: (B, N) bool, or 0 and 1; the valid rows, wherever they are, instead of `lengths`.
+        mask: (B, N) bool, or 0 and 1; the valid rows, in any place, instead of `lengths`.
         angles: whether to compute angle_histogram (90 bins), angle_mean, angle_std, angle_min,
             angle_max over all pairs, too.
         impl: "auto", "triton", "numba" or "reference".
@@ -39,7 +40,7 @@ def station_statistics(
 
     Raises:
         TypeError: for a tensor of another dtype.
-        ValueError: for shapes that do not fit.
+        ValueError: for wrong shapes.
         ImplementationUnavailableError: where `impl` cannot run.
     """
     found = statistics_of_stations([x], lengths=lengths, mask=mask, angles=[angles], impl=impl)
@@ -56,8 +57,8 @@ def statistics_of_stations(
 ) -> dict[str, Tensor]:
     """`station_statistics` of several stations of the residual stream.
 
-    On the CPU one call for many keeps every thread at a window of its own, and pays once for
-    starting; few windows at a time leave threads waiting for each other.
+    On the CPU one call for many stations gives every thread a window of its own and starts the
+    threads only once; with few windows at a time threads wait for each other.
 
     Args:
         stations: S tensors (B, N, D), of one shape, dtype and device.
@@ -65,8 +66,8 @@ def statistics_of_stations(
         angles: whether to compute the angles, by station.
 
     Returns:
-        The arrays of `station_statistics`, (S, B) or (S, B, 90); those of the angles have the
-        stations with angles alone, in their order.
+        The arrays of `station_statistics`, (S, B) or (S, B, 90); those of the angles have
+        only the stations with angles, in their order.
 
     Raises:
         TypeError, ValueError, ImplementationUnavailableError: as `station_statistics`.
@@ -100,7 +101,7 @@ def statistics_of_stations(
 
 def _stacked(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(parts) == 1:
-        # Nothing is copied: on a GPU every copy is a launch.
+        # A view: on a GPU every copy is a kernel launch.
         return {name: value[None] for name, value in parts[0].items()}
     names = max(parts, key=len)
     return {name: torch.stack([part[name] for part in parts if name in part]) for name in names}
@@ -120,7 +121,7 @@ def _by_reference(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]
     }
     found |= stream.stream_moments(x, lengths)
     if angles:
-        found |= cones.pairwise_angle_histogram(x, None, lengths, None, 90)
+        found |= cones.pairwise_angle_histogram(x, None, lengths, None, STATION_BINS)
         del found["n_pairs"]
     return found
 

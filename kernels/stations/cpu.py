@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bertgeom.kernels._cpu import memory as _memory
-from bertgeom.kernels._cpu.amx import in_blocks, piece_floats, row_bytes
+from bertgeom.kernels._cpu.amx import in_blocks, row_bytes
 from bertgeom.kernels._cpu.cones import (
-    NARROW,
-    NO_AXIS,
     TILE_COLUMNS,
     TILE_ROWS,
     angle_tile,
@@ -34,13 +32,11 @@ from bertgeom.kernels._cpu.cones import (
     centre_units,
     cone_axis,
     cone_of,
-    versine_edges,
 )
 from bertgeom.kernels._cpu.rows import (
     ROWS,
     Products,
     add_rows,
-    by_unit,
     floats_from,
     n_blocks,
     readable,
@@ -50,8 +46,8 @@ from bertgeom.kernels._cpu.rows import (
     unit_rows,
 )
 from bertgeom.kernels._cpu.runtime import claim, inner, jit, sgemm_address, started, wait_for
+from bertgeom.kernels._definitions import CONSTANT, NARROW, NO_AXIS
 from bertgeom.kernels.stations.sweeps import (
-    CONSTANT,
     GROUP,
     centre_rows,
     covariance_row,
@@ -63,91 +59,16 @@ from bertgeom.kernels.stations.sweeps import (
     outlier_dims,
     square_tile,
 )
+from bertgeom.kernels.stations.work import (
+    AT_ANGLE,
+    AT_RATIO,
+    AT_STREAM,
+    Work,
+    allocate,
+    named_values,
+)
 
-BINS = 90
-_CONE = (
-    "cone_index",
-    "cone_resultant",
-    "cone_mean_cosine",
-    "cone_axis_angle_mean",
-    "cone_axis_angle_max",
-)
-_STREAM = (
-    "stream_mean",
-    "stream_variance",
-    "stream_skewness",
-    "stream_kurtosis",
-    "stream_norm_mean",
-    "stream_norm_std",
-    "stream_norm_max",
-    "stream_rowsum_mean",
-    "stream_rowsum_variance",
-    "stream_rowsum_skewness",
-    "stream_rowsum_kurtosis",
-    "stream_participation_ratio",
-)
-_ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
-_FLOATS = _CONE + _STREAM + _ANGLE
-_AT_STREAM, _AT_RATIO, _AT_ANGLE = len(_CONE), len(_CONE + _STREAM) - 1, len(_CONE + _STREAM)
 _WINDOW, SWEEP, CENTRE, TILE = range(-1, 3)
-
-
-class _Work(NamedTuple):
-    """Arrays of a call. B windows, N slots, D entries, K blocks, T tiles, S windows at a time."""
-
-    flat: Any
-    """address and number of float32, and in compiled code their array: row i of window b begins
-    at start[b] + i * step[b]"""
-    start: Any
-    """(B,) int64, like step and lengths"""
-    step: Any
-    lengths: Any
-    angles: Any
-    """(B,) bool, whether to compute the angles"""
-    edges: Any
-    """versines of the bin edges"""
-    tiles: Any
-    """(T, 2) first row and first column"""
-    norm: Any
-    """(B, N) float64"""
-    slot: Any
-    """(B, N) int32, row among the non-zero ones, or -1"""
-    unit_sum: Any
-    """(B, K, D) float32, like row_sum"""
-    row_sum: Any
-    moments: Any
-    """(B, K, 5) float64"""
-    axis: Any
-    """(B, D) float64, like mean"""
-    mean: Any
-    shift: Any
-    """(B, D) float32, what is taken off the (unit) vectors"""
-    scale: Any
-    """(B,) float64, factor of the centred vectors"""
-    near_mean: Any
-    """(B,) float32, an angle near the mean"""
-    kept: Any
-    """(B,) int64, vectors that are not zero; -1 where an entry is not finite"""
-    blocks: Any
-    """(B, K, 3) float64: sum and maximum of the angles to the axis, trace"""
-    vectors: Any
-    """(S, N, D) float32"""
-    pieces: Any
-    """(S, P) float32, the vectors in pieces for the tile unit (`_amx`); P is 0 without it"""
-    half: Any
-    """(S, N + TILE_COLUMNS) float32, like size"""
-    size: Any
-    packed_norm: Any
-    """(S, N) float64, like weight"""
-    weight: Any
-    counts: Any
-    """(B, T, bins) int64"""
-    sums: Any
-    """(B, T, 5) float64: angles as in angle_tile, then squares of the covariance"""
-    out: Any
-    """(B, 21) float64"""
-    outliers: Any
-    """(B,) int64"""
 
 
 def stream_moments(x: Tensor, lengths: Tensor) -> dict[str, Tensor]:
@@ -161,7 +82,7 @@ def station_statistics(
 ) -> dict[str, Tensor]:
     """Cone, stream and angle statistics of S stations (B, N, D), all over the same rows.
 
-    Values are (S, B); those of the angles hold the stations with `angles` alone.
+    Values are (S, B); those of the angles hold only the stations with `angles`.
     """
     states = [readable(x) for x in states]
     batch, n_slots, _ = states[0].shape
@@ -176,7 +97,7 @@ def station_statistics(
     else:
         tasks = block_tasks(n_windows, n_blocks(n_slots), len(work.tiles))
     run_tasks(work, tasks)
-    return _named(work, angles)
+    return named_values(work, angles)
 
 
 def _fills_threads(costs: list[int], n_threads: int) -> bool:
@@ -196,96 +117,20 @@ def block_tasks(batch: int, blocks: int, tiles: int) -> Any:
     )
 
 
-def run_tasks(work: _Work, tasks: Any) -> None:
-    """Does the tasks, in their order, on all threads."""
+def run_tasks(work: Work, tasks: Any) -> None:
+    """Run the tasks, in their order, on all threads."""
     # Numba takes arrays faster than a tuple of arrays.
     share_out(_claim_tasks, len(tasks), len(work.kept), tasks, sgemm_address(), *work)
-
-
-def allocate(states: list[Tensor], lengths: Tensor, angles: list[bool], at_a_time: int) -> _Work:
-    """For stations that `_rows.readable` has returned; they must outlive the work."""
-    windows, n_slots, width = states[0].shape
-    batch = len(states) * windows
-    lowest = min(x.data_ptr() for x in states)
-    places = [((x.data_ptr() - lowest) // 4, *x.stride()[:2]) for x in states]
-    blocks = n_blocks(n_slots)
-    tiles = _tiles(n_slots)
-    f32, f64 = np.float32, np.float64
-    n_floats = at_a_time * n_slots * width
-    n_pieces = at_a_time * piece_floats(n_slots, width) if by_unit(width) else 0
-    memory = _memory.scratch_memory(n_pieces + n_floats)
-    return _Work(
-        flat=(lowest, (max(_end(x) for x in states) - lowest) // 4),
-        start=np.array([at + b * step for at, step, _ in places for b in range(windows)]),
-        step=np.array([step for _, _, step in places]).repeat(windows),
-        lengths=np.tile(lengths.numpy().astype(np.int64), len(states)),
-        angles=np.array(angles).repeat(windows),
-        edges=versine_edges(BINS),
-        tiles=tiles,
-        norm=_memory.empty((batch, n_slots), f64),
-        slot=_memory.empty((batch, n_slots), np.int32),
-        unit_sum=_memory.empty((batch, blocks, width), f32),
-        row_sum=_memory.empty((batch, blocks, width), f32),
-        moments=_memory.empty((batch, blocks, 5), f64),
-        axis=_memory.empty((batch, width), f64),
-        mean=_memory.empty((batch, width), f64),
-        shift=_memory.empty((batch, width), f32),
-        scale=_memory.full(batch, 1, f64),
-        near_mean=_memory.full(batch, 90, f32),
-        kept=_memory.zeros(batch, np.int64),
-        blocks=_memory.zeros((batch, blocks, 3), f64),
-        vectors=memory[n_pieces:].reshape(at_a_time, n_slots, width),
-        pieces=memory[:n_pieces].reshape(at_a_time, n_pieces // at_a_time),
-        half=_memory.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
-        size=_memory.zeros((at_a_time, n_slots + TILE_COLUMNS), f32),
-        packed_norm=_memory.empty((at_a_time, n_slots), f64),
-        weight=_memory.empty((at_a_time, n_slots), f64),
-        counts=_memory.zeros((batch, len(tiles), BINS if any(angles) else 0), np.int64),
-        sums=_memory.zeros((batch, len(tiles), 5), f64),
-        out=_memory.full((batch, len(_FLOATS)), np.nan, f64),
-        outliers=_memory.zeros(batch, np.int64),
-    )
-
-
-def _end(x: Tensor) -> int:
-    """Address behind the last entry of x."""
-    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr() + 4 * (last + 1)
-
-
-@functools.lru_cache(maxsize=64)
-def _tiles(n: int) -> Any:
-    """First rows and columns of the tiles that cover the lower triangle of n x n, (T, 2) int64.
-
-    Those of a smaller triangle are among them, in the same order.
-    """
-    starts = [(i, j) for j in range(0, n, TILE_COLUMNS) for i in range(j, n, TILE_ROWS)]
-    return np.array(starts, np.int64).reshape(-1, 2)
-
-
-def _named(work: _Work, angles: list[bool]) -> dict[str, Tensor]:
-    def of_stations(x: Any) -> Tensor:
-        return torch.from_numpy(x.reshape(len(angles), -1, *x.shape[1:]))
-
-    found = of_stations(work.out).float()
-    values = dict(zip(_FLOATS[:_AT_ANGLE], found.unbind(-1), strict=False))
-    zeros = np.where(work.kept < 0, 0, work.lengths - work.kept)
-    values["zero_vectors"] = of_stations(zeros.astype(np.int32))
-    values["stream_outlier_dims"] = of_stations(work.outliers.astype(np.int32))
-    if any(angles):
-        values |= zip(_ANGLE, found[angles, :, _AT_ANGLE:].unbind(-1), strict=True)
-        values["angle_histogram"] = of_stations(work.counts.sum(1))[angles]
-    return values
 
 
 @jit
 def _claim_tasks(team, n_tasks, counters, tasks, blas, place, *arrays):
     if started(team, (n_tasks, counters, tasks, blas, place, arrays)):
         return
-    w = _Work(floats_from(place[0], place[1]), *arrays)
+    w = Work(floats_from(place[0], place[1]), *arrays)
     mine = claim(counters, 1)
     if tasks[0, 0] == _WINDOW and mine >= len(w.vectors):
-        # More threads than there is memory for; those before take all windows.
+        # There are more threads than scratch memories; the others take all windows.
         return
     scratch = np.zeros((TILE_ROWS, TILE_COLUMNS), np.float32)
     memory = unit_memory(w.pieces.size > 0, TILE_COLUMNS, w.vectors.shape[2])
@@ -298,7 +143,7 @@ def _claim_tasks(team, n_tasks, counters, tasks, blas, place, *arrays):
         whole = step == _WINDOW
         at = mine if whole else b
         done = 2 + b
-        # Counted of a window: its sweeps, its merge, its centred blocks, its tiles.
+        # What is counted for a window: its sweeps, its merge, its centred blocks, its tiles.
         before_it = blocks + 1 if step == CENTRE else 2 * blocks + 1 if step == TILE else 0
         if not wait_for(team, counters, done, before_it):
             return
@@ -359,14 +204,14 @@ def _merge(w, b):
     moments = np.zeros(5)
     for k in range(n_parts):
         merge_moments(moments, w.moments[b, k])
-    describe(moments, out[_AT_STREAM : _AT_STREAM + 4])
+    describe(moments, out[AT_STREAM : AT_STREAM + 4])
     rms = math.sqrt(moments[2] / moments[0] + moments[1] * moments[1])
     moments_of(w.norm[b, :n], moments)
-    out[_AT_STREAM + 4] = moments[1]
-    out[_AT_STREAM + 5] = math.sqrt(moments[2] / n)
-    out[_AT_STREAM + 6] = _largest(w.norm[b, :n])
+    out[AT_STREAM + 4] = moments[1]
+    out[AT_STREAM + 5] = math.sqrt(moments[2] / n)
+    out[AT_STREAM + 6] = _largest(w.norm[b, :n])
     moments_of(rows, moments)
-    describe(moments, out[_AT_STREAM + 7 : _AT_STREAM + 11])
+    describe(moments, out[AT_STREAM + 7 : AT_STREAM + 11])
     for d in range(width):
         w.mean[b, d] = rows[d] / n
     if w.angles[b]:
@@ -383,7 +228,7 @@ def _merge(w, b):
 
 @inner
 def _pack(norm, slot):
-    """Numbers the non-zero rows in `slot`; returns their number, -1 if a norm is not finite."""
+    """Number the non-zero rows in `slot`; returns their number, -1 if a norm is not finite."""
     kept = 0
     for i in range(len(norm)):
         if not np.isfinite(norm[i]):
@@ -441,7 +286,7 @@ def _centre(w, b, k, at):
 
 @inner
 def _split(w, b, at, first, last):
-    """Leaves the centred vectors of some rows in pieces; after the last row zeros up to a block."""
+    """Split the centred vectors of some rows into pieces; zeros fill the last block."""
     n, width = w.lengths[b], w.vectors.shape[2]
     if w.pieces.size == 0 or (n > width and not w.angles[b]):
         return
@@ -549,7 +394,7 @@ def _finish(w, b, at):
     else:
         trace, entries, square = _covariance(w, b, at)
         _angles(w, b)
-    out[_AT_RATIO] = trace * trace / square if trace > CONSTANT * entries else np.nan
+    out[AT_RATIO] = trace * trace / square if trace > CONSTANT * entries else np.nan
 
 
 @inner
@@ -570,7 +415,7 @@ def _largest(values):
 
 @inner
 def _covariance(w, b, at):
-    """Trace and squared norm of the centred Gram matrix, and of the one that is not, the trace."""
+    """Trace of the centred Gram matrix, trace of the uncentred one, squared norm of the centred."""
     kept = w.kept[b]
     square = _total(w.sums[b, :, 4])
     mean_square, trace, entries, beside_zero = 0.0, 0.0, 0.0, 0.0
@@ -605,7 +450,7 @@ def _angles(w, b):
             largest = max(largest, w.sums[b, k, 3])
     pairs = kept * (kept - 1) / 2
     off = first / pairs
-    out[_AT_ANGLE] = w.near_mean[b] + off
-    out[_AT_ANGLE + 1] = math.sqrt(max(0.0, second / pairs - off * off))
-    out[_AT_ANGLE + 2] = least
-    out[_AT_ANGLE + 3] = largest
+    out[AT_ANGLE] = w.near_mean[b] + off
+    out[AT_ANGLE + 1] = math.sqrt(max(0.0, second / pairs - off * off))
+    out[AT_ANGLE + 2] = least
+    out[AT_ANGLE + 3] = largest

@@ -6,13 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bertgeom.kernels._triton.angles import angle_sums, finish, square_sums
-from bertgeom.kernels._triton.rows import AXIS, CONE, STREAM, centre_sets, sum_sets
+from bertgeom.kernels._definitions import ANGLE, AXIS, CONE, RATIO, STATION_BINS, STREAM
+from bertgeom.kernels._triton.angle_launches import angle_sums, finish, square_sums
+from bertgeom.kernels._triton.row_launches import centre_sets, sum_sets
 from bertgeom.kernels._triton.shipped import centre_kernels, row_kernels
 
-BINS = 90
-_ANGLE = ("angle_mean", "angle_std", "angle_min", "angle_max")
-_FLOATS = CONE + AXIS + STREAM + ("stream_participation_ratio",) + _ANGLE
+_FLOATS = CONE + AXIS + STREAM + RATIO + ANGLE
 _AT_RATIO = len(CONE + AXIS + STREAM)
 
 
@@ -28,7 +27,7 @@ def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Te
     near_mean = sets.facts[:, 1]
     if angles:
         centred = centre_sets(sets, axis=True, units=True, ratio=True)
-        tiles = angle_sums(sets, sets, centred, centred, near_mean, BINS)
+        tiles = angle_sums(sets, sets, centred, centred, near_mean, STATION_BINS)
     else:
         centred = centre_sets(sets, axis=True, rows=True)
         tiles = square_sums(sets, centred)
@@ -40,7 +39,7 @@ def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Te
         axis=True,
         at_ratio=_AT_RATIO,
         ratio=angles,
-        bins=BINS,
+        bins=STATION_BINS,
     )
     names = _FLOATS if angles else _FLOATS[: _AT_RATIO + 1]
     found = dict(zip(names, sets.out.unbind(1), strict=False))

@@ -28,8 +28,8 @@ def stream_moments(
     Args:
         x: (B, N, D) float32, float16 or bfloat16, any strides.
         lengths: (B,) integers; the first lengths[b] of the N rows are valid. On CUDA the numbers
-            are clamped to [0, N], not looked at. Default: all rows.
-        mask: (B, N) bool, or 0 and 1; the valid rows, wherever they are, instead of `lengths`.
+            are clamped to [0, N], not checked. Default: all rows.
+        mask: (B, N) bool, or 0 and 1; the valid rows, in any place, instead of `lengths`.
         impl: "auto", "triton", "numba" or "reference".
 
     Returns:
@@ -41,7 +41,7 @@ def stream_moments(
 
     Raises:
         TypeError: for a tensor of another dtype.
-        ValueError: for shapes that do not fit.
+        ValueError: for wrong shapes.
         ImplementationUnavailableError: where `impl` cannot run.
     """
     check_vectors("x", x)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import torch
 
-#: A variance below this share of the mean square is that of a constant, up to rounding.
-CONSTANT = 1e-12
-#: Entries of the mean vector this many standard deviations off are outlier dimensions.
-OUTLIER = 6.0
+from bertgeom.kernels._definitions import CONSTANT, OUTLIER
 
 
 def stream_moments(

@@ -12,13 +12,10 @@ import numpy as np
 
 from bertgeom.kernels._cpu.rows import inner_products
 from bertgeom.kernels._cpu.runtime import inner
+from bertgeom.kernels._definitions import CONSTANT, OUTLIER
 
 #: Rows whose entries get one provisional mean; they fit into the L1 cache.
 GROUP = 8
-#: A variance below this share of the mean square is that of a constant, up to rounding.
-CONSTANT = 1e-12
-#: Entries of the mean vector this many standard deviations off are outlier dimensions.
-OUTLIER = 6.0
 
 
 @inner
@@ -198,13 +195,13 @@ def square_tile(how, a, b, transposed, diagonal, tile):
     """Sum of the squares of a b^T (or a^T b) and of its mirror image across the diagonal.
 
     Args:
-        how, a, b, transposed: see `_rows.inner_products`.
+        how, a, b, transposed: see `_cpu.rows.inner_products`.
         diagonal: row i meets the diagonal in column diagonal + i; 0, or at least the columns.
         tile: (TILE_ROWS, TILE_COLUMNS) float32 scratch.
     """
     inner_products(how, a, b, transposed, tile)
     rows, columns = (a.shape[1], b.shape[1]) if transposed else (a.shape[0], b.shape[0])
-    # Of the square block on the diagonal both halves are there.
+    # The square block on the diagonal contains both halves already.
     square = max(0, min(rows, columns - diagonal))
     return _squares(tile, 0, square, columns) + 2 * _squares(tile, square, rows, columns)
 

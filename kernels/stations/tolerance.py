@@ -1,4 +1,4 @@
-"""How far an implementation may be from the oracle of the stream, derived from the very input.
+"""How far an implementation may be from the oracle of the stream, derived from the input itself.
 
 Twice the error of the oracle's formulas in float32, and a rounding band. The participation ratio
 is made of products of vectors, which may be rounded to a type of their own: their relative

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bertgeom import variables
-from bertgeom.kernels import attention_stats
+from bertgeom.kernels import _definitions, attention_stats
 from bertgeom.kernels.attention_stats import options
 
 
@@ -17,6 +17,16 @@ def test_kernels_and_declarations_share_their_constants() -> None:
     assert variables.GATE_MIXED == options.GATE_MIXED
     assert variables.N_BLOCKS == options.N_BLOCKS
     assert variables.MAX_GROUPS == options.MAX_GROUPS
+    assert variables.N_ANGLES == _definitions.STATION_BINS
+
+
+def test_the_kernels_names_of_station_statistics_are_the_declared_ones() -> None:
+    def names(declared: tuple[variables.Variable, ...]) -> set[str]:
+        return {variable.name for variable in declared if variable.dtype == "float32"}
+
+    assert names(variables.CONE_VARIABLES) == {*_definitions.CONE, *_definitions.AXIS}
+    assert names(variables.STREAM_VARIABLES) == {*_definitions.STREAM, *_definitions.RATIO}
+    assert names(variables.ANGLE_VARIABLES) == set(_definitions.ANGLE)
 
 
 def test_the_kernel_returns_exactly_the_declared_attention_arrays() -> None:

@@ -96,7 +96,7 @@ def check_attention(x: Tensor, lengths: Tensor) -> None:
         "columns": True,
     }
     found = attention_stats(heads, heads, heads, lengths=lengths, **options, impl="numba")
-    limits = bounds(heads, heads, heads, lengths, None, None, api._options(**options))
+    limits = bounds(heads, heads, heads, lengths, None, None, api.checked_options(**options))
     assert disagreements(limits, found.output, found.values) == []
 
 

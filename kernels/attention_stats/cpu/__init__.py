@@ -1,5 +1,6 @@
 """Attention statistics on the CPU: one head at a time per thread, its weights in the cache.
 
-`run` is the call, `work` its arrays, `products` the logits, `rows` the loops over weights, `head`
-what follows from their sums. Read `run` first. May import from: `options`, `kernels._cpu`.
+`run` is the call, `work` its arrays, `results` its values, `products` the logits, `rows` the loops
+over weights, `head` what follows from their sums. Read `run` first.
+May import from: `options`, `kernels._cpu`.
 """

@@ -1,4 +1,4 @@
-"""From the sums of one head to its statistics: O(n + 16 * 16) work after the rows are done."""
+"""Statistics of one head from its sums: O(n + 16 * 16) work after the rows are done."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SCALARS = (
     "logit_asymmetry",
     "logit_effective_rank",
 )
-#: What tier full adds.
+#: Additional names of tier full.
 FULL_SCALARS = ("attention_value_entropy", "attention_asymmetry")
 (
     _ENTROPY,
@@ -80,7 +80,7 @@ def stretch_begin(g, n):
 
 @inner
 def end_stretch(g, n, work):
-    """Moves the column sums of one stretch of rows into the maps and into the totals."""
+    """Add the column sums of one stretch of rows to the maps and to the totals."""
     column, near = work.column, work.near
     _add_columns(column, near, work.content, work.columns, work.far)
     for h in range(N_BLOCKS):
@@ -101,7 +101,7 @@ def _sum(x, begin, end):
 
 @inner
 def _add_columns(column, near, content, columns, far):
-    """Adds to the totals; leaves all cells' sums in `column`, and far content cells' in `near`."""
+    """Add to the totals; leaves all cells' sums in `column`, and far content cells' in `near`."""
     widest_vectors()
     for j in range(column.size):
         x = column[j]
@@ -140,7 +140,7 @@ def column_statistics(n, work, groups, out, group_mass):
         for g in range(group_mass.size):
             if (groups[j] >> g) & 1:
                 group_mass[g] += share
-    # 0 * total: comparisons pass NaN by.
+    # max() ignores NaN; adding 0 * total propagates it.
     out[_RECEIVED_ENTROPY] = entropy + 0 * total
     out[_RECEIVED_MAX] = largest + 0 * total
     out[_SPECIAL] = special
@@ -180,7 +180,7 @@ def offset_statistics(n, near, work, out, profile):
 
 @inner
 def _one_diagonal(n, near, work):
-    """Adds the phases up into the first: the sum over offset o lies at n - 1 + o."""
+    """Add all phases to the first: the sum over offset o lies at n - 1 + o."""
     total = work.diagonals[0]
     for phase in range(1, PHASES):
         one = work.diagonals[phase]
@@ -193,7 +193,7 @@ def _one_diagonal(n, near, work):
 
 @inner
 def gates(n, near, work, out, mass):
-    """Writes the gate spectrum (8,); returns the code of the dominant gate."""
+    """Write the gate spectrum (8,); returns the code of the dominant gate."""
     hub = min(HUB_MASS, n / 2) * (1 - SLACK)
     directional = instance = rest = 0.0
     for j in range(n):
@@ -359,7 +359,7 @@ def _of_products(blas, n, d, query, query_row, key, key_row, gram):
     """The same from Q'Q, K'K and K'Q: tr(Q'Q K'K), tr((K'Q)^2), tr((Q'Q K'K)^2); |Q|^2 + |K|^2.
 
     All but the last are scaled to |Q| = |K| = 1. Where the first comes out small, because queries
-    and keys are nearly orthogonal, rounding of the products has spoiled it.
+    and keys are nearly orthogonal, it has lost its digits to rounding of the products.
     """
     qq, kk, kq, product = gram[0], gram[1], gram[2], gram[3]
     one = np.float32(1)

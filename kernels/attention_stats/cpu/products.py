@@ -1,4 +1,4 @@
-"""Logits of a head, by BLAS or by the tile unit (`_amx`)."""
+"""Logits of a head, by BLAS or by the tile unit (`_cpu.amx`)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pieces_floats(n, d):
 
 @inner
 def split_keys(use, largest, n, d, key, key_row, memory):
-    """Pieces of the keys, if the unit is to be used and can be.
+    """Pieces of the keys, if the unit can be used and `use` says so.
 
     Args:
         largest: bound of the size of every query and key.

@@ -42,14 +42,14 @@ def padded(n):
 
 @inner
 def hide(row, first, last):
-    """Makes what is outside row[first:last] invisible."""
+    """Make everything outside row[first:last] invisible."""
     row[:first] = _HIDDEN
     row[last:] = _HIDDEN
 
 
 @inner
 def extremes(row, first, last):
-    """Smallest and largest logit of row[first:last]; overwrites what is outside, any for NaN."""
+    """Smallest and largest logit of row[first:last]; overwrites the rest; undefined for NaN."""
     widest_vectors()
     row[:first] = row[first]
     row[last:] = row[first]
@@ -92,7 +92,7 @@ def spread(row, inverse, columns, diagonals):
 
 @inner
 def lift(row, first, last, lifted):
-    """Takes the near cells row[first:last] out of a row.
+    """Move the near cells row[first:last] out of a row.
 
     They lie in `lifted` while the others are added to the far column sums, so that a far sum is
     never a difference of two larger ones.
@@ -104,14 +104,14 @@ def lift(row, first, last, lifted):
 
 @inner
 def put_back(row, first, last, inverse, lifted):
-    """Puts the near cells back, as weights."""
+    """Put the near cells back, as weights."""
     for x in range(last - first):
         row[first + x] = lifted[x] * inverse
 
 
 @inner
 def add_near(block, i0, c0, c1, begin, end, near, content, columns, sums):
-    """Adds up the near cells of rows begin to end of a block; returns their squares.
+    """Sum the near cells of rows begin to end of a block; returns the sum of their squares.
 
     Args:
         block: weights of the rows from i0 on and of the columns c0 to c1; others hold none.
@@ -165,7 +165,7 @@ def crossed_tiles(weights, n, pitch):
 
 @inner
 def confident_cells(row, theta, found):
-    """Writes the positions of weights >= theta to `found`; returns how many, at most found.size."""
+    """Write the positions of weights >= theta to `found`; returns how many, at most found.size."""
     count = 0
     for start in range(0, row.size, STEP):
         bits = at_least(row, start, theta)
@@ -178,7 +178,7 @@ def confident_cells(row, theta, found):
 
 @inner
 def count_values(row, n_visible, low, factor, codes, bins):
-    """Adds the visible weights of a row to the value bins from `low`, `factor` bins per unit.
+    """Count the visible weights of a row in value bins from `low`, `factor` bins per unit.
 
     The weights become bytes, and every bin counts its own with one comparison per STEP cells,
     three bins at a time until all cells are counted: most stretches of a row lie in few bins.
@@ -218,7 +218,7 @@ def smallest_count(row, n_visible, low, top, guess, step):
     same count the search is over, long before lo and hi enclose a single weight.
 
     Args:
-        guess: a threshold to begin with, that of the row before.
+        guess: the first threshold, from the previous row.
         step: relative distance of neighbouring weights around the threshold, likewise.
 
     Returns:
@@ -256,7 +256,7 @@ def smallest_count(row, n_visible, low, top, guess, step):
             hi, c_hi, s_hi = t, count, s
             under = True
         if not (under and over):
-            # To the other side of the answer: as many weights on as t is off, and three more.
+            # Step to the other side of the answer: by as many weights as t is off, and three more.
             wanted = (_SHARE - s) / t
             wanted += f32(3) if wanted > f32(0) else f32(-3)
             t -= t * min(stride * wanted, f32(0.5))
@@ -264,6 +264,6 @@ def smallest_count(row, n_visible, low, top, guess, step):
     if under and over:
         step = f32(0.5) * (step + (hi - lo) / (hi * (c_lo - c_hi)))
     k = min(max(c_hi + most, c_hi + f32(1)), c_lo)
-    # It is an index: of a NaN, none.
+    # The count is used as an index, so NaN must become 0.
     k = np.int64(k) if k >= f32(0) else 0
     return k, f32(0.5) * (lo + hi) if under and over else t, step

@@ -37,9 +37,7 @@ from bertgeom.kernels.attention_stats.cpu.head import (
     ASYMMETRY,
     CONFIDENT_COUNT,
     CONFIDENT_MASS,
-    FULL_SCALARS,
     PURITY,
-    SCALARS,
     TOP1,
     VALUE_ENTROPY,
     column_statistics,
@@ -54,6 +52,7 @@ from bertgeom.kernels.attention_stats.cpu.head import (
     value_entropy,
 )
 from bertgeom.kernels.attention_stats.cpu.products import GROUP, logits, split_keys
+from bertgeom.kernels.attention_stats.cpu.results import named_values, shapes_of
 from bertgeom.kernels.attention_stats.cpu.rows import (
     add_near,
     confident_cells,
@@ -74,7 +73,6 @@ from bertgeom.kernels.attention_stats.cpu.work import (
     PHASES,
     Heads,
     Settings,
-    Values,
     block_width,
     cut,
     is_resident,
@@ -86,7 +84,6 @@ from bertgeom.kernels.attention_stats.cpu.work import (
 )
 from bertgeom.kernels.attention_stats.options import (
     GATE_MIXED,
-    GATES,
     N_BLOCKS,
     N_VALUE_BINS,
     SLACK,
@@ -108,8 +105,8 @@ def run(
 ) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
     """Output and statistics of a batch; arguments as checked by `api.attention_stats`.
 
-    Results are the same, bit for bit, whatever the padding, the rest of the batch and the number
-    of threads. Half precision is computed in float32.
+    Results do not depend, bit for bit, on the padding, the rest of the batch and the number of
+    threads. Half precision is computed in float32.
 
     Returns:
         output (B, H, N, d) in the query's dtype, and a function that returns the values.
@@ -120,7 +117,7 @@ def run(
     padded_batch = min(n_tokens) < n_slots
     output = _memory.tensor((batch, n_slots, n_heads, head_dim), zeroed=padded_batch)
     output = output.transpose(1, 2)
-    shapes, n_results = _shapes(batch, n_heads, n_slots, options)
+    shapes, n_results = shapes_of(batch, n_heads, n_slots, options)
     results = _memory.tensor((n_results,))
     settings = _settings(n_slots, options, _amx.usable())
     n_floats = most_floats(lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach)
@@ -145,11 +142,11 @@ def run(
     on_torch_threads(_sweep, *arguments)
     if query.dtype != output.dtype:
         output = output.to(query.dtype)
-    return output, functools.partial(_named, results, shapes, options)
+    return output, functools.partial(named_values, results, shapes, options)
 
 
 def _readable(x: Tensor) -> Tensor:
-    """x as float32 whose rows BLAS can read; itself if it is that already."""
+    """x as float32 whose rows BLAS can read; x itself if possible."""
     x = readable(x)
     apart = x.stride(-2) >= x.shape[-1] or x.shape[-2] == 1
     return x if apart else x.contiguous()
@@ -184,55 +181,9 @@ def _settings(n_slots: int, options: Options, amx: bool) -> Settings:
     )
 
 
-@functools.lru_cache(maxsize=64)
-def _shapes(batch: int, n_heads: int, n_slots: int, options: Options) -> tuple[Values, int]:
-    """Shapes of the results, and their elements together."""
-    shapes = Values(
-        scalars=(len(SCALARS + FULL_SCALARS), batch, n_heads),
-        k90=(2, batch, n_heads),
-        gate=(batch, n_heads),
-        gate_mass=(batch, n_heads, len(GATES)),
-        group_mass=(batch, n_heads, options.n_groups),
-        profile=(batch, n_heads, 2 * options.n_offset_side + 1),
-        block_map=(batch, n_heads, N_BLOCKS, N_BLOCKS),
-        query_entropy=(batch, n_heads, n_slots if options.rows else 0),
-        received=(batch, n_heads, n_slots if options.columns else 0),
-        cones=(2, batch, n_heads, 4 if options.cones else 0),
-    )
-    return shapes, sum(math.prod(shape) for shape in shapes)
-
-
-def _named(memory: Tensor, shapes: Values, options: Options) -> dict[str, Tensor]:
-    """The statistics in memory (n,) float32 by name."""
-    sizes = [math.prod(shape) for shape in shapes]
-    pieces = memory.split(sizes)
-    results = Values(*(x.view(shape) for x, shape in zip(pieces, shapes, strict=True)))
-    names = SCALARS + FULL_SCALARS if options.full else SCALARS
-    values = dict(zip(names, results.scalars, strict=False))
-    gate = results.gate.view(torch.int32).to(torch.uint8)
-    values |= {"gate_mass": results.gate_mass, "gate": gate}
-    if options.n_groups:
-        values["attention_group_mass"] = results.group_mass
-    if options.full:
-        k90_median, k90_min = results.k90.view(torch.int32)
-        values |= {
-            "attention_k90_median": k90_median,
-            "attention_k90_min": k90_min,
-            "attention_offset_profile": results.profile,
-            "block_map": results.block_map,
-        }
-    if options.rows:
-        values["query_entropy"] = results.query_entropy
-    if options.columns:
-        values["attention_received"] = results.received
-    if options.cones:
-        values["head_cone_index"], values["head_cone_mean_cosine"] = results.cones
-    return values
-
-
 @jit
 def _sweep(team, counters, *arguments):
-    """What every thread does: claims heads until none is left."""
+    """The loop of every thread: claim heads until none is left."""
     if started(team, (counters, arguments)):
         return
     (
@@ -244,7 +195,7 @@ def _sweep(team, counters, *arguments):
     query, key, value, output = tensors
     place = claim(counters, 1)
     if place >= n_places:
-        # More threads than there is memory for; those before take all heads.
+        # There are more threads than scratch memories; the others take all heads.
         return
     scratch = memory + 4 * n_floats * place
     while True:
@@ -273,7 +224,7 @@ def _sweep(team, counters, *arguments):
 
 @inner
 def _leave_out(values, b, h, n):
-    """What a window of n tokens has no statistics for; without tokens, all there is."""
+    """Write missing values: of tracks beyond n tokens, and of everything if n is 0."""
     values.query_entropy[b, h, n:] = np.nan
     values.received[b, h, n:] = np.nan
     if n == 0:
@@ -303,7 +254,7 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
     for j in range(n):
         work.content[j] = special[j] == 0
     out = np.zeros(values.scalars.shape[0])
-    # First, so that queries and keys are in the cache for the logits.
+    # Before the logits, because this loads queries and keys into the cache.
     (query, query_row), (key, key_row), _, _ = matrices
     largest_entry = logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
     n_cones = values.cones.shape[3]
@@ -347,7 +298,7 @@ def _block(n, reach, i0, work):
 
 @inner
 def _check_blocks(work, address, rows, columns, pitch):
-    """Whether the whole blocks that the tile unit writes lie in the memory of the weights."""
+    """Check that the whole blocks that the tile unit writes lie in the memory of the weights."""
     written = (_amx.in_blocks(rows) - 1) * pitch + _amx.in_blocks(columns)
     begin = np.int64(work.weights.ctypes.data)
     check_extent(address, written, begin, begin + 4 * work.weights.size)
@@ -355,7 +306,7 @@ def _check_blocks(work, address, rows, columns, pitch):
 
 @inner
 def _first_look(blas, pieces, settings, n, d, matrices, work, out):
-    """Output and everything that one sweep can sum; returns the extreme weights."""
+    """The output and all sums of the first sweep; returns the extreme weights."""
     _, _, (value, value_row), (output, output_row) = matrices
     reach = min(settings.reach, n)
     near, theta = settings.near, settings.theta
@@ -364,8 +315,8 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
     n_confident = 0
     guess, step = f32(1 / n), f32(1 / n)
     stretch, stretch_end = 0, stretch_begin(1, n)
-    # A row's function is called with the arrays that it needs: passing all of them takes longer
-    # than the row.
+    # Functions of a row get only the arrays that they need: passing all of them takes longer than
+    # the row.
     highs, inverses, entropies = work.highs, work.inverses, work.entropies
     column, near_column, diagonals = work.column, work.near, work.diagonals
     content, confident, found = work.content, work.confident, work.found

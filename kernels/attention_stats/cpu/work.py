@@ -16,7 +16,7 @@ from bertgeom.kernels.attention_stats.options import N_BLOCKS, N_VALUE_BINS
 
 #: Up to here the weights of one head stay in memory for the second look, 4 n^2 bytes a thread.
 RESIDENT_TOKENS = 1024
-#: Weights of one block of rows where they do not (1 MiB: half of a usual L2 cache).
+#: Weights of one block of rows of a longer head (1 MiB: half of a usual L2 cache).
 _BLOCK_WEIGHTS = 1 << 18
 #: Diagonals are summed in as many arrays as a cache line holds floats, so that every row of
 #: weights is added to one of them without crossing lines.
@@ -26,7 +26,7 @@ PHASES = 16
 class Heads(NamedTuple):
     """Where the n x d matrices of a (B, H, N, d) float32 tensor lie: strides in elements.
 
-    `end` is the address behind the last element.
+    `end` is the address after the last element.
     """
 
     address: int
@@ -53,7 +53,7 @@ class Values(NamedTuple):
     """Results (B, H, ...), `scalars` (len(SCALARS), B, H), `cones` (2, B, H, 4), or their shapes.
 
     Float32, but `k90` and `gate` int32. Tracks have N = 0 and cones a last dimension of 0 if they
-    are not asked for.
+    are not requested.
     """
 
     scalars: Any
@@ -70,7 +70,7 @@ class Values(NamedTuple):
 
 @inner
 def values_at(address, shapes):
-    """The results, one behind the other from an address on."""
+    """The results, one after another from an address on."""
     scalars, address = _array_at(address, shapes.scalars)
     k90, address = _array_at(address, shapes.k90)
     gate, address = _array_at(address, shapes.gate)
@@ -108,7 +108,7 @@ class Work(NamedTuple):
 
         content        (ld,)       1 for content tokens, 0 for special tokens and padding
         column, near   (ld,)       column sums of this stretch of rows: far cells, near cells
-        columns, far, confident    (ld,)  column sums of all rows, as in _finish.HeadSums
+        columns, far, confident    (ld,)  column sums of all rows, as in finish.HeadSums
         diagonals      (16, w)     diagonal j - i lies at n - 1 + j - i - s in array s, where
                                    s = (n - 1 - i) % 16; w keeps equal places of two arrays out
                                    of one set of the cache
@@ -121,7 +121,7 @@ class Work(NamedTuple):
         bins           (23,)       int64, the last two stay empty
         found          int64, positions of confident weights
         gram           (4, d, d)
-        pieces         see `_cpu_products`
+        pieces         see `products`
         weights        the rest: all weights, n rows of padded(n), or two blocks of rows
 
     ld is n rounded up to a multiple of LANES, and LANES more for a block that starts inside one.

@@ -43,7 +43,7 @@ from bertgeom.kernels.attention_stats.options import N_BLOCKS, SLACK, Options
 MAPS = tl.constexpr(N_BLOCKS)
 #: Code of a padded slot.
 NO_CODE = tl.constexpr(2 * N_BLOCKS)
-#: Sums that a program stores, in the order of `_finish.SUMS` after its first.
+#: Sums that a program stores, in the order of `finish.SUMS` after its first.
 N_SCALARS = 11
 SCALARS = tl.constexpr(N_SCALARS)
 
@@ -258,11 +258,11 @@ def attention_columns(
 
 @dataclass(frozen=True)
 class ColumnSums:
-    """What `attention_columns` leaves, blocks of keys already added up in order.
+    """The results of `attention_columns`, blocks of keys already added up in order.
 
     Attributes:
         columns: (B, H, 3, N) column sums of all cells, of far, of confident far cells.
-        scalars: (B, H, 11) in the order of `_finish.SUMS`, from its second on.
+        scalars: (B, H, 11) in the order of `finish.SUMS`, from its second on.
         far_map: (B, H, 16, 16).
         block_map: the same of all cells, None in tier core.
     """

@@ -1,4 +1,4 @@
-"""Triton: the d x d products Q'Q, K'K and K'Q of a head, and what they say of Q K^T."""
+"""Triton: the d x d products Q'Q, K'K and K'Q of a head, and the statistics of Q K^T from them."""
 
 # mypy: ignore-errors
 from __future__ import annotations

@@ -4,7 +4,7 @@ A threshold t is narrowed between `high`, above which the weights do not hold th
 above which they do; mass and count above both are known. Of r = 0.9 - mass(high) still wanted,
 every weight between gives at most `high`, the largest give at least the mean of those between, and
 each that is left out keeps at least `low`: once both bounds name one count, that is the answer,
-long before the thresholds meet. `GPU.md` counts the steps.
+long before the thresholds meet. `README.md` counts the steps.
 
 The first threshold is that of a row whose logits are normally distributed and whose entropy is
 this row's; the next come from the slope there, until both sides are known, and then in turn from
@@ -40,7 +40,7 @@ from bertgeom.kernels.attention_stats.gpu.tiles import (
 from bertgeom.kernels.attention_stats.options import K90_MASS, Options
 
 MASS = tl.constexpr(K90_MASS)
-#: Half of them halve the distance in log t: what is a millionth apart is told apart.
+#: Half of them halve the distance in log t, which resolves relative differences of a millionth.
 MAX_STEPS = 48
 #: Where the normal distribution has 0.1 on one side, and its density there.
 TAIL = tl.constexpr(1.2815516)
@@ -145,7 +145,7 @@ def attention_k90(
     # Weights below 0.047 / n hold less than 0.05 together, so the least that counts is larger.
     low = tl.zeros((ROWS,), tl.float32) + 0.047 / visible
     low_mass = tl.full((ROWS,), 1.0, tl.float32)
-    # A largest weight that is enough leaves nothing to look for.
+    # If the largest weight is enough, there is nothing to search for.
     is_open = m_row & (top < MASS)
     low_count = tl.where(is_open, visible, 1.0)
     high = top * 1.000001
@@ -196,7 +196,7 @@ def attention_k90(
         held = tl.maximum(low_mass - high_mass, 1e-20)
         share = wanted / held
         most = tl.ceil(share * between)
-        # Only a threshold that was looked at says what is left below it.
+        # Only a threshold that was evaluated says how much is left below it.
         left_out = tl.where(low_mass < 1.0, (held - wanted) / low, between)
         least = tl.maximum(wanted / high, between - left_out)
         done = (least > most - 1.0) | (between < 1.5) | (high - low <= high * close)
@@ -257,7 +257,7 @@ def k90_counts(
 
 def median_and_minimum(counts: Tensor, lengths: Tensor) -> Tensor:
     """(B, H, 2) int32: lower median and minimum of the valid rows; 0 without any."""
-    # Padded slots sort behind every valid row.
+    # Padded slots sort after every valid row.
     slot = torch.arange(counts.shape[-1], device=counts.device)
     valid = (slot < lengths[:, None])[:, None]
     ranked = counts.masked_fill(~valid, torch.iinfo(torch.int32).max).sort(dim=-1).values

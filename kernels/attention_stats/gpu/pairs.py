@@ -1,4 +1,4 @@
-"""Triton: what needs a weight A_ij together with A_ji, its offset j - i, or its rank in a head.
+"""Triton: sums that need a weight A_ij together with A_ji, its offset j - i, or its value bin.
 
 A program owns one pair of block diagonals, the tiles (r, r + delta) and (r + delta, r) for all r,
 with the log-sum-exp of every row known. On a diagonal the offset of a cell depends on its place
@@ -217,7 +217,7 @@ def attention_pairs(
 
 @dataclass(frozen=True)
 class PairSums:
-    """What `attention_pairs` leaves, block diagonals already added up in order.
+    """The results of `attention_pairs`, block diagonals already added up in order.
 
     Attributes:
         crossed: (B, H) sum of A_ij A_ji.

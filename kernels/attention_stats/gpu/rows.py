@@ -1,5 +1,5 @@
-"""Triton: the attention output, and what only a whole row can tell: its log-sum-exp, its
-entropy, its extremes.
+"""Triton: the attention output, and the statistics of a whole row: log-sum-exp, entropy,
+extremes.
 
 One sweep over the keys with a running maximum. The entropy comes along as the sum of e t, with
 e = exp2(t) and t the logit below the running maximum: nothing cancels, whatever the logits.
@@ -202,7 +202,7 @@ def attention_rows(
 
 @dataclass(frozen=True)
 class RowValues:
-    """What `attention_rows` leaves, (B, H, N) float32 each; 0 in padded slots but for `lse`.
+    """The results of `attention_rows`, (B, H, N) float32 each; 0 in padded slots, except `lse`.
 
     Attributes:
         lse: log2 of the sum of exp2 of log2(e) times the scaled logits; 1e30 in padded slots.

@@ -1,7 +1,7 @@
-"""Attention statistics on the GPU: the order of the launches, and what they leave behind.
+"""Attention statistics on the GPU: the order of the launches, and their results.
 
-`GPU.md` derives the passes and counts their work. Every launch reads Q and K; none leaves more
-than O(N) numbers of a head behind.
+`README.md` derives the passes and counts their work. Every launch reads Q and K; none writes more
+than O(N) numbers per head.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(
     """Output and statistics of a batch; arguments as checked by `api.attention_stats`.
 
     Returns:
-        output (B, H, N, d) in the query's dtype, and the values of `_finish.finish`.
+        output (B, H, N, d) in the query's dtype, and the values of `finish.finish`.
 
     Raises:
         ValueError: for a head dimension above 128.

@@ -1,7 +1,7 @@
 """Every configuration that `gpu.run` can launch, for `python -m bench.static`.
 
 bf16 compiles to the same shapes as fp16, and head dimensions are padded to a power of two; of
-either, one stands for all. Tier core leaves code out of tier full.
+either, one stands for all. The code of tier core is part of that of tier full.
 """
 
 from __future__ import annotations

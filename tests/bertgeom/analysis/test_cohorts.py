@@ -285,7 +285,7 @@ def test_labels_by_id_and_by_index(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("r1\tx\nr2\n", "line 2: expected two tab-separated fields"),
-        ("r1\tx\nr1\ty\n", "line 2: expected one label a record, found 'x' and 'y'"),
+        ("r1\tx\nr1\ty\n", "line 2: expected one label per record, found 'x' and 'y'"),
         ("# nothing\n", "expected at least one labelled record"),
     ],
 )

@@ -55,7 +55,7 @@ def test_many_ways_to_say_the_same(tmp_path: Path, text: str) -> None:
         (b"x\ta\ny\tb\n", "none of them among 4 record ids; the first record is 'r0'"),
         (b"r0\tall\n", "labels other than all.*found 'all'"),
         (b"r0\tunlabelled\n", "rename the label"),
-        (b"r0\ta\nr0 text\tb\n", "line 2: expected one label a record"),
+        (b"r0\ta\nr0 text\tb\n", "line 2: expected one label per record"),
         (b"r0\tn\xe9\n", "line 1: expected a table of labels in UTF-8.*0xe9"),
         ("r0\ta\n".encode("utf-16"), "UTF-16"),
         ("r0\ta\n".encode("utf-16-le"), "UTF-16"),
@@ -63,7 +63,7 @@ def test_many_ways_to_say_the_same(tmp_path: Path, text: str) -> None:
         (b"", "an empty file"),
         (b'"r0,a\n', "two tab-separated fields|quotes closed"),
         (b"99999999999999999999\ta\n", "record indices from 0 to 3"),
-        (b"1\ta\n01\tb\n", "line 2: expected one label a record"),
+        (b"1\ta\n01\tb\n", "line 2: expected one label per record"),
     ],
 )
 def test_bad_tables_are_one_line(tmp_path: Path, data: bytes, message: str) -> None:

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 
 import bertgeom
 from bertgeom.errors import ModelError, UsageError
-from bertgeom.model.attention import _attention
+from bertgeom.model.attention import attend
 from bertgeom.testing import TINY_MODELS, eager_forward, tiny_model
 
 
@@ -157,16 +157,16 @@ def test_arguments_that_change_the_logits_are_refused_by_name(name: str, value: 
     x = torch.randn(1, 2, 4, 8)
     module = nn.Module()
     with pytest.raises(ModelError, match=name):
-        _attention(module, x, x, x, None, **{name: value})
+        attend(module, x, x, x, None, **{name: value})
     for nothing in (None, False, 0, 0.0):
-        _attention(module, x, x, x, None, **{name: nothing})
+        attend(module, x, x, x, None, **{name: nothing})
 
 
 @pytest.mark.parametrize("options", [{"is_causal": True}, {"sliding_window": 2}])
 def test_what_no_mask_says_is_refused(options: dict[str, Any]) -> None:
     x = torch.randn(1, 2, 4, 8)
     with pytest.raises(ModelError, match=r"causal|sliding_window"):
-        _attention(nn.Module(), x, x, x, None, **options)
+        attend(nn.Module(), x, x, x, None, **options)
 
 
 class OwnConfig(BertConfig):

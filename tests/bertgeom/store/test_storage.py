@@ -92,6 +92,26 @@ def test_sweep_takes_only_what_killed_writers_left(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["key"]
 
 
+def test_a_failed_request_does_not_mean_that_there_is_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.0)
+    storage = Storage(f"memory://{tmp_path.name}/root")
+    storage.write("a", b"x")
+    plain, failures = MemoryFileSystem.info, [ConnectionError("reset by peer")]
+
+    def info(self: MemoryFileSystem, path: str, **options: object) -> object:
+        if failures:
+            raise failures.pop()
+        return plain(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", info)
+    assert storage.exists("a")
+    assert failures == []
+
+
 def test_short_failures_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FIRST_PAUSE", 0.0)
     calls = []
@@ -193,7 +213,7 @@ def test_what_was_made_is_taken_back_and_nothing_else(storage: Storage) -> None:
         (errno.ENOSPC, "free some space"),
         (errno.EROFS, "choose another --out"),
         (errno.EACCES, "make the folder writable"),
-        (errno.EIO, "mend the cause"),
+        (errno.EIO, "fix the cause"),
     ],
 )
 def test_a_failure_to_write_is_one_line_with_a_remedy(code: int, remedy: str) -> None:

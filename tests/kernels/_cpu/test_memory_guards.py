@@ -118,7 +118,8 @@ def test_attention_stays_within_its_memory(seed: int, guards: Any) -> None:
     found = attention_stats(*vectors, lengths=lengths, **slots, **options, impl="numba")
     guards.check()
     plain = [x.nan_to_num(0) for x in vectors]
-    bounds = attention_tolerance.bounds(*plain, lengths, *slots.values(), api._options(**options))
+    asked = api.checked_options(**options)
+    bounds = attention_tolerance.bounds(*plain, lengths, *slots.values(), asked)
     assert attention_tolerance.disagreements(bounds, found.output, found.values) == []
 
 

@@ -71,7 +71,7 @@ def check(
     known |= asked
     slots = {"lengths": lengths, "special": special, "groups": groups}
     found = attention_stats(q, k, v, **slots, **known, impl="numba")
-    limits = bounds(q, k, v, lengths, special, groups, api._options(**known))
+    limits = bounds(q, k, v, lengths, special, groups, api.checked_options(**known))
     assert disagreements(limits, found.output, found.values) == []
 
 

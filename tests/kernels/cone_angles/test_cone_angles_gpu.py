@@ -175,7 +175,7 @@ def test_nothing_is_made_up_where_nothing_is_defined(device: str) -> None:
 
 
 def test_folded_tiles_hold_what_the_tiles_held(device: str) -> None:
-    from bertgeom.kernels._triton.angles import FOLD, TileSums, fold
+    from bertgeom.kernels._triton.angle_launches import FOLD, TileSums, fold
 
     seed = torch.Generator().manual_seed(8)
     n_tiles = FOLD + 3
