@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertgeom.errors import DamagedError, InputError, StoreError, UsageError
+from bertgeom.errors import DamagedError, StoreError, UsageError
+from bertgeom.pipelines.casestudy.along import attention_along, class_codes, exact_maps, token_ids
 from bertgeom.pipelines.casestudy.classifier.metrics import (
     class_table,
     confusion_matrix,
@@ -26,15 +27,20 @@ from bertgeom.pipelines.casestudy.classifier.metrics import (
 )
 from bertgeom.pipelines.casestudy.genomes.domains import (
     DOMAINS,
-    N_AMINO,
-    align,
     domain_of,
-    reference_position,
     spike_annotations,
+)
+from bertgeom.pipelines.casestudy.measure import (
+    KEEP,
+    LABELS,
+    SPIKES,
+    STORE,
+    measure_genomes,
+    read_classes,
 )
 from bertgeom.pipelines.casestudy.positions import one_versus_all
 from bertgeom.pipelines.report.summary import ALL, Summary, summarise
-from bertgeom.store.dataset import attribute, label_codes
+from bertgeom.store.dataset import attribute
 from bertgeom.store.files import check_target, replacing, system_errors, write_text
 from bertgeom.store.manifest import read_facts
 from bertgeom.store.storage import Storage, explain_write_errors
@@ -44,14 +50,7 @@ if TYPE_CHECKING:
 
     from bertgeom.pipelines.context.run_context import Workplace
 
-#: Amino acids of a step of the profile along the spike: a token of the paper's tokenizer.
-STEP = 3
-KEEP = ("block_map", "cls", "logits", "tracks")
-RESULT, ARRAYS, STORE = "analysis.json", "arrays.safetensors", "run.zarr"
-#: What is measured, with genomes.
-SPIKES, LABELS = "spikes.fasta", "labels.tsv"
-_WINDOWS_AT_ONCE = 64
-_MAPS = 16
+RESULT, ARRAYS = "analysis.json", "arrays.safetensors"
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ def analyze(
     if not _is_store(store):
         if labels is None:
             raise UsageError("expected --labels with genomes, found none")
-        store, skipped = _measured(
-            store, folder, _labels(labels, relabel), model, tell, run_settings
+        store, skipped = measure_genomes(
+            store, folder, read_classes(labels, relabel), model, tell, run_settings
         )
     result, arrays = analyze_store(store, model=model, settings=settings, tell=tell)
     result["genomes"]["skipped"] = skipped
@@ -142,19 +141,19 @@ def analyze_store(
     spikes = _spikes(place)
     annotations = spike_annotations(spikes)
     tell("attention along the spike")
-    profiles, received = _along(dataset, place, spikes, summary)
+    profiles, received = attention_along(dataset, place, spikes, summary)
     tell("attention on domains")
     n_regions = settings.domain_windows
     regions = store_regions(store, annotations, n_regions, model=moved, theta=_theta(dataset))
     tell("spectra")
     spectra = store_spectra(store, settings.spectra_windows, model=moved)
     tell("a close-up")
-    maps = _exact_maps(store, moved)
+    maps = exact_maps(store, moved)
     tell("few positions")
-    ids = _token_ids(place, dataset.sizes["window"], moved)
-    codes = _codes(dataset)
+    tokens = token_ids(place, dataset.sizes["window"], moved)
+    codes = class_codes(dataset)
     dtype = str(attribute(dataset, "dtype", "float32"))
-    few = one_versus_all(ids, codes, summary.cohorts, received, dtype=dtype, seed=settings.seed)
+    few = one_versus_all(tokens, codes, summary.cohorts, received, dtype=dtype, seed=settings.seed)
     result = {
         "model": attribute(dataset, "model"),
         "fingerprint": dataset.attrs["fingerprint"],
@@ -223,63 +222,6 @@ def _is_store(source: str) -> bool:
     return is_store(Storage(source), FORMAT)
 
 
-def _measured(
-    source: str,
-    folder: Path,
-    truth: Mapping[str, str],
-    model: str | Path | None,
-    tell: Callable[[str], None],
-    run_settings: dict[str, Any],
-) -> tuple[str, list[dict[str, str]]]:
-    """Spikes cut out of the genomes and measured; the store, and what was skipped."""
-    from bertgeom import data
-    from bertgeom.pipelines.casestudy.genomes.spike import Spike, extract_all
-    from bertgeom.pipelines.run.stages import run
-    from bertgeom.sequences.fasta import read_records
-
-    spikes: list[Spike] = []
-    skipped: list[dict[str, str]] = []
-    seen: set[str] = set()
-    tell("cut out spikes")
-    for found in extract_all(record for record in read_records(source) if record.id in truth):
-        if not isinstance(found, Spike):
-            skipped.append({"id": found.id, "reason": found.reason})
-        elif found.id in seen:
-            skipped.append({"id": found.id, "reason": "the id occurs twice"})
-        else:
-            spikes.append(found)
-            seen.add(found.id)
-    if not spikes:
-        raise InputError(
-            "labelled genomes with a spike", f"none of {len(skipped)} usable", source=source
-        )
-    fasta, table = folder / SPIKES, folder / LABELS
-    with replacing(fasta, inputs=[source]) as draft, draft.open("wb") as out:
-        for spike in spikes:
-            out.write(b">" + spike.id.encode() + b"\n" + spike.bases.tobytes() + b"\n")
-    rows = [f"{spike.id}\t{truth[spike.id]}\n" for spike in spikes]
-    write_text(table, "record_id\tclass\n" + "".join(rows))
-    tell(f"measure {len(spikes)} spikes")
-    run(
-        fasta,
-        model=data.demo_model() if model is None else model,
-        out=folder / STORE,
-        labels=table,
-        **{"keep": ",".join(KEEP), "angles": "all", **run_settings},
-    )
-    return str(folder / STORE), skipped
-
-
-def _labels(path: str | Path, relabel: Mapping[str, str] | None) -> dict[str, str]:
-    """Record id -> class."""
-    from bertgeom.analysis.cohorts import read_labels
-
-    found = read_labels(path)
-    names = [(relabel or {}).get(name, name) for name in found.names]
-    names = ["background" if name.startswith("other_") else name for name in names]
-    return {key: names[code] for key, code in found.by_key.items()}
-
-
 def _opened(store: str) -> xarray.Dataset:
     from bertgeom.store.zarr_io import open as open_store
 
@@ -315,127 +257,8 @@ def _spikes(place: Workplace) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _codes(dataset: xarray.Dataset) -> np.ndarray:
-    """Classes of windows; -1 for windows without label or statistics."""
-    from bertgeom.variables import LOST
-
-    flags = np.asarray(dataset["flags"]).astype(np.int64)
-    return np.where(flags & LOST, -1, label_codes(dataset))
-
-
 def _theta(dataset: xarray.Dataset) -> float:
     return float(attribute(dataset, "settings", {}).get("theta", 0.3))
-
-
-def _along(
-    dataset: xarray.Dataset,
-    place: Workplace,
-    spikes: Sequence[tuple[str, np.ndarray]],
-    summary: Summary,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Attention received along the reference spike, by class and by layer; and per token.
-
-    Returns:
-        `received_class` (1 + classes, bins) with all genomes first, `received_layer` (layers,
-        bins), `received_n` genomes by bin: means over genomes, heads (and layers) of the
-        attention received by the tokens whose middle lies in a bin of STEP amino acids; and
-        (windows, tokens) means over layers and heads.
-    """
-    n, n_bins = dataset.sizes["window"], -(-N_AMINO // STEP)
-    record, codes = np.asarray(dataset["record_index"]).astype(np.int64), _codes(dataset)
-    classes = len(summary.cohorts)
-    total, count = np.zeros((classes, n_bins)), np.zeros((classes, n_bins), np.int64)
-    by_layer = np.zeros((dataset.sizes["layer"], n_bins))
-    tokens = np.full((n, dataset.sizes["token"]), np.nan, np.float32)
-    for first in range(0, n, _WINDOWS_AT_ONCE):
-        rows = slice(first, min(first + _WINDOWS_AT_ONCE, n))
-        values = np.asarray(dataset["attention_received"][rows], dtype=np.float64).mean(axis=2)
-        tokens[rows] = values.mean(axis=1)
-        middle = np.asarray(dataset["token_start"][rows] + dataset["token_stop"][rows]) // 2
-        special = np.asarray(dataset["token_start"][rows]) < 0
-        for i, window in enumerate(range(rows.start, rows.stop)):
-            blocks = align(spikes[record[window]][1])
-            if codes[window] < 0 or blocks is None:
-                continue
-            base = reference_position(blocks, np.nan_to_num(middle[i]).astype(np.int64))
-            there = np.isfinite(base) & ~special[i] & np.isfinite(tokens[window])
-            place_of = np.minimum(base[there].astype(np.int64) // (3 * STEP), n_bins - 1)
-            layers = np.stack([_bin_means(v[there], place_of, n_bins) for v in values[i]])
-            seen = np.isfinite(layers[0])
-            total[codes[window], seen] += layers[:, seen].mean(axis=0)
-            count[codes[window], seen] += 1
-            by_layer[:, seen] += layers[:, seen]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        whole = total.sum(axis=0) / count.sum(axis=0)
-        profiles = {
-            "received_class": np.concatenate([whole[None], total / count]).astype(np.float32),
-            "received_layer": (by_layer / count.sum(axis=0)).astype(np.float32),
-            "received_n": count.sum(axis=0),
-        }
-    return profiles, tokens
-
-
-def _bin_means(values: np.ndarray, place: np.ndarray, n_bins: int) -> np.ndarray:
-    counts = np.bincount(place, minlength=n_bins)
-    sums = np.bincount(place, values, minlength=n_bins)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def _token_ids(place: Workplace, n_windows: int, moved: str | None) -> np.ndarray:
-    """Tokens of all windows, (n, N) int32; -1 beyond the last token."""
-    from bertgeom.pipelines.partition.measure import encode_windows
-    from bertgeom.tokens.select import load_tokenizer
-
-    settings = place.settings
-    tokenizer = load_tokenizer(
-        moved or place.facts["model"],
-        max_tokens=settings.max_tokens,
-        override=settings.tokenizer,
-    )
-    encoder = _OnlyTokenizer(tokenizer)
-    here = type(place)(place.storage, place.facts, encoder)  # type: ignore[arg-type]
-    parts = []
-    for first in range(0, n_windows, _WINDOWS_AT_ONCE):
-        stop = min(first + _WINDOWS_AT_ONCE, n_windows)
-        batch = encode_windows(here, here.plan.index.windows(first, stop))
-        valid = np.arange(batch.ids.shape[1]) < batch.lengths[:, None]
-        parts.append(np.where(valid, batch.ids, -1))
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate(
-        [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=-1) for p in parts]
-    )
-
-
-@dataclass(frozen=True)
-class _OnlyTokenizer:
-    """What stands for an encoder where only its tokenizer is needed."""
-
-    tokenizer: Any
-
-
-def _exact_maps(store: str, moved: str | None) -> dict[str, np.ndarray]:
-    """Exact n x n attention of the first genome, for 16 heads spread over all, float16."""
-    from bertgeom.analysis.spectra import attention_map
-    from bertgeom.pipelines.catalogue.samples import sampled_windows
-
-    sample = next(iter(sampled_windows(store, 1, model=moved)))
-    calls = sample.captured.calls
-    n_heads = calls[0].query.shape[1]
-    n_all = len(calls) * n_heads
-    chosen = np.unique(np.linspace(0, n_all - 1, min(n_all, _MAPS)).round().astype(int))
-    maps, places = [], []
-    for flat in chosen:
-        layer, head = divmod(int(flat), n_heads)
-        call = calls[layer]
-        shared = head * call.key.shape[1] // n_heads
-        found = attention_map(call.query[0, head], call.key[0, shared], call.scale, call.window)
-        maps.append(found.double().cpu().numpy().astype(np.float16))
-        places.append((layer, head))
-    return {
-        "exact_map": np.stack(maps),
-        "exact_map_head": np.array(places, dtype=np.int64),
-        "exact_map_window": np.array([sample.number], dtype=np.int64),
-    }
 
 
 def _classification(

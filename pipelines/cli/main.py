@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import os
 import signal
 import sys
@@ -32,6 +31,7 @@ from bertgeom.pipelines.cli.options import (
     WorkersOption,
     with_settings,
 )
+from bertgeom.pipelines.cli.output import print_json, print_rich
 from bertgeom.urls import shown_url, without_secrets
 
 if TYPE_CHECKING:
@@ -334,20 +334,6 @@ def listening() -> Iterator[list[Subscriber]]:
         close = getattr(shown, "close", None)
         if close is not None:
             close()
-
-
-def print_json(value: Any) -> None:
-    """Print a result for a program."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    typer.echo(without_secrets(json.dumps(value, indent=2, default=str)))
-
-
-def print_rich(value: Any) -> None:
-    """Print a table for people."""
-    from bertgeom.pipelines.cli.output import print_rich as show
-
-    show(value)
 
 
 def _tell_windows(found: Status) -> None:

@@ -48,7 +48,7 @@ from bertgeom.pipelines.run.ingestion import (
 )
 from bertgeom.pipelines.run.inventory import Kind, inspect, written_files
 from bertgeom.pipelines.run.main_guard import check_script
-from bertgeom.pipelines.run.prepare import draw_up, input_files, read_groups, set_up
+from bertgeom.pipelines.run.prepare import Drawn, draw_up, input_files, read_groups, set_up
 from bertgeom.pipelines.run.progress import Status, Tracker, status
 from bertgeom.pipelines.run.repair import CHECKED_WHOLE, mend
 from bertgeom.sequences.shards import MEMBERS, Sequences
@@ -126,18 +126,11 @@ def run(
     check_script(workers)
     check_scheduler(scheduler)
     bus = Bus(list(subscribers))
-    encoder = load_model(str(model), options)
-    encoder.probe()
-    bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
+    encoder = _checked_model(str(model), options, bus)
     with explain_write_errors(storage.url):
         regions = read_groups(annotations, options)
     with claimed(storage, zarr_io.FORMAT, inputs) as storage, explain_write_errors(storage.url):
-        folder = RunFolder(storage)
-        forget_unstarted(storage)
-        zarr_io.create_root(storage)
-        folder.create()
-        bus.subscribers.append(history(folder.log))
-        shards = ingest_into(storage, sources, elsewhere, bus)
+        shards = _ingested(storage, sources, elsewhere, bus)
         drawn = draw_up(
             storage,
             encoder,
@@ -149,23 +142,58 @@ def run(
             elsewhere=elsewhere,
             send=bus.send,
         )
-        place = drawn.place
         if scheduler is None:
-            cost.check_memory(project(place, threads), cost.budget_bytes(memory), workers)
-        left = place.plan.n_windows - Tracker.of(place, None).windows_done()
-        cost.check_disk(place.layout, storage, left)
-        is_new = not (folder.storage.exists(RUN) or folder.written_groups())
-        place = set_up(drawn)
-        if storage.journal is not None:
-            storage.journal.close()
-        if not is_new:
-            mend(place, bus, inspect(place, CHECKED_WHOLE), input_files(drawn))
+            needed = project(drawn.place, threads)
+            cost.check_memory(needed, cost.budget_bytes(memory), workers)
+        place = _set_up(drawn, bus)
         with choose(place, workers, threads, scheduler) as executor:
             execute(place, executor, bus)
         done = finalise(storage.url)
         bus.send(Finished(storage.shown, done.windows, time.monotonic() - begin))
     bus.close()
     return done
+
+
+def _checked_model(model: str, options: Settings, bus: Bus) -> Encoder:
+    """The model of a run, which was seen to record the attention that it computes.
+
+    Raises:
+        ModelError: for a model that cannot be loaded or observed.
+    """
+    encoder = load_model(model, options)
+    encoder.probe()
+    bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
+    return encoder
+
+
+def _ingested(
+    storage: Storage, sources: Sources | None, elsewhere: str | None, bus: Bus
+) -> Sequences:
+    """Begin a run in its place: the folder, its history, and the sequence shards."""
+    folder = RunFolder(storage)
+    forget_unstarted(storage)
+    zarr_io.create_root(storage)
+    folder.create()
+    bus.subscribers.append(history(folder.log))
+    return ingest_into(storage, sources, elsewhere, bus)
+
+
+def _set_up(drawn: Drawn, bus: Bus) -> Workplace:
+    """The run with its arrays; of one that was begun before, what is damaged is mended.
+
+    Raises:
+        PlanError: if the store does not fit the disk.
+    """
+    place = drawn.place
+    left = place.plan.n_windows - Tracker.of(place, None).windows_done()
+    cost.check_disk(place.layout, place.storage, left)
+    is_new = not (place.folder.storage.exists(RUN) or place.folder.written_groups())
+    place = set_up(drawn)
+    if place.storage.journal is not None:
+        place.storage.journal.close()
+    if not is_new:
+        mend(place, bus, inspect(place, CHECKED_WHOLE), input_files(drawn))
+    return place
 
 
 def ingest(
