@@ -169,7 +169,7 @@ class Settings:
         """JSON-able values by name."""
         return {**asdict(self), "keep": list(self.keep)}
 
-    def lasting(self) -> dict[str, Any]:
+    def identity_settings(self) -> dict[str, Any]:
         """The settings that a store holds on to."""
         return {name: value for name, value in self.to_json().items() if name not in _FREE}
 

@@ -14,7 +14,7 @@ from bertgeom.store.dataset import label_codes
 if TYPE_CHECKING:
     import xarray
 
-    from bertgeom.pipelines.context.run_context import Workplace
+    from bertgeom.pipelines.context.run_context import RunContext
     from bertgeom.pipelines.report.summary import Summary
 
 #: Amino acids of a step of the profile along the spike: a token of the paper's tokenizer.
@@ -33,7 +33,7 @@ def class_codes(dataset: xarray.Dataset) -> np.ndarray:
 
 def attention_along(
     dataset: xarray.Dataset,
-    place: Workplace,
+    context: RunContext,
     spikes: Sequence[tuple[str, np.ndarray]],
     summary: Summary,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -110,19 +110,19 @@ def exact_maps(store: str, moved: str | None) -> dict[str, np.ndarray]:
     }
 
 
-def token_ids(place: Workplace, n_windows: int, moved: str | None) -> np.ndarray:
+def token_ids(context: RunContext, n_windows: int, moved: str | None) -> np.ndarray:
     """Tokens of all windows, (n, N) int32; -1 beyond the last token."""
     from bertgeom.pipelines.partition.measure import encode_windows
     from bertgeom.tokens.select import load_tokenizer
 
-    settings = place.settings
+    settings = context.settings
     tokenizer = load_tokenizer(
-        moved or place.facts["model"],
+        moved or context.facts["model"],
         max_tokens=settings.max_tokens,
         override=settings.tokenizer,
     )
     encoder = _OnlyTokenizer(tokenizer)
-    here = type(place)(place.storage, place.facts, encoder)  # type: ignore[arg-type]
+    here = type(context)(context.storage, context.facts, encoder)  # type: ignore[arg-type]
     parts = []
     for first in range(0, n_windows, _WINDOWS_AT_ONCE):
         stop = min(first + _WINDOWS_AT_ONCE, n_windows)

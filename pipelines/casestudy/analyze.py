@@ -48,7 +48,7 @@ from bertgeom.store.storage import Storage, explain_write_errors
 if TYPE_CHECKING:
     import xarray
 
-    from bertgeom.pipelines.context.run_context import Workplace
+    from bertgeom.pipelines.context.run_context import RunContext
 
 RESULT, ARRAYS = "analysis.json", "arrays.safetensors"
 
@@ -130,18 +130,18 @@ def analyze_store(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The results of a store: JSON-able figures, and arrays by name."""
     from bertgeom.pipelines.catalogue.samples import store_regions, store_spectra
-    from bertgeom.pipelines.context.run_context import open_workplace
+    from bertgeom.pipelines.context.run_context import open_context
 
     settings = settings or Settings()
     moved = None if model is None else str(model)
     dataset = _opened(store)
     tell("read the store")
     summary = summarise(dataset)
-    place = open_workplace(store)
-    spikes = _spikes(place)
+    context = open_context(store)
+    spikes = _spikes(context)
     annotations = spike_annotations(spikes)
     tell("attention along the spike")
-    profiles, received = attention_along(dataset, place, spikes, summary)
+    profiles, received = attention_along(dataset, context, spikes, summary)
     tell("attention on domains")
     n_regions = settings.domain_windows
     regions = store_regions(store, annotations, n_regions, model=moved, theta=_theta(dataset))
@@ -150,7 +150,7 @@ def analyze_store(
     tell("a close-up")
     maps = exact_maps(store, moved)
     tell("few positions")
-    tokens = token_ids(place, dataset.sizes["window"], moved)
+    tokens = token_ids(context, dataset.sizes["window"], moved)
     codes = class_codes(dataset)
     dtype = str(attribute(dataset, "dtype", "float32"))
     few = one_versus_all(tokens, codes, summary.cohorts, received, dtype=dtype, seed=settings.seed)
@@ -169,7 +169,9 @@ def analyze_store(
         },
         "clusters": _clusters(dataset, codes, settings.seed),
         "domains": _domains(regions, dataset),
-        "few_positions": [{**asdict(one), "places": _places(one.positions, place)} for one in few],
+        "few_positions": [
+            {**asdict(one), "places": _places(one.positions, context)} for one in few
+        ],
     }
     arrays = {
         **{f"mean_{name}": np.asarray(values) for name, values in summary.mean.data_vars.items()},
@@ -247,9 +249,9 @@ def _opened(store: str) -> xarray.Dataset:
     return dataset
 
 
-def _spikes(place: Workplace) -> list[tuple[str, np.ndarray]]:
+def _spikes(context: RunContext) -> list[tuple[str, np.ndarray]]:
     """Id and bases of every record."""
-    shards = place.sequences
+    shards = context.sequences
     ids, offsets, lengths = shards.ids(), shards.offsets, shards.lengths
     return [
         (ids[i], shards.bases(int(offsets[i]), int(offsets[i] + lengths[i])))
@@ -361,12 +363,12 @@ def _domains(regions: xarray.Dataset, dataset: xarray.Dataset) -> dict[str, Any]
     }
 
 
-def _places(positions: Iterable[int], place: Workplace) -> list[dict[str, Any]]:
+def _places(positions: Iterable[int], context: RunContext) -> list[dict[str, Any]]:
     """First amino acid of the tokens at these positions in the reference spike, and its domain.
 
     Positions count from the first token, which is [CLS]; a stride's worth of bases each.
     """
-    settings = place.facts["identity"]["model"]["tokenizer"]
+    settings = context.facts["identity"]["model"]["tokenizer"]
     stride = int(settings.get("stride", settings.get("k", 1)))
     found = []
     for position in positions:

@@ -150,8 +150,8 @@ def _proposed(received: np.ndarray, inside: np.ndarray, dtype: str) -> np.ndarra
     moments = Moments.of(received, np.where(inside, 0, 1), 2)
     least = rounding("attention_received", moments, dtype)
     size = np.abs(welch(moments, 0, 1, least)["cohens_d"])
-    told = np.flatnonzero(np.isfinite(size))
-    return told[np.argsort(-size[told], kind="stable")[:CANDIDATES]]
+    known = np.flatnonzero(np.isfinite(size))
+    return known[np.argsort(-size[known], kind="stable")[:CANDIDATES]]
 
 
 def _judged(

@@ -71,7 +71,7 @@ def report(
     judged = [read_evaluation(Path(path)) for path in evaluation]
     simulated = next((found for found in judged if "profiles" in found), None)
     labelled = next((found for found in judged if "forced" in found), None)
-    summary = summarise(dataset, told=counts_of(str(place)))
+    summary = summarise(dataset, counts=counts_of(str(place)))
     page = build(summary, result, arrays, labelled, simulated)
     text = page.render()
     write_text(target, text, kind=".html", inputs=inputs)

@@ -56,7 +56,7 @@ WINDOWS, INPUT = "windows.safetensors", "input.json"
 HISTORY = "history.jsonl"
 _SPOOL, _RECORD = ".spool", ".json"
 #: Kinds of what a row group keeps beside its chunks, as its completion record names them.
-BESIDE = ("sums", "spectra", "records")
+SIDECARS = ("sums", "spectra", "records")
 #: What run.json must hold.
 _FACTS = frozenset(
     {"fingerprint", "identity", "settings", "shape", "group_windows", "model", "sequences"}
@@ -281,12 +281,12 @@ class RunFolder:
         names = self.storage.names("groups")
         return [n for name in names if (n := _number(name, _RECORD)) is not None]
 
-    def write_beside(self, group: int, kind: str, data: bytes) -> None:
-        """What a row group keeps beside its chunks, one of `BESIDE`."""
-        self.storage.write(beside_key(group, kind), data)
+    def write_sidecar(self, group: int, kind: str, data: bytes) -> None:
+        """What a row group keeps beside its chunks, one of `SIDECARS`."""
+        self.storage.write(sidecar_key(group, kind), data)
 
-    def read_beside(self, group: int, kind: str, entry: Entry) -> bytes:
-        """What `write_beside` wrote.
+    def read_sidecar(self, group: int, kind: str, entry: Entry) -> bytes:
+        """What `write_sidecar` wrote.
 
         Args:
             entry: size and SHA-256 from the completion record.
@@ -294,7 +294,7 @@ class RunFolder:
         Raises:
             DamagedError: if the file is another, or missing.
         """
-        key = beside_key(group, kind)
+        key = sidecar_key(group, kind)
         data = self._read(key)
         if wrong := difference(data, entry):
             raise DamagedError(f"{self.storage.shown}/{key}: the file {wrong}; {REMEDY}")
@@ -343,7 +343,7 @@ class RunFolder:
             if tuple(record["windows"]) != windows:
                 raise ValueError(f"it is of windows {record['windows']}")
             entries(record["files"])
-            entries({kind: record[kind] for kind in BESIDE if record.get(kind)})
+            entries({kind: record[kind] for kind in SIDECARS if record.get(kind)})
             if not isinstance(record["counts"], dict):
                 raise ValueError("no counts")
         except (ValueError, KeyError, TypeError) as error:
@@ -412,7 +412,7 @@ def _number(name: str, ending: str) -> int | None:
     return int(stem) if stem != name and stem.isdecimal() else None
 
 
-def beside_key(group: int, kind: str) -> str:
+def sidecar_key(group: int, kind: str) -> str:
     """Where it lies in the folder."""
     return f"groups/{group:08d}.{kind}"
 
@@ -426,7 +426,7 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def summed(told: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """Counts of several parts together, without those that a part does not tell."""
-    names = [name for name in told[0] if all(name in part for part in told)] if told else []
-    return {name: sum(part[name] for part in told) for name in names}
+    names = [name for name in counts[0] if all(name in part for part in counts)] if counts else []
+    return {name: sum(part[name] for part in counts) for name in names}

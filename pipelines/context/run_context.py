@@ -35,7 +35,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True, eq=False)
-class Workplace:
+class RunContext:
     """A run as one process sees it.
 
     Attributes:
@@ -67,15 +67,15 @@ class Workplace:
     def folder(self) -> RunFolder:
         return RunFolder(self.storage)
 
-    def beside(self, kind: str) -> Iterator[bytes]:
-        """What every row group keeps beside its chunks, in order; see `rundir.BESIDE`.
+    def sidecars(self, kind: str) -> Iterator[bytes]:
+        """What every row group keeps beside its chunks, in order; see `folder.SIDECARS`.
 
         Raises:
             DamagedError: if one is missing or was changed.
         """
         for group in range(self.plan.n_groups):
             size, digest = self.record(group)[kind]
-            yield self.folder.read_beside(group, kind, (size, digest))
+            yield self.folder.read_sidecar(group, kind, (size, digest))
 
     def record(self, group: int) -> dict[str, Any]:
         """Completion record of a row group.
@@ -197,7 +197,7 @@ def shape_from_json(values: dict[str, Any]) -> Shape:
     return Shape(**{**values, **lists})
 
 
-def open_workplace(url: str, encoder: Encoder | None = None) -> Workplace:
+def open_context(url: str, encoder: Encoder | None = None) -> RunContext:
     """A run that was set up, without loading its model.
 
     Raises:
@@ -215,20 +215,20 @@ def open_workplace(url: str, encoder: Encoder | None = None) -> Workplace:
             f"{url}: expected a store that bertgeom run has set up, found none; "
             "give the bertgeom run command"
         )
-    return Workplace(storage, facts, encoder)
+    return RunContext(storage, facts, encoder)
 
 
-_current: Workplace | None = None
+_current: RunContext | None = None
 
 
-def workplace_with_model(url: str, model: str, threads: int) -> Workplace:
+def context_with_model(url: str, model: str, threads: int) -> RunContext:
     """A run with its model, loaded once per process and kept for the next partition.
 
     Raises:
         MismatchError: if the model found here is not the one the store was set up with.
     """
     global _current
-    found = open_workplace(url)
+    found = open_context(url)
     if (
         _current is not None
         and _current.storage == found.storage
@@ -239,24 +239,24 @@ def workplace_with_model(url: str, model: str, threads: int) -> Workplace:
     set_threads(threads)
     encoder = load_model(model, found.settings)
     check_same(url, found.facts["identity"]["model"], model_identity(encoder))
-    _current = Workplace(found.storage, found.facts, encoder)
+    _current = RunContext(found.storage, found.facts, encoder)
     return _current
 
 
 @contextmanager
-def place_of_model(place: Workplace, model: str | None) -> Iterator[str]:
+def path_of_model(context: RunContext, model: str | None) -> Iterator[str]:
     """Where to load the model of a store from: `model`, or where it was when the run began.
 
     Raises:
         ModelError: of the block, with the option that helps where the model was moved.
     """
     try:
-        yield model or place.facts["model"]
+        yield model or context.facts["model"]
     except ModelError as error:
         if model is not None:
             raise
         raise ModelError(
-            f"{place.storage.shown}: {error}; give --model if the model was moved"
+            f"{context.storage.shown}: {error}; give --model if the model was moved"
         ) from error
 
 
@@ -315,6 +315,6 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 28)
 
 
-def lasting_path(place: str) -> str:
+def absolute_path(place: str) -> str:
     """A local path made absolute, a URL or hub name as it is."""
     return str(Path(place).absolute()) if Path(place).exists() else place

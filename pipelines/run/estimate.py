@@ -232,11 +232,11 @@ def _rate(encoder: Encoder, settings: Settings, shape: Shape) -> float:
     if shape.group_names:
         groups = rng.integers(0, 2 ** len(shape.group_names), encoded.ids.shape, dtype=np.int32)
     batch = TokenBatch(encoded.ids, encoded.lengths, encoded.special, groups)
-    measured = measure_settings_of(settings, shape)
+    wanted = measure_settings_of(settings, shape)
     times = []
     for _ in range(3):
         begin = time.perf_counter()
-        encoder.measure(batch, measured)
+        encoder.measure(batch, wanted)
         times.append(time.perf_counter() - begin)
     return rows / min(times[1:])
 

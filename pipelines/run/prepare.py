@@ -31,8 +31,8 @@ from bertgeom.pipelines.context.folder import (
 )
 from bertgeom.pipelines.context.input_summary import InputSummary
 from bertgeom.pipelines.context.run_context import (
-    Workplace,
-    lasting_path,
+    RunContext,
+    absolute_path,
     model_identity,
     shape_to_json,
 )
@@ -60,15 +60,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PreparedRun:
     """A run that was set up, before anything of it is written.
 
     Attributes:
-        place: the run. codes: (records,) label codes, None without labels.
+        context: the run. codes: (records,) label codes, None without labels.
         annotations: on the records of the database. summary: what was given and left out.
     """
 
-    place: Workplace
+    context: RunContext
     codes: np.ndarray | None
     annotations: Annotations | None
     summary: InputSummary
@@ -89,7 +89,7 @@ def read_groups(path: str | Path | None, settings: Settings) -> Annotations | No
     return None
 
 
-def draw_up(
+def prepare_run(
     storage: Storage,
     encoder: Encoder,
     model: str,
@@ -100,7 +100,7 @@ def draw_up(
     annotations: Annotations | None = None,
     elsewhere: str | None = None,
     send: Callable[[Event], None] = lambda event: None,
-) -> Drawn:
+) -> PreparedRun:
     """A run on these sequences, and what it was given. Nothing is written.
 
     Args:
@@ -126,7 +126,7 @@ def draw_up(
     identity = {
         "definitions_version": DEFINITIONS_VERSION,
         "model": model_identity(encoder),
-        "settings": resolved.lasting(),
+        "settings": resolved.identity_settings(),
         "sequences": {name: sequences.attributes[name] for name in ("n_records", "content_sha256")},
         "labels": None if codes is None else hashlib.sha256(codes.tobytes()).hexdigest(),
         "label_names": names,
@@ -146,24 +146,24 @@ def draw_up(
         "settings": resolved.to_json(),
         "shape": shape_to_json(shape),
         "group_windows": row_group(shape, resolved.partition_windows or 1, index.n_windows),
-        "model": lasting_path(model),
+        "model": absolute_path(model),
         "model_id": _model_id(model),
         "sequences": elsewhere,
         "sources": sequences.attributes["sources"],
         "sampling": SAMPLING if known is None else known.get("sampling"),
     }
     cut = index if isinstance(index, TokenWindows) else None
-    place = Workplace(storage, facts, encoder, sequences, cut)
+    context = RunContext(storage, facts, encoder, sequences, cut)
     # A run that is under way was let through already.
     if known is None and not settings.allow_unknown:
-        check_known(place)
+        check_known(context)
     summary = InputSummary(
         len(sequences.lengths),
         _n_empty(sequences),
         None if labelled is None else labelled.summary,
         placed,
     )
-    return Drawn(place, codes, annotations, summary)
+    return PreparedRun(context, codes, annotations, summary)
 
 
 def _by_bases(settings: Settings, encoder: Encoder) -> Settings:
@@ -268,7 +268,7 @@ def resolve(
     return resolved, shape
 
 
-def set_up(drawn: Drawn) -> Workplace:
+def set_up(prepared: PreparedRun) -> RunContext:
     """Make the arrays of a run, or check that they were made by the same run.
 
     A damaged `run.json` is written again: the run is the same if the fingerprints of the root
@@ -280,63 +280,63 @@ def set_up(drawn: Drawn) -> Workplace:
     Raises:
         MismatchError: names what differs from the run that the store was made by.
     """
-    place = drawn.place
+    context = prepared.context
     try:
-        known = place.folder.read_run()
+        known = context.folder.read_run()
     except DamagedError:
         known = None
     if known is not None:
-        check_same(place.storage.url, known["identity"], place.facts["identity"])
-        _keep_inputs(drawn, known.get("inputs", ()))
-        here = {name: place.facts[name] for name in ("settings", "model", "sequences")}
-        return replace(place, facts={**place.facts, **known, **here})
-    _refuse_other_run(place)
-    inputs = input_files(drawn)
+        check_same(context.storage.url, known["identity"], context.facts["identity"])
+        _keep_inputs(prepared, known.get("inputs", ()))
+        here = {name: context.facts[name] for name in ("settings", "model", "sequences")}
+        return replace(context, facts={**context.facts, **known, **here})
+    _refuse_other_run(context)
+    inputs = input_files(prepared)
     for key, data in inputs.items():
-        place.storage.write(key, data)
-    written_by = zarr_io.written_by(place.storage) or zarr_io.writers()
-    place = replace(place, facts={**place.facts, "written_by": written_by})
-    names, files = restore(place)
+        context.storage.write(key, data)
+    written_by = zarr_io.written_by(context.storage) or zarr_io.writers()
+    context = replace(context, facts={**context.facts, "written_by": written_by})
+    names, files = restore(context)
     facts = {
-        **place.facts,
+        **context.facts,
         "constants": names,
         "files": {k: list(e) for k, e in files.items()},
         "inputs": sorted(inputs),
     }
-    place.folder.write_run(facts)
-    return replace(place, facts=facts)
+    context.folder.write_run(facts)
+    return replace(context, facts=facts)
 
 
-def _keep_inputs(drawn: Drawn, kept: Collection[str]) -> None:
+def _keep_inputs(prepared: PreparedRun, kept: Collection[str]) -> None:
     """Write again what a run kept of its inputs and what is damaged or lost now."""
-    files, folder = input_files(drawn), drawn.place.folder
+    files, folder = input_files(prepared), prepared.context.folder
     # The other files are parts of the identity; this one may count other rows of a table.
     key = f"{FOLDER}/{INPUT}"
     counts = files.pop(key)
     for name, data in files.items():
-        _put(drawn.place.storage, name, data)
+        _put(prepared.context.storage, name, data)
     try:
         lost = folder.read_input() is None and key in kept
     except DamagedError:
         lost = True
     if lost:
-        drawn.place.storage.write(key, counts)
+        prepared.context.storage.write(key, counts)
 
 
-def input_files(drawn: Drawn) -> dict[str, bytes]:
+def input_files(prepared: PreparedRun) -> dict[str, bytes]:
     """What a run keeps of its inputs, by place in the store."""
-    found = {INPUT: input_bytes(drawn.summary)}
-    if drawn.codes is not None:
-        found[LABELS] = labels_bytes(drawn.codes)
-    if drawn.annotations is not None:
-        found[ANNOTATIONS] = annotations_bytes(drawn.annotations)
-    if drawn.place.cut is not None:
-        found[WINDOWS] = drawn.place.cut.to_bytes()
+    found = {INPUT: input_bytes(prepared.summary)}
+    if prepared.codes is not None:
+        found[LABELS] = labels_bytes(prepared.codes)
+    if prepared.annotations is not None:
+        found[ANNOTATIONS] = annotations_bytes(prepared.annotations)
+    if prepared.context.cut is not None:
+        found[WINDOWS] = prepared.context.cut.to_bytes()
     return {f"{FOLDER}/{name}": data for name, data in found.items()}
 
 
 def restore(
-    place: Workplace, keys: Collection[str] | None = None
+    context: RunContext, keys: Collection[str] | None = None
 ) -> tuple[list[str], dict[str, Entry]]:
     """Make what a run is set up with, and put in place what is missing or differs.
 
@@ -349,30 +349,32 @@ def restore(
         Names of the constants; size and SHA-256 of all files but the root, which changes.
     """
     scratch = Storage(f"memory://bertgeom-{uuid4().hex}")
-    version = place.format_version
+    version = context.format_version
     try:
-        zarr_io.create_root(scratch, written_by=place.facts.get("written_by"))
+        zarr_io.create_root(scratch, written_by=context.facts.get("written_by"))
         RunFolder(scratch).create()
-        names = zarr_io.create(scratch, place.layout, _attributes(place), _weights(place), version)
+        names = zarr_io.create(
+            scratch, context.layout, _attributes(context), _weights(context), version
+        )
         files = {}
         for key in sorted(scratch.sizes()):
             data = scratch.read(key)
             files[key] = entry_of(data)
             if keys is None or key in keys:
-                _put(place.storage, key, data)
+                _put(context.storage, key, data)
     finally:
         scratch.remove("")
     files.pop(zarr_io.METADATA)
     return names, files
 
 
-def is_root_of(place: Workplace) -> bool:
+def is_root_of(context: RunContext) -> bool:
     """Whether the attributes of the root are those that the run was set up with."""
     try:
-        found = zarr_io.check_format(place.storage, zarr_io.FORMAT)
+        found = zarr_io.check_format(context.storage, zarr_io.FORMAT)
     except StoreError:
         return False
-    expected = json.loads(json.dumps(_attributes(place)))
+    expected = json.loads(json.dumps(_attributes(context)))
     same = all(found[name] == value for name, value in expected.items() if name in found)
     return same and "fingerprint" in found
 
@@ -387,24 +389,24 @@ def _put(storage: Storage, key: str, data: bytes) -> None:
     storage.write(key, data)
 
 
-def _refuse_other_run(place: Workplace) -> None:
+def _refuse_other_run(context: RunContext) -> None:
     """Compare with what is left of a run whose `run.json` is lost.
 
     Raises:
         MismatchError: if it was another run; nothing of it is overwritten.
     """
-    url = place.storage.url
+    url = context.storage.url
     try:
-        attributes = zarr_io.check_format(place.storage, zarr_io.FORMAT)
+        attributes = zarr_io.check_format(context.storage, zarr_io.FORMAT)
     except DamagedError:
         attributes = {}
-    now = {"fingerprint": place.fingerprint, "settings": _attributes(place)["settings"]}
+    now = {"fingerprint": context.fingerprint, "settings": _attributes(context)["settings"]}
     old = {name: attributes[name] for name in now if name in attributes}
     check_same(url, old, {name: now[name] for name in old})
-    for group in place.folder.written_groups():
-        found = place.folder.fingerprint_of_group(group)
+    for group in context.folder.written_groups():
+        found = context.folder.fingerprint_of_group(group)
         if found is not None:
-            check_same(url, {"fingerprint": found}, {"fingerprint": place.fingerprint})
+            check_same(url, {"fingerprint": found}, {"fingerprint": context.fingerprint})
 
 
 def _labels(labels: str | Path | None, sequences: Sequences) -> LabelledRecords | None:
@@ -428,7 +430,7 @@ def _model_id(model: str) -> str:
     return Path(model).name if Path(model).is_dir() else model
 
 
-def _weights(place: Workplace) -> xarray.Dataset | None:
+def _weights(context: RunContext) -> xarray.Dataset | None:
     """Statistics of the model's weights, None where its projections are not recognised.
 
     On one thread, so that the last bits are the same whatever else the run uses.
@@ -437,22 +439,22 @@ def _weights(place: Workplace) -> xarray.Dataset | None:
 
     from bertgeom.analysis.weights import weight_statistics
 
-    if place.encoder is None:
+    if context.encoder is None:
         return None
     try:
         with threadpool_limits(1):
-            return weight_statistics(place.encoder.model)
+            return weight_statistics(context.encoder.model)
     except ModelError:
         return None
 
 
-def _attributes(place: Workplace) -> dict[str, Any]:
+def _attributes(context: RunContext) -> dict[str, Any]:
     """Provenance for readers: what was measured, with what, from what. No clock, no host."""
-    identity, shape, model = place.facts["identity"], place.shape, place.facts["model"]
+    identity, shape, model = context.facts["identity"], context.shape, context.facts["model"]
     hidden = {"dtype", "device", "tokenizer"}
     return {
         "model": {
-            "id": place.facts.get("model_id") or _model_id(model),
+            "id": context.facts.get("model_id") or _model_id(model),
             "fingerprint": identity["model"]["fingerprint"],
             "n_layers": shape.n_layers,
             "n_heads": shape.n_heads,
@@ -462,9 +464,9 @@ def _attributes(place: Workplace) -> dict[str, Any]:
         "dtype": identity["model"]["dtype"],
         "device": identity["model"]["device"],
         "settings": {k: v for k, v in identity["settings"].items() if k not in hidden},
-        "fingerprint": place.fingerprint,
-        "sources": place.sequences.attributes["sources"],
+        "fingerprint": context.fingerprint,
+        "sources": context.sequences.attributes["sources"],
         "sequences": identity["sequences"],
         "labels": identity["label_names"] or [],
-        "n_windows": place.plan.n_windows,
+        "n_windows": context.plan.n_windows,
     }

@@ -52,8 +52,8 @@ def test_settings_survive_json() -> None:
 
 
 def test_what_changes_no_number_is_no_part_of_the_identity() -> None:
-    assert Settings().lasting() == Settings(trust_remote_code=True).lasting()
-    assert Settings().lasting() != Settings(theta=0.4).lasting()
+    assert Settings().identity_settings() == Settings(trust_remote_code=True).identity_settings()
+    assert Settings().identity_settings() != Settings(theta=0.4).identity_settings()
 
 
 def test_the_fingerprint_does_not_depend_on_order() -> None:

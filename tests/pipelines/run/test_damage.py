@@ -326,9 +326,9 @@ def test_every_file_has_an_owner_and_an_entry(store: Path, world: dict[str, Any]
     assert files is not None
     unlisted = {k for k in world["contents"](store) if not manifest.is_listed(k)}
     assert files.keys() | unlisted == world["contents"](store).keys()
-    from bertgeom.pipelines.context.run_context import open_workplace
+    from bertgeom.pipelines.context.run_context import open_context
 
-    place = open_workplace(str(store))
-    owners = {key: inventory.owner(place, key)[0] for key in files}
+    context = open_context(str(store))
+    owners = {key: inventory.owner(context, key)[0] for key in files}
     assert inventory.Kind.LEFTOVER not in owners.values()
     assert owners["zarr.json"] is inventory.Kind.ROOT

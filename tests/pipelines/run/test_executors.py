@@ -129,9 +129,9 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
     original = stages.set_up
 
     def set_up_and_lose_the_bookkeeping(drawn: Any) -> Any:
-        place = original(drawn)
-        place.storage.remove("run/run.json")
-        return place
+        context = original(drawn)
+        context.storage.remove("run/run.json")
+        return context
 
     monkeypatch.setattr(stages, "set_up", set_up_and_lose_the_bookkeeping)
     with pytest.raises(StoreError, match=r"run\.json: expected what the run is"):
