@@ -117,12 +117,12 @@ def token_ids(context: RunContext, n_windows: int, moved: str | None) -> np.ndar
 
     settings = context.settings
     tokenizer = load_tokenizer(
-        moved or context.facts["model"],
+        moved or context.facts.model,
         max_tokens=settings.max_tokens,
         override=settings.tokenizer,
     )
     encoder = _OnlyTokenizer(tokenizer)
-    here = type(context)(context.storage, context.facts, encoder)  # type: ignore[arg-type]
+    here = context.with_encoder(encoder)  # type: ignore[arg-type]
     parts = []
     for first in range(0, n_windows, _WINDOWS_AT_ONCE):
         stop = min(first + _WINDOWS_AT_ONCE, n_windows)

@@ -368,7 +368,7 @@ def _places(positions: Iterable[int], context: RunContext) -> list[dict[str, Any
 
     Positions count from the first token, which is [CLS]; a stride's worth of bases each.
     """
-    settings = context.facts["identity"]["model"]["tokenizer"]
+    settings = context.facts.identity.model.tokenizer
     stride = int(settings.get("stride", settings.get("k", 1)))
     found = []
     for position in positions:

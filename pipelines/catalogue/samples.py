@@ -22,15 +22,8 @@ from bertgeom.analysis.annotations import (
 from bertgeom.analysis.region_placement import place_regions
 from bertgeom.analysis.rollout import attention_rollout
 from bertgeom.analysis.spectra import captured_spectra, spectra_dataset
-from bertgeom.config import check_same
 from bertgeom.errors import StoreError, UsageError
-from bertgeom.pipelines.context.run_context import (
-    RunContext,
-    load_model,
-    model_identity,
-    open_context,
-    path_of_model,
-)
+from bertgeom.pipelines.context.run_context import RunContext, open_context, reopened
 from bertgeom.pipelines.partition.measure import encode_windows
 from bertgeom.pipelines.partition.sampled_spectra import with_statistics
 from bertgeom.pipelines.plan.sampling import stratified
@@ -93,8 +86,7 @@ def sampled_windows(
     if not len(numbers):
         without = " that are not excluded" if exclude_flags else ""
         raise StoreError(f"{path}: expected windows with statistics{without}, found none")
-    context = RunContext(context.storage, context.facts, _encoder(context, model))
-    assert context.encoder is not None  # noqa: S101
+    context = reopened(context, model, elsewhere=True)
     ids = context.sequences.ids()
     for number in numbers.tolist():
         window = context.plan.index.windows(number, number + 1)
@@ -102,7 +94,7 @@ def sampled_windows(
         record, strand = int(window.record[0]), int(window.strand[0])
         start, stop = int(window.start[0]), int(window.stop[0])
         bases = record_intervals(encoded.start, encoded.stop, start, stop, strand)
-        captured = capture_window(context.encoder, encoded.ids)
+        captured = capture_window(context.loaded, encoded.ids)
         yield Sample(number, record, ids[record], start, stop, strand, *bases, captured)
 
 
@@ -244,23 +236,6 @@ def sample_numbers(context: RunContext, n: int, exclude_flags: Iterable[str] = (
         numbers.append(rows[0] + there)
         records.append(arrays.read("record_index", *rows)[there].astype(np.int64))
     return np.concatenate(numbers)[stratified(np.concatenate(records), n)]
-
-
-def _encoder(context: RunContext, model: str | None) -> Any:
-    """The store's model; on a machine without its device, in float32 on the CPU."""
-    from dataclasses import replace
-
-    import torch
-
-    settings = context.settings
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        settings = replace(settings, device="cpu", dtype="float32")
-    with path_of_model(context, model) as where:
-        encoder = load_model(where, settings)
-    same = ("fingerprint", "tokenizer")
-    expected, found = context.facts["identity"]["model"], model_identity(encoder)
-    check_same(context.storage.url, {k: expected[k] for k in same}, {k: found[k] for k in same})
-    return encoder
 
 
 def _place(sample: Sample) -> dict[str, Any]:

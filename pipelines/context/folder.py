@@ -34,6 +34,7 @@ from safetensors.numpy import load, save
 
 from bertgeom.config import fingerprint as fingerprint_of
 from bertgeom.errors import DamagedError, StoreError
+from bertgeom.pipelines.context.facts import RunFacts
 from bertgeom.pipelines.context.input_summary import InputSummary
 from bertgeom.store import zarr_io as store
 from bertgeom.store.manifest import (
@@ -57,10 +58,6 @@ HISTORY = "history.jsonl"
 _SPOOL, _RECORD = ".spool", ".json"
 #: Kinds of what a row group keeps beside its chunks, as its completion record names them.
 SIDECARS = ("sums", "spectra", "records")
-#: What run.json must hold.
-_FACTS = frozenset(
-    {"fingerprint", "identity", "settings", "shape", "group_windows", "model", "sequences"}
-)
 #: What wrote a store whose run.json does not say.
 _FIRST_WRITERS = {"format_version": "1.0", "bertgeom_version": "0.1.0"}
 _SAFETENSORS_DTYPES = {
@@ -97,7 +94,7 @@ class RunFolder:
         """Make the folder; harmless when repeated."""
         store.create_plain_group(self.storage, "bookkeeping of the run; no arrays")
 
-    def read_run(self) -> dict[str, Any] | None:
+    def read_run(self) -> RunFacts | None:
         """What the run is, None before it was set up.
 
         Raises:
@@ -107,16 +104,14 @@ class RunFolder:
             return None
         try:
             facts = unsealed(self.storage.read(RUN))
-            if missing := sorted(_FACTS - facts.keys()):
-                raise ValueError(f"no {', '.join(missing)}")
-            if facts["fingerprint"] != fingerprint_of(facts["identity"]):
-                raise ValueError("a fingerprint of something else")
+            if "written_by" not in facts:
+                facts = self._completed(facts)
+            return RunFacts.from_json(facts)
         except ValueError as error:
             raise DamagedError(
                 f"{self.storage.shown}/{RUN}: expected what the run is, found a damaged file "
                 f"({error}); the bertgeom run command of this store, given again, restores it"
             ) from error
-        return facts if "written_by" in facts else self._completed(facts)
 
     def _completed(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Facts of a run by version 0.1.0, with what only the root of its store says."""
@@ -124,12 +119,12 @@ class RunFolder:
             root = store.check_format(self.store, store.FORMAT)
         except StoreError:
             root = {}
-        model_id = (root.get("model") or {}).get("id") or Path(facts["model"]).name
+        model_id = (root.get("model") or {}).get("id") or Path(str(facts.get("model"))).name
         writers = {name: str(root.get(name, old)) for name, old in _FIRST_WRITERS.items()}
         return {"model_id": model_id, **facts, "written_by": writers}
 
-    def write_run(self, facts: Mapping[str, Any]) -> None:
-        self.storage.write(RUN, sealed(facts))
+    def write_run(self, facts: RunFacts) -> None:
+        self.storage.write(RUN, sealed(facts.to_json()))
 
     def read_labels(self, digest: str | None) -> np.ndarray | None:
         """int32 (records,) label codes, None without labels.

@@ -37,7 +37,7 @@ _PARTS = ("count", "mean", "m2")
 
 def cohort_names(context: RunContext) -> list[str]:
     """Names of the cohorts that are summed: all windows, then the labels unless too many."""
-    labels = context.facts["identity"]["label_names"] or []
+    labels = context.facts.identity.label_names or ()
     values = sum(row_bytes(v, context.layout.sizes) for v in context.layout.measured) // 4
     fits = (1 + len(labels)) * values * 24 <= LARGEST
     return [ALL, *(labels if fits else [])]

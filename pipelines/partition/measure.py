@@ -24,7 +24,7 @@ from bertgeom.store.layout import missing_value, row_bytes
 from bertgeom.variables import LOST, flag_bit
 
 if TYPE_CHECKING:
-    from bertgeom.model.attention import MeasureSettings
+    from bertgeom.config import MeasureSettings
     from bertgeom.model.encoder import TokenBatch
     from bertgeom.tokens.encoded import EncodedBatch
 

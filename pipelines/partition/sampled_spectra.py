@@ -40,7 +40,7 @@ def sampled_rows(
 ) -> np.ndarray:
     """Rows of a partition whose spectra are due, by flags and records of its windows."""
     there, n = with_statistics(flags), context.settings.spectra
-    if context.facts.get("sampling") == SAMPLING:
+    if context.facts.sampling == SAMPLING:
         return there[stratified(record[there], n, (0, partition))]
     # A store that an earlier version began goes on with the same windows: evenly spread rows.
     return there if len(there) <= n else there[np.arange(n) * len(there) // n]

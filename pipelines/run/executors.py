@@ -352,7 +352,7 @@ def choose(
         return InProcess(context, threads)
     url = _absolute(context.storage.url)
     device = context.encoder.device.type if context.encoder is not None else "cpu"
-    return Dask(url, context.facts["model"], threads, workers, device, scheduler)
+    return Dask(url, context.facts.model, threads, workers, device, scheduler)
 
 
 def _absolute(url: str) -> str:

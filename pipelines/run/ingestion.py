@@ -136,8 +136,8 @@ def _known_sources(storage: Storage) -> list[dict[str, Any]] | None:
     """Facts of the sources of a run, None before it was set up."""
     with suppress(StoreError):
         facts = RunFolder(storage).read_run()
-        if facts is not None and "sources" in facts:
-            return facts["sources"]
+        if facts is not None and facts.sources is not None:
+            return [dict(source) for source in facts.sources]
     with suppress(StoreError):
         return zarr_io.check_format(storage, zarr_io.FORMAT).get("sources")
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -112,7 +112,7 @@ def inspect(context: RunContext, largest: int | None = None) -> Inspection:
         # Without the lengths of the records there is no plan, and no row group has a place.
         shards = context.storage.child(SEQUENCES)
         damages += [Damage(SEQUENCES, text, Kind.SEQUENCES) for text in sequences.damage(shards)]
-        if context.facts["sequences"] is not None or not damages:
+        if context.facts.sequences is not None or not damages:
             raise
         return Inspection(complete, False, len(sizes), True, tuple(damages))
     expected: dict[str, Entry] = {}
@@ -139,7 +139,7 @@ def inspect(context: RunContext, largest: int | None = None) -> Inspection:
         damages += _strays(context, expected, sizes)
     else:
         damages += _inputs(context, sizes)
-    if context.facts["sequences"] is None:
+    if context.facts.sequences is None:
         damages += _shards(context, named)
     return Inspection(complete, listed, len(expected), whole, tuple(damages))
 
@@ -153,8 +153,8 @@ def known_files(context: RunContext, records: Mapping[int, Mapping[str, Any]]) -
             f"{FOLDER}/{sidecar_key(group, k)}": record[k] for k in SIDECARS if record.get(k)
         }
         files |= manifest.entries(sidecars)
-    files |= manifest.entries(context.facts.get("files", {}))
-    if context.facts["sequences"] is None:
+    files |= manifest.entries(context.facts.files or {})
+    if context.facts.sequences is None:
         try:
             inner = context.sequences.attributes["files"]
             files |= {f"{SEQUENCES}/{k}": e for k, e in manifest.entries(inner).items()}
@@ -295,16 +295,16 @@ def _strays(
 
 def _inputs(context: RunContext, sizes: Mapping[str, int]) -> Iterator[Damage]:
     """What an unfinished run kept of its inputs: no list vouches for it, but its own checksums."""
-    identity, folder = context.facts["identity"], context.folder
+    identity, folder = context.facts.identity, context.folder
     readers: dict[str, Callable[[], object]] = {
-        LABELS: lambda: folder.read_labels(identity["labels"]),
-        ANNOTATIONS: lambda: folder.read_annotations(identity["annotations"]),
+        LABELS: lambda: folder.read_labels(identity.labels),
+        ANNOTATIONS: lambda: folder.read_annotations(identity.annotations),
         INPUT: folder.read_input,
     }
     for name, read in readers.items():
         key = f"{FOLDER}/{name}"
         if key not in sizes:
-            if key in context.facts.get("inputs", ()):
+            if key in (context.facts.inputs or ()):
                 yield Damage(key, "is missing", Kind.INPUT)
             continue
         try:
@@ -327,7 +327,7 @@ def _shards(context: RunContext, named: set[str]) -> list[Damage]:
     key = f"{SEQUENCES}/{zarr_io.METADATA}"
     try:
         attributes = sequences.Sequences(context.storage.child(SEQUENCES)).attributes
-        expected = context.facts["identity"]["sequences"]
+        expected = asdict(context.facts.identity.sequences)
         other = [name for name in expected if attributes.get(name) != expected[name]]
         wrong = f"says another {' and '.join(other)} than the run" if other else None
     except StoreError as error:

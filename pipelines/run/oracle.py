@@ -11,15 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from bertgeom.config import check_same
-from bertgeom.model.encoder import Encoder
 from bertgeom.pipelines.context.run_context import (
     RunContext,
-    load_model,
-    model_identity,
-    path_of_model,
 )
 from bertgeom.pipelines.partition.measure import encode_windows, measure_batch
 from bertgeom.store import zarr_io
@@ -70,20 +64,6 @@ class Comparison:
         return self.outside <= self.allowed
 
 
-def oracle_of(context: RunContext, model: str | None) -> Encoder:
-    """The model, with the reference implementation of every kernel."""
-    settings = context.settings
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        settings = replace(settings, device="cpu", dtype="float32")
-    with path_of_model(context, model) as where:
-        encoder = load_model(where, settings, impl="reference")
-    expected = context.facts["identity"]["model"]
-    same = ("fingerprint", "tokenizer")
-    found = model_identity(encoder)
-    check_same(context.storage.url, {k: expected[k] for k in same}, {k: found[k] for k in same})
-    return encoder
-
-
 def compare(context: RunContext, windows: Iterable[int]) -> list[Comparison]:
     """Measure windows again and compare them with the store, array by array."""
     numbers = list(windows)
@@ -115,7 +95,7 @@ def _as_stored(context: RunContext, variable: Variable, values: np.ndarray) -> n
 def _compare(
     context: RunContext, variable: Variable, old: np.ndarray, new: np.ndarray
 ) -> Comparison:
-    precision = context.facts["identity"]["model"]["dtype"]
+    precision = context.facts.identity.model.dtype
     if variable.name == "angle_histogram":
         return _compare_histograms(old, new, PAIR_SHARE[precision])
     if variable.unit == "degree":

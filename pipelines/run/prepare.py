@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,9 +16,10 @@ import numpy as np
 from bertgeom.analysis.annotations import Annotations, read_annotations
 from bertgeom.analysis.labels import LabelledRecords, label_records, read_labels
 from bertgeom.analysis.region_placement import AnnotationSummary, place_regions
-from bertgeom.config import Settings, check_same, fingerprint
+from bertgeom.config import ResolvedSettings, Settings, check_same, fingerprint
 from bertgeom.errors import DamagedError, InputError, ModelError, StoreError, UsageError
 from bertgeom.pipelines.context.events import Cutting, Event
+from bertgeom.pipelines.context.facts import CutWindows, Identity, RunFacts, SequencesIdentity
 from bertgeom.pipelines.context.folder import (
     ANNOTATIONS,
     INPUT,
@@ -34,7 +35,6 @@ from bertgeom.pipelines.context.run_context import (
     RunContext,
     absolute_path,
     model_identity,
-    shape_to_json,
 )
 from bertgeom.pipelines.partition.sampled_spectra import SAMPLING
 from bertgeom.pipelines.plan import cost
@@ -116,23 +116,24 @@ def prepare_run(
         known = RunFolder(storage).read_run()
     except DamagedError:
         known = None
-    if known is not None and "windows" not in known["identity"]:
+    if known is not None and known.identity.windows is None:
         settings = _by_bases(settings, encoder)
     resolved, shape = resolve(settings, encoder, annotations)
     labelled = _labels(labels, sequences)
     codes = None if labelled is None else labelled.codes.astype("<i4")
-    names = None if labelled is None else list(labelled.names)
+    names = None if labelled is None else tuple(labelled.names)
     annotations, placed = _placed(annotations, sequences)
-    identity = {
-        "definitions_version": DEFINITIONS_VERSION,
-        "model": model_identity(encoder),
-        "settings": resolved.identity_settings(),
-        "sequences": {name: sequences.attributes[name] for name in ("n_records", "content_sha256")},
-        "labels": None if codes is None else hashlib.sha256(codes.tobytes()).hexdigest(),
-        "label_names": names,
-        "annotations": None if annotations is None else fingerprint(annotations.settings()),
-    }
-    index: Index = _index(storage, encoder, sequences, resolved, identity, known, send)
+    identity = Identity(
+        DEFINITIONS_VERSION,
+        model_identity(encoder),
+        resolved.identity_settings(),
+        SequencesIdentity(*(sequences.attributes[n] for n in ("n_records", "content_sha256"))),
+        None if codes is None else hashlib.sha256(codes.tobytes()).hexdigest(),
+        names,
+        None if annotations is None else fingerprint(annotations.settings()),
+    )
+    index, cut = _index(storage, encoder, sequences, resolved, identity, known, send)
+    identity = replace(identity, windows=cut)
     if not index.n_windows:
         raise InputError(
             "at least one window",
@@ -140,20 +141,20 @@ def prepare_run(
             source=", ".join(str(s["name"]) for s in sequences.attributes["sources"][:4]),
             remedy=f"lower --min-length ({resolved.min_length}) or check the input",
         )
-    facts = {
-        "fingerprint": fingerprint(identity),
-        "identity": identity,
-        "settings": resolved.to_json(),
-        "shape": shape_to_json(shape),
-        "group_windows": row_group(shape, resolved.partition_windows or 1, index.n_windows),
-        "model": absolute_path(model),
-        "model_id": _model_id(model),
-        "sequences": elsewhere,
-        "sources": sequences.attributes["sources"],
-        "sampling": SAMPLING if known is None else known.get("sampling"),
-    }
-    cut = index if isinstance(index, TokenWindows) else None
-    context = RunContext(storage, facts, encoder, sequences, cut)
+    facts = RunFacts(
+        fingerprint=identity.fingerprint,
+        identity=identity,
+        settings=resolved,
+        shape=shape,
+        group_windows=row_group(shape, resolved.partition_windows, index.n_windows),
+        model=absolute_path(model),
+        model_id=_model_id(model),
+        sequences=elsewhere,
+        sources=tuple(sequences.attributes["sources"]),
+        sampling=SAMPLING if known is None else known.sampling,
+    )
+    by_token = index if isinstance(index, TokenWindows) else None
+    context = RunContext(storage, facts, encoder, sequences, by_token)
     # A run that is under way was let through already.
     if known is None and not settings.allow_unknown:
         check_known(context)
@@ -177,23 +178,21 @@ def _index(
     storage: Storage,
     encoder: Encoder,
     sequences: Sequences,
-    resolved: Settings,
-    identity: dict[str, Any],
-    known: Mapping[str, Any] | None,
+    resolved: ResolvedSettings,
+    identity: Identity,
+    known: RunFacts | None,
     send: Callable[[Event], None],
-) -> Index:
-    """The windows; those that are cut by tokens become a part of the identity."""
+) -> tuple[Index, CutWindows | None]:
+    """The windows; those that are cut by tokens are a part of the identity."""
     if resolved.window is not None:
-        return window_index(sequences.lengths, resolved)
-    if known is not None:
-        old = dict(known["identity"])
-        cut = old.pop("windows")
-        check_same(storage.url, old, identity)
+        return window_index(sequences.lengths, resolved), None
+    if known is not None and (cut := known.identity.windows) is not None:
+        old = replace(known.identity, windows=None)
+        check_same(storage.url, old.to_json(), identity.to_json())
         data = RunFolder(storage).read_windows()
-        if hashlib.sha256(data).hexdigest() == cut["sha256"]:
-            identity["windows"] = cut
+        if hashlib.sha256(data).hexdigest() == cut.sha256:
             where = RunFolder(storage).windows_url
-            return TokenWindows.of_bytes(data, cut["sha256"], resolved.strand, where)
+            return TokenWindows.of_bytes(data, cut.sha256, resolved.strand, where), cut
     total = int(sequences.lengths.sum())
     index = cut_windows(
         encoder.tokenizer,
@@ -203,8 +202,7 @@ def _index(
         on_bases=every_second(lambda bases, n: send(Cutting(bases, total, n))),
     )
     digest = hashlib.sha256(index.to_bytes()).hexdigest()
-    identity["windows"] = {"cut": "tokens", "n_windows": index.n_windows, "sha256": digest}
-    return index
+    return index, CutWindows("tokens", index.n_windows, digest)
 
 
 def every_second(action: Callable[[int, int], None]) -> Callable[[int, int], None]:
@@ -222,7 +220,7 @@ def every_second(action: Callable[[int, int], None]) -> Callable[[int, int], Non
 
 def resolve(
     settings: Settings, encoder: Encoder, annotations: Annotations | None = None
-) -> tuple[Settings, Shape]:
+) -> tuple[ResolvedSettings, Shape]:
     """Settings with every default decided, and the sizes of the arrays.
 
     Raises:
@@ -254,8 +252,7 @@ def resolve(
     )
     facts = cost.model_cost(encoder)
     size = cost.bytes_per_window(shape)
-    resolved = replace(
-        settings,
+    resolved = settings.resolved(
         window=None if tokens else window,
         stride=None if tokens else settings.stride or window,
         max_tokens=encoder.max_tokens,
@@ -286,23 +283,28 @@ def set_up(prepared: PreparedRun) -> RunContext:
     except DamagedError:
         known = None
     if known is not None:
-        check_same(context.storage.url, known["identity"], context.facts["identity"])
-        _keep_inputs(prepared, known.get("inputs", ()))
-        here = {name: context.facts[name] for name in ("settings", "model", "sequences")}
-        return replace(context, facts={**context.facts, **known, **here})
+        old, new = known.identity.to_json(), context.facts.identity.to_json()
+        check_same(context.storage.url, old, new)
+        _keep_inputs(prepared, known.inputs or ())
+        now = context.facts
+        facts = replace(
+            known,
+            settings=now.settings,
+            model=now.model,
+            sequences=now.sequences,
+            sources=known.sources or now.sources,
+        )
+        return replace(context, facts=facts)
     _refuse_other_run(context)
     inputs = input_files(prepared)
     for key, data in inputs.items():
         context.storage.write(key, data)
     written_by = zarr_io.written_by(context.storage) or zarr_io.writers()
-    context = replace(context, facts={**context.facts, "written_by": written_by})
+    context = replace(context, facts=replace(context.facts, written_by=written_by))
     names, files = restore(context)
-    facts = {
-        **context.facts,
-        "constants": names,
-        "files": {k: list(e) for k, e in files.items()},
-        "inputs": sorted(inputs),
-    }
+    facts = replace(
+        context.facts, constants=tuple(names), files=files, inputs=tuple(sorted(inputs))
+    )
     context.folder.write_run(facts)
     return replace(context, facts=facts)
 
@@ -351,7 +353,7 @@ def restore(
     scratch = Storage(f"memory://bertgeom-{uuid4().hex}")
     version = context.format_version
     try:
-        zarr_io.create_root(scratch, written_by=context.facts.get("written_by"))
+        zarr_io.create_root(scratch, written_by=context.facts.written_by)
         RunFolder(scratch).create()
         names = zarr_io.create(
             scratch, context.layout, _attributes(context), _weights(context), version
@@ -450,23 +452,24 @@ def _weights(context: RunContext) -> xarray.Dataset | None:
 
 def _attributes(context: RunContext) -> dict[str, Any]:
     """Provenance for readers: what was measured, with what, from what. No clock, no host."""
-    identity, shape, model = context.facts["identity"], context.shape, context.facts["model"]
+    facts, shape = context.facts, context.shape
+    identity = facts.identity
     hidden = {"dtype", "device", "tokenizer"}
     return {
         "model": {
-            "id": context.facts.get("model_id") or _model_id(model),
-            "fingerprint": identity["model"]["fingerprint"],
+            "id": facts.model_id or _model_id(facts.model),
+            "fingerprint": identity.model.fingerprint,
             "n_layers": shape.n_layers,
             "n_heads": shape.n_heads,
             "hidden": shape.hidden,
         },
-        "tokenizer": identity["model"]["tokenizer"],
-        "dtype": identity["model"]["dtype"],
-        "device": identity["model"]["device"],
-        "settings": {k: v for k, v in identity["settings"].items() if k not in hidden},
+        "tokenizer": identity.model.tokenizer,
+        "dtype": identity.model.dtype,
+        "device": identity.model.device,
+        "settings": {k: v for k, v in identity.settings.items() if k not in hidden},
         "fingerprint": context.fingerprint,
         "sources": context.sequences.attributes["sources"],
-        "sequences": identity["sequences"],
-        "labels": identity["label_names"] or [],
+        "sequences": asdict(identity.sequences),
+        "labels": list(identity.label_names or ()),
         "n_windows": context.plan.n_windows,
     }

@@ -78,7 +78,7 @@ def _is_beyond(context: RunContext, damage: Damage, inputs: Mapping[str, bytes])
     if damage.kind is Kind.INPUT:
         return damage.key not in inputs
     if damage.kind is Kind.SET_UP:
-        constant = damage.key.partition("/")[0] in context.facts.get("constants", ())
+        constant = damage.key.partition("/")[0] in (context.facts.constants or ())
         return constant and context.encoder is None
     return damage.kind is Kind.SEQUENCES
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertgeom.config import Settings, check_same
+from bertgeom.config import Settings
 from bertgeom.errors import StoreError
 from bertgeom.pipelines.context.claims import check_place, claimed
 from bertgeom.pipelines.context.events import (
@@ -31,9 +31,8 @@ from bertgeom.pipelines.context.run_context import (
     SEQUENCES,
     RunContext,
     load_model,
-    model_identity,
     open_context,
-    path_of_model,
+    reopened,
 )
 from bertgeom.pipelines.partition import cohort_sums, record_means, sampled_spectra
 from bertgeom.pipelines.partition.write import write_group
@@ -263,8 +262,8 @@ def repair(
         constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
         known = finished and not found.of(Kind.SEQUENCES)
         again = known and (found.groups or Tracker.of(context, None).missing())
-        if again or constants & {*context.facts["constants"]}:
-            context = RunContext(context.storage, context.facts, _same_model(context, model))
+        if again or constants & {*(context.facts.constants or ())}:
+            context = reopened(context, model)
         mend(context, bus, found)
         if again:
             with choose(context, 1, threads, None) as executor:
@@ -273,18 +272,6 @@ def repair(
             finalise(url)
     bus.close()
     return tuple(map(str, found.damages))
-
-
-def _same_model(context: RunContext, model: str | None) -> Encoder:
-    """The model of a store, as it was when the store was set up.
-
-    Raises:
-        MismatchError: names what differs.
-    """
-    with path_of_model(context, model) as where:
-        encoder = load_model(where, context.settings)
-    check_same(context.storage.url, context.facts["identity"]["model"], model_identity(encoder))
-    return encoder
 
 
 def execute(context: RunContext, executor: Executor, bus: Bus) -> None:
@@ -331,8 +318,8 @@ def finalise(url: str) -> Status:
         context.storage.sweep()
         members = [v.name for v in context.layout.variables]
         members += [c.name for c in context.layout.coordinates] + [FOLDER]
-        members += [*context.facts["constants"], *_write_groups(context)]
-        if context.facts["sequences"] is None:
+        members += [*(context.facts.constants or ()), *_write_groups(context)]
+        if context.facts.sequences is None:
             members += [SEQUENCES, *(f"{SEQUENCES}/{name}" for name in MEMBERS)]
         root = zarr_io.consolidated(context.storage, members, {"complete": True})
         files = written_files(context, {member.partition("/")[0] for member in members})
@@ -368,8 +355,8 @@ def project(context: RunContext, threads: int) -> cost.Memory:
     return cost.memory(
         cost.model_cost(context.loaded),
         context.shape,
-        batch_tokens=settings.batch_tokens or 1,
-        partition_windows=settings.partition_windows or 1,
+        batch_tokens=settings.batch_tokens,
+        partition_windows=settings.partition_windows,
         window=context.plan.index.longest,
         n_windows=context.plan.n_windows,
         threads=threads,

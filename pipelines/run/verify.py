@@ -13,7 +13,7 @@ import numpy as np
 
 from bertgeom.advisories import advisories
 from bertgeom.errors import StoreError
-from bertgeom.pipelines.context.run_context import RunContext, open_context
+from bertgeom.pipelines.context.run_context import RunContext, open_context, reopened
 from bertgeom.pipelines.partition import cohort_sums
 from bertgeom.pipelines.run.inventory import Inspection, inspect
 from bertgeom.pipelines.run.progress import status
@@ -92,10 +92,10 @@ def verify(
     if windows and sound:
         chosen = _sample(context, windows, seed)
     if chosen:
-        from bertgeom.pipelines.run.oracle import compare, oracle_of
+        from bertgeom.pipelines.run.oracle import compare
 
-        encoder = oracle_of(context, model)
-        comparisons = compare(RunContext(context.storage, context.facts, encoder), chosen)
+        oracle = reopened(context, model, elsewhere=True, impl="reference")
+        comparisons = compare(oracle, chosen)
     return Report(
         context.storage.shown,
         tuple(problems),
@@ -121,7 +121,7 @@ def _missing(url: str, found: Inspection) -> list[str]:
 
 def _elsewhere(context: RunContext) -> list[str]:
     """What is wrong with shards that lie in a store of their own."""
-    where = context.facts["sequences"]
+    where = context.facts.sequences
     return (
         [] if where is None else [f"{shown_url(where)}: {x}" for x in shards.damage(Storage(where))]
     )

@@ -108,9 +108,6 @@ def test_impossible_values_are_exit_code_two_and_one_line(
 def test_run_status_verify_and_json(
     command: Command, encoder: Any, fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bertgeom.pipelines.run import oracle as oracle_module
-
-    monkeypatch.setattr(oracle_module, "load_model", lambda *args, **options: encoder)
     out = tmp_path / "x.zarr"
     code, text, log = command(*run_options(fasta, out), "--json")
     assert code == 0

@@ -65,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, fake: Any) -> Iterator[dict[
         **OPTIONS,
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "load_model", lambda *args, **options: fake.FakeEncoder())
+        fake.take_the_place_of_models(patch, fake.FakeEncoder())
         patch.setattr(prepare, "row_group", lambda shape, size, n: 2 * size)
         for name, more in (("full", {"tier": "core"}), ("means", {"reduce": True})):
             stages.run(source, out=folder / f"{name}.zarr", **asked, **more)
