@@ -354,7 +354,7 @@ def _flagged(counts: dict[str, int]) -> str:
 
 
 @cache
-def _command() -> Any:
+def command_group() -> Any:
     """All commands, those of other modules included."""
     for module in COMMANDS:
         importlib.import_module(module).register(app)
@@ -369,7 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         with _signals_interrupt():
-            code = _command().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
+            code = command_group().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
         if code == _INTERRUPTED:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

@@ -142,7 +142,7 @@ class Dask:
 
     def _started_cluster(self) -> Any:
         try:
-            return _local_cluster(self.workers, self.threads, self.device)
+            return local_cluster(self.workers, self.threads, self.device)
         except (RuntimeError, OSError, TimeoutError) as error:
             raise UsageError(
                 f"expected {self.workers} worker processes to start, found: {reason(error)}; if a "
@@ -269,7 +269,7 @@ def _result(future: Any) -> list[Event]:
 _ANY_PORT = "127.0.0.1:0"
 
 
-def _local_cluster(workers: int, threads: int, device: str) -> Any:
+def local_cluster(workers: int, threads: int, device: str) -> Any:
     """Worker processes on the loopback interface, without a dashboard.
 
     On CUDA every worker sees one device and has the resource GPU=1.

@@ -151,7 +151,7 @@ def _anchors() -> dict[bytes, int]:
 
 
 @cache
-def _aligner() -> Any:
+def aligner() -> Any:
     try:
         import mappy
     except ImportError as error:
@@ -163,7 +163,7 @@ def _aligner() -> Any:
 
 
 def _aligned_spike(bases: np.ndarray) -> tuple[np.ndarray, int, bool] | None:
-    hits = list(_aligner().map(bases.tobytes().decode("ascii", "replace")))
+    hits = list(aligner().map(bases.tobytes().decode("ascii", "replace")))
     if not hits:
         return None
     forward = sum(hit.strand * hit.mlen for hit in hits) >= 0

@@ -271,8 +271,8 @@ def test_effects_of_positions_follow_the_rule_of_contrasts():
     received[:, 4] = rng.normal(size=12) + 5 * inside
     received[:, 5] = rng.normal(size=12)
     received[6:9, 5] = np.nan
-    assert positions._proposed(received, inside, "float32").tolist() == [4, 5]
-    assert positions._proposed(received, inside, "float64").tolist()[0] == 4
+    assert positions.proposed_positions(received, inside, "float32").tolist() == [4, 5]
+    assert positions.proposed_positions(received, inside, "float64").tolist()[0] == 4
     a, b = received[inside, 4], received[~inside, 4]
     size = abs(a.mean() - b.mean()) / np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
     moments = Moments.of(received, np.where(inside, 0, 1), 2)

@@ -280,7 +280,7 @@ def test_a_plan_is_shown_and_nothing_is_written(
 
 def test_a_plan_takes_the_options_of_a_run() -> None:
     run, plan = (
-        {option.name: option for option in cli._command().commands[name].params}
+        {option.name: option for option in cli.command_group().commands[name].params}
         for name in ("run", "plan")
     )
     only_run, only_plan = {"out"}, {"measure"}

@@ -55,7 +55,7 @@ def whole(start: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """Address of a cluster of two workers that runs find and leave."""
-    with executors._local_cluster(2, 1, "cpu") as cluster:
+    with executors.local_cluster(2, 1, "cpu") as cluster:
         yield cluster.scheduler_address
 
 
@@ -143,7 +143,7 @@ def test_a_local_cluster_listens_on_loopback_alone() -> None:
     import psutil
     from distributed import Client
 
-    with executors._local_cluster(1, 1, "cpu") as cluster, Client(cluster):
+    with executors.local_cluster(1, 1, "cpu") as cluster, Client(cluster):
         me = psutil.Process()
         listening = [
             connection.laddr.ip
