@@ -19,12 +19,7 @@ import numpy as np
 
 from bertgeom.errors import DamagedError, StoreError, UsageError
 from bertgeom.pipelines.casestudy.along import attention_along, class_codes, exact_maps, token_ids
-from bertgeom.pipelines.casestudy.classifier.metrics import (
-    class_table,
-    confusion_matrix,
-    macro_f1,
-    matthews,
-)
+from bertgeom.pipelines.casestudy.classifier.metrics import agreement
 from bertgeom.pipelines.casestudy.genomes.domains import (
     DOMAINS,
     domain_of,
@@ -273,17 +268,7 @@ def _classification(
     truth = [names[codes[i]] for i in kept]
     answers = [classes[int(logits[i].argmax())] for i in kept]
     everything = [*classes, *(n for n in names if n not in classes)]
-    table = class_table(truth, answers, everything)
-    confusion = confusion_matrix(truth, answers, everything, everything)
-    hits = sum(a == b for a, b in zip(truth, answers, strict=True))
-    return {
-        "n": len(truth),
-        "accuracy": hits / len(truth),
-        "macro_f1": macro_f1(table),
-        "mcc": matthews(confusion),
-        "per_class": table,
-        "confusion": {"columns": everything, "rows": everything, "counts": confusion.tolist()},
-    }
+    return {"n": len(truth), **agreement(truth, answers, everything)}
 
 
 def _heads(summary: Summary) -> list[dict[str, Any]]:
@@ -311,9 +296,9 @@ def _heads(summary: Summary) -> list[dict[str, Any]]:
 def _clusters(dataset: xarray.Dataset, codes: np.ndarray, seed: int) -> list[dict[str, Any]]:
     """Agreement of k-means clusters with the classes: [CLS] by station, logits, softmax."""
     import xarray
+    from scipy.special import softmax
 
     from bertgeom.analysis.clustering import ClusterSettings, cluster_layers
-    from bertgeom.pipelines.casestudy.classifier.calibrate import softmax
 
     kept = np.flatnonzero(codes >= 0)
     logits = np.asarray(dataset["logits"], dtype=np.float64)
@@ -321,7 +306,7 @@ def _clusters(dataset: xarray.Dataset, codes: np.ndarray, seed: int) -> list[dic
     stations: list[tuple[str, Any]] = [
         (str(n), dataset["cls"][:, i]) for i, n in enumerate(dataset["hidden_state"].values)
     ]
-    stations += [("logits", logits), ("softmax", softmax(logits))]
+    stations += [("logits", logits), ("softmax", softmax(logits, axis=-1))]
     k = len(np.unique(codes[kept]))
     for name, vectors in stations:
         rows = np.asarray(vectors, dtype=np.float64)[kept]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from bertgeom.errors import InputError, StoreError
 from bertgeom.pipelines.casestudy.analyze import ARRAYS, RESULT, load
-from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER, softmax
+from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER
 from bertgeom.pipelines.casestudy.report_answers import answers, held_out
 from bertgeom.pipelines.casestudy.report_spike import on_the_spike
 from bertgeom.pipelines.report import sections
@@ -293,7 +294,7 @@ def _logit_planes(summary: Summary, scores: Mapping[str, Any]) -> list[Plane]:
     logits = np.nan_to_num(np.asarray(summary.sample["logits"], dtype=np.float64))
     return [
         plane("logits", logits, scores.get("logits")),
-        plane("softmax", softmax(logits), scores.get("softmax")),
+        plane("softmax", softmax(logits, axis=-1), scores.get("softmax")),
     ]
 
 
