@@ -326,7 +326,7 @@ def test_a_damaged_file_of_windows_is_named_and_made_again(
     kept = out / "run" / "windows.safetensors"
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + b"\x7f")
-    with pytest.raises(StoreError, match="found a damaged file; give the bertgeom run"):
+    with pytest.raises(StoreError, match="found a damaged file; the bertgeom run command"):
         _ = open_context(str(out)).plan
     stages.run(source, model=model, out=out, threads=1, partition_windows=8)
     assert kept.read_bytes() == whole
