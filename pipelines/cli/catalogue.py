@@ -228,8 +228,9 @@ def angles(
     Exact counts of all M (M - 1) / 2 pairs in bounded memory. Stopped? Give the same command
     again. The store must hold the vectors (run --keep cls).
     """
+    from bertgeom.pipelines.catalogue.angle_job import AngleSettings
     from bertgeom.pipelines.catalogue.angle_results import result_as_json, write_result
-    from bertgeom.pipelines.catalogue.angles import AngleSettings, database_angles, prepare, run_row
+    from bertgeom.pipelines.catalogue.angles import database_angles, prepare, run_row
     from bertgeom.pipelines.catalogue.results import check_out, open_written
     from bertgeom.store.dataset import check_flags
 

@@ -121,8 +121,7 @@ def run(
         PlanError: if the plan does not fit the memory.
         StoreError: if the store cannot be written.
     """
-    begin = time.monotonic()
-    options = Settings.of(**settings)
+    begin, options = time.monotonic(), Settings.of(**settings)
     storage, elsewhere = Storage(str(out)), outside_shards(sources, sequences)
     given = (model, labels, annotations, sequences)
     inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
