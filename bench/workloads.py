@@ -14,8 +14,9 @@ from torch import Tensor
 
 import bertgeom
 from bench import materialised
+from bertgeom.config import MeasureSettings
 from bertgeom.kernels._cpu import amx
-from bertgeom.model.attention import MeasureSettings, record
+from bertgeom.model.attention import record
 from bertgeom.variables import n_offset_side
 
 #: Rotating inputs, so that no repetition finds its data in the cache.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from bertgeom import variables
 from bertgeom.errors import MismatchError, UsageError
@@ -14,6 +14,7 @@ from bertgeom.kernels._dispatch import IMPLEMENTATIONS as KERNELS
 from bertgeom.kernels.attention_stats.options import fault as option_fault
 
 STRANDS = ("+", "-", "both")
+ANGLES = ("default", "all")
 IMPLEMENTATIONS = ("auto", *KERNELS)
 #: What names a region: its own name, or (GFF3, GTF) its feature type.
 GROUP_BY = ("name", "type")
@@ -126,16 +127,10 @@ class Settings:
         for name in ("window", "stride", "max_tokens", "batch_tokens", "partition_windows"):
             _at_least(name, getattr(self, name), 1)
         _at_least("min_length", self.min_length, 1)
-        for name in ("tier", "theta", "near", "impl"):
-            wrong = option_fault(name, getattr(self, name))
-            if wrong:
-                raise UsageError(f"{_option(name)}: {wrong}")
         _at_least("spectra", self.spectra, 0)
-        _one_of("strand", self.strand, STRANDS)
-        _one_of("group_by", self.group_by, GROUP_BY)
-        _one_of("angles", self.angles, ("default", "all"))
-        for name in self.keep:
-            _one_of("keep", name, variables.KEEP)
+        _one_of("--strand", self.strand, STRANDS)
+        _one_of("--group-by", self.group_by, GROUP_BY)
+        _check_what_to_measure(self, _option)
         if not 0 <= self.max_unknown <= 1:
             raise UsageError(f"expected --max-unknown between 0 and 1, found {self.max_unknown}")
         if self.bitround is not None and not 1 <= self.bitround <= 23:
@@ -161,7 +156,7 @@ class Settings:
         return cls(**options)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
         return cls(**{**values, "keep": tuple(values["keep"])})
 
@@ -169,9 +164,67 @@ class Settings:
         """JSON-able values by name."""
         return {**asdict(self), "keep": list(self.keep)}
 
-    def lasting(self) -> dict[str, Any]:
-        """The settings that a store holds on to."""
+    def identity_settings(self) -> dict[str, Any]:
+        """The settings that must stay the same for a run to go on."""
         return {name: value for name, value in self.to_json().items() if name not in _FREE}
+
+    def resolved(self, **decided: Any) -> ResolvedSettings:
+        """The same settings with the values that were decided for this model and machine."""
+        return ResolvedSettings(**{**vars(self), **decided})
+
+    def to_measure(self, **more: Any) -> MeasureSettings:
+        """What the encoder needs of them; `more` are fields of `MeasureSettings`."""
+        names = {field.name for field in fields(MeasureSettings)}
+        return MeasureSettings(**{k: v for k, v in vars(self).items() if k in names} | more)
+
+
+@dataclass(frozen=True)
+class ResolvedSettings(Settings):
+    """Settings of a run that was set up: what a default left open is decided.
+
+    `window` and `stride` stay None where windows are cut by tokens.
+    """
+
+    max_tokens: int = field(kw_only=True)
+    batch_tokens: int = field(kw_only=True)
+    partition_windows: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_tokens", "batch_tokens", "partition_windows"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is not decided")
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What to measure in a forward pass: a part of `Settings`, and two sizes of a run.
+
+    Attributes:
+        tier: "core" or "full", see `bertgeom.variables`.
+        keep: names of opt-in arrays: "block_map", "cls", "logits", "tracks".
+        angles: "default" takes pairwise angles at the embedding and layer outputs, "all" at
+            every station.
+        theta: weights of at least this size are confident.
+        near: half width, in tokens, of the band around the diagonal that counts as near.
+        n_offset_side: one-sided bins of the offset profile; the last one is open.
+        n_groups: number of token groups in use, at most 16.
+        impl: kernel implementation: "auto", "triton", "numba" or "reference".
+    """
+
+    tier: str = Settings.tier
+    keep: tuple[str, ...] = Settings.keep
+    angles: str = Settings.angles
+    theta: float = Settings.theta
+    near: int = Settings.near
+    n_offset_side: int = 10
+    n_groups: int = 0
+    impl: str = Settings.impl
+
+    def __post_init__(self) -> None:
+        _check_what_to_measure(self, str)
+        for name in ("n_offset_side", "n_groups"):
+            _check_option(name, getattr(self, name), name)
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -215,9 +268,26 @@ def _at_least(name: str, value: int | None, least: int) -> None:
         raise UsageError(f"expected {_option(name)} of at least {least}, found {value}")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_what_to_measure(
+    settings: Settings | MeasureSettings, shown: Callable[[str], str]
+) -> None:
+    """The ranges of what `Settings` and `MeasureSettings` share; `shown` gives a field's name."""
+    for name in ("tier", "theta", "near", "impl"):
+        _check_option(name, getattr(settings, name), shown(name))
+    _one_of(shown("angles"), settings.angles, ANGLES)
+    for keep in settings.keep:
+        _one_of(shown("keep"), keep, variables.KEEP)
+
+
+def _check_option(name: str, value: Any, shown: str) -> None:
+    """An option of the kernels, which have its range."""
+    if wrong := option_fault(name, value):
+        raise UsageError(f"{shown}: {wrong}")
+
+
+def _one_of(shown: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UsageError(f"expected {_option(name)} out of {', '.join(allowed)}, found {value!r}")
+        raise UsageError(f"expected {shown} out of {', '.join(allowed)}, found {value!r}")
 
 
 def _option(name: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import bertgeom
-from bertgeom.pipelines.cli.main import _command, main
+from bertgeom.pipelines.cli.main import command_group, main
 from bertgeom.pipelines.run import stages
 from bertgeom.testing import save_tiny_classifier
 
@@ -116,7 +116,7 @@ def test_commands_of_the_docs_are_those_of_the_command_line(line: str) -> None:
     if words[0] in _OTHERS:
         return
     assert words[0] == "bertgeom", line
-    command = _command()
+    command = command_group()
     for i, word in enumerate(words[1:]):
         children = getattr(command, "commands", None)
         if children is None or word.startswith("-"):
@@ -144,7 +144,7 @@ def leaves(command: Any) -> Iterator[Any]:
 def test_options_and_targets_that_a_page_names_exist(page: Path) -> None:
     """Wherever they stand: in a table, in a sentence, in a block."""
     options = {"--help", "--debug", "--version"}
-    for command in leaves(_command()):
+    for command in leaves(command_group()):
         options |= {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
     text = page.read_text("utf-8")
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= options
@@ -203,7 +203,7 @@ def test_the_commands_of_the_readmes_table_run_on_a_finished_store(
     cells = re.findall(r"^\| `bertgeom [^|]*\|", PAGES[0].read_text("utf-8"), flags=re.M)
     names = [name for cell in cells for name in re.findall(r"`([a-z]+)`", cell)]
     assert names
-    assert set(names) <= set(_command().commands)
+    assert set(names) <= set(command_group().commands)
 
 
 def test_there_is_code_to_run() -> None:

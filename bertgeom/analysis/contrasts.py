@@ -138,15 +138,12 @@ def rounding(name: str, moments: Moments, dtype: str | None = None) -> np.ndarra
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """q values of a family of tests; NaN is no test and stays NaN."""
+    from scipy.stats import false_discovery_control
+
     q = np.full(p.shape, np.nan)
     tested = np.isfinite(p)
-    values = p[tested]
-    order = np.argsort(values, kind="stable")
-    scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
-    least = np.minimum.accumulate(scaled[::-1])[::-1]
-    back = np.empty_like(values)
-    back[order] = np.minimum(least, 1)
-    q[tested] = back
+    if tested.any():
+        q[tested] = false_discovery_control(p[tested])
     return q
 
 

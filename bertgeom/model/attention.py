@@ -19,11 +19,12 @@ from torch.nn.modules import module as torch_module
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
+from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.model.masks import NAME, AttentionMask, attention_mask, hidden_tokens, plain_attention
-from bertgeom.model.recorder import MeasureSettings, Recorder, active
+from bertgeom.model.recorder import Recorder, active
 
-__all__ = ["NAME", "MeasureSettings", "Recorder", "record", "register"]
+__all__ = ["NAME", "Recorder", "record", "register"]
 
 _logger = logging.get_logger(__name__)
 

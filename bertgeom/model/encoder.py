@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
-from bertgeom.model.attention import MeasureSettings, record
+from bertgeom.model.attention import record
 from bertgeom.model.loading import load_model, max_positions
 from bertgeom.model.observed import observed
 from bertgeom.model.probe import probe

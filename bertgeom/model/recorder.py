@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from bertgeom import kernels, variables
+from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
-from bertgeom.kernels.attention_stats.options import fault as option_fault
 from bertgeom.model.layers import AttentionBlock, attention_block
 from bertgeom.model.masks import NAME, fill_padding, has_gaps
 from bertgeom.store.dataset import as_dataset
@@ -43,44 +43,6 @@ _INTEGERS = {
     for name, v in variables.VARIABLES.items()
     if np.dtype(v.dtype if v.dtype != "string" else "O").kind in "iu"
 }
-
-
-@dataclass(frozen=True)
-class MeasureSettings:
-    """What to measure in a forward pass.
-
-    Attributes:
-        tier: "core" or "full", see `bertgeom.variables`.
-        keep: names of opt-in arrays: "block_map", "cls", "logits", "tracks".
-        angles: "default" takes pairwise angles at the embedding and layer outputs, "all" at
-            every station.
-        theta: weights of at least this size are confident.
-        near: half width, in tokens, of the band around the diagonal that counts as near.
-        n_offset_side: one-sided bins of the offset profile; the last one is open.
-        n_groups: number of token groups in use, at most 16.
-        impl: kernel implementation: "auto", "triton", "numba" or "reference".
-    """
-
-    tier: str = "full"
-    keep: tuple[str, ...] = ()
-    angles: str = "default"
-    theta: float = 0.3
-    near: int = 4
-    n_offset_side: int = 10
-    n_groups: int = 0
-    impl: str = "auto"
-
-    def __post_init__(self) -> None:
-        try:
-            list(variables.select(self.tier, self.keep))
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        if self.angles not in ("default", "all"):
-            raise UsageError(f"expected angles 'default' or 'all', found {self.angles!r}")
-        for name in ("tier", "theta", "near", "n_offset_side", "n_groups", "impl"):
-            wrong = option_fault(name, getattr(self, name))
-            if wrong:
-                raise UsageError(f"{name}: {wrong}")
 
 
 @dataclass

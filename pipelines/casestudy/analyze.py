@@ -17,24 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertgeom.errors import DamagedError, InputError, StoreError, UsageError
-from bertgeom.pipelines.casestudy.classifier.metrics import (
-    class_table,
-    confusion_matrix,
-    macro_f1,
-    matthews,
-)
+from bertgeom.errors import DamagedError, StoreError, UsageError
+from bertgeom.pipelines.casestudy.along import attention_along, class_codes, exact_maps, token_ids
+from bertgeom.pipelines.casestudy.classifier.metrics import agreement
 from bertgeom.pipelines.casestudy.genomes.domains import (
     DOMAINS,
-    N_AMINO,
-    align,
     domain_of,
-    reference_position,
     spike_annotations,
+)
+from bertgeom.pipelines.casestudy.measure import (
+    KEEP,
+    LABELS,
+    SPIKES,
+    STORE,
+    measure_genomes,
+    read_classes,
 )
 from bertgeom.pipelines.casestudy.positions import one_versus_all
 from bertgeom.pipelines.report.summary import ALL, Summary, summarise
-from bertgeom.store.dataset import attribute, label_codes
+from bertgeom.store.dataset import attribute
 from bertgeom.store.files import check_target, replacing, system_errors, write_text
 from bertgeom.store.manifest import read_facts
 from bertgeom.store.storage import Storage, explain_write_errors
@@ -42,16 +43,9 @@ from bertgeom.store.storage import Storage, explain_write_errors
 if TYPE_CHECKING:
     import xarray
 
-    from bertgeom.pipelines.context.run_context import Workplace
+    from bertgeom.pipelines.context.run_context import RunContext
 
-#: Amino acids of a step of the profile along the spike: a token of the paper's tokenizer.
-STEP = 3
-KEEP = ("block_map", "cls", "logits", "tracks")
-RESULT, ARRAYS, STORE = "analysis.json", "arrays.safetensors", "run.zarr"
-#: What is measured, with genomes.
-SPIKES, LABELS = "spikes.fasta", "labels.tsv"
-_WINDOWS_AT_ONCE = 64
-_MAPS = 16
+RESULT, ARRAYS = "analysis.json", "arrays.safetensors"
 
 
 @dataclass(frozen=True)
@@ -112,8 +106,8 @@ def analyze(
     if not _is_store(store):
         if labels is None:
             raise UsageError("expected --labels with genomes, found none")
-        store, skipped = _measured(
-            store, folder, _labels(labels, relabel), model, tell, run_settings
+        store, skipped = measure_genomes(
+            store, folder, read_classes(labels, relabel), model, tell, run_settings
         )
     result, arrays = analyze_store(store, model=model, settings=settings, tell=tell)
     result["genomes"]["skipped"] = skipped
@@ -131,30 +125,30 @@ def analyze_store(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The results of a store: JSON-able figures, and arrays by name."""
     from bertgeom.pipelines.catalogue.samples import store_regions, store_spectra
-    from bertgeom.pipelines.context.run_context import open_workplace
+    from bertgeom.pipelines.context.run_context import open_context
 
     settings = settings or Settings()
     moved = None if model is None else str(model)
     dataset = _opened(store)
     tell("read the store")
     summary = summarise(dataset)
-    place = open_workplace(store)
-    spikes = _spikes(place)
+    context = open_context(store)
+    spikes = _spikes(context)
     annotations = spike_annotations(spikes)
     tell("attention along the spike")
-    profiles, received = _along(dataset, place, spikes, summary)
+    profiles, received = attention_along(dataset, context, spikes, summary)
     tell("attention on domains")
     n_regions = settings.domain_windows
     regions = store_regions(store, annotations, n_regions, model=moved, theta=_theta(dataset))
     tell("spectra")
     spectra = store_spectra(store, settings.spectra_windows, model=moved)
     tell("a close-up")
-    maps = _exact_maps(store, moved)
+    maps = exact_maps(store, moved)
     tell("few positions")
-    ids = _token_ids(place, dataset.sizes["window"], moved)
-    codes = _codes(dataset)
+    tokens = token_ids(context, dataset.sizes["window"], moved)
+    codes = class_codes(dataset)
     dtype = str(attribute(dataset, "dtype", "float32"))
-    few = one_versus_all(ids, codes, summary.cohorts, received, dtype=dtype, seed=settings.seed)
+    few = one_versus_all(tokens, codes, summary.cohorts, received, dtype=dtype, seed=settings.seed)
     result = {
         "model": attribute(dataset, "model"),
         "fingerprint": dataset.attrs["fingerprint"],
@@ -170,7 +164,9 @@ def analyze_store(
         },
         "clusters": _clusters(dataset, codes, settings.seed),
         "domains": _domains(regions, dataset),
-        "few_positions": [{**asdict(one), "places": _places(one.positions, place)} for one in few],
+        "few_positions": [
+            {**asdict(one), "places": _places(one.positions, context)} for one in few
+        ],
     }
     arrays = {
         **{f"mean_{name}": np.asarray(values) for name, values in summary.mean.data_vars.items()},
@@ -223,63 +219,6 @@ def _is_store(source: str) -> bool:
     return is_store(Storage(source), FORMAT)
 
 
-def _measured(
-    source: str,
-    folder: Path,
-    truth: Mapping[str, str],
-    model: str | Path | None,
-    tell: Callable[[str], None],
-    run_settings: dict[str, Any],
-) -> tuple[str, list[dict[str, str]]]:
-    """Spikes cut out of the genomes and measured; the store, and what was skipped."""
-    from bertgeom import data
-    from bertgeom.pipelines.casestudy.genomes.spike import Spike, extract_all
-    from bertgeom.pipelines.run.stages import run
-    from bertgeom.sequences.fasta import read_records
-
-    spikes: list[Spike] = []
-    skipped: list[dict[str, str]] = []
-    seen: set[str] = set()
-    tell("cut out spikes")
-    for found in extract_all(record for record in read_records(source) if record.id in truth):
-        if not isinstance(found, Spike):
-            skipped.append({"id": found.id, "reason": found.reason})
-        elif found.id in seen:
-            skipped.append({"id": found.id, "reason": "the id occurs twice"})
-        else:
-            spikes.append(found)
-            seen.add(found.id)
-    if not spikes:
-        raise InputError(
-            "labelled genomes with a spike", f"none of {len(skipped)} usable", source=source
-        )
-    fasta, table = folder / SPIKES, folder / LABELS
-    with replacing(fasta, inputs=[source]) as draft, draft.open("wb") as out:
-        for spike in spikes:
-            out.write(b">" + spike.id.encode() + b"\n" + spike.bases.tobytes() + b"\n")
-    rows = [f"{spike.id}\t{truth[spike.id]}\n" for spike in spikes]
-    write_text(table, "record_id\tclass\n" + "".join(rows))
-    tell(f"measure {len(spikes)} spikes")
-    run(
-        fasta,
-        model=data.demo_model() if model is None else model,
-        out=folder / STORE,
-        labels=table,
-        **{"keep": ",".join(KEEP), "angles": "all", **run_settings},
-    )
-    return str(folder / STORE), skipped
-
-
-def _labels(path: str | Path, relabel: Mapping[str, str] | None) -> dict[str, str]:
-    """Record id -> class."""
-    from bertgeom.analysis.cohorts import read_labels
-
-    found = read_labels(path)
-    names = [(relabel or {}).get(name, name) for name in found.names]
-    names = ["background" if name.startswith("other_") else name for name in names]
-    return {key: names[code] for key, code in found.by_key.items()}
-
-
 def _opened(store: str) -> xarray.Dataset:
     from bertgeom.store.zarr_io import open as open_store
 
@@ -305,9 +244,9 @@ def _opened(store: str) -> xarray.Dataset:
     return dataset
 
 
-def _spikes(place: Workplace) -> list[tuple[str, np.ndarray]]:
+def _spikes(context: RunContext) -> list[tuple[str, np.ndarray]]:
     """Id and bases of every record."""
-    shards = place.sequences
+    shards = context.sequences
     ids, offsets, lengths = shards.ids(), shards.offsets, shards.lengths
     return [
         (ids[i], shards.bases(int(offsets[i]), int(offsets[i] + lengths[i])))
@@ -315,127 +254,8 @@ def _spikes(place: Workplace) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def _codes(dataset: xarray.Dataset) -> np.ndarray:
-    """Classes of windows; -1 for windows without label or statistics."""
-    from bertgeom.variables import LOST
-
-    flags = np.asarray(dataset["flags"]).astype(np.int64)
-    return np.where(flags & LOST, -1, label_codes(dataset))
-
-
 def _theta(dataset: xarray.Dataset) -> float:
     return float(attribute(dataset, "settings", {}).get("theta", 0.3))
-
-
-def _along(
-    dataset: xarray.Dataset,
-    place: Workplace,
-    spikes: Sequence[tuple[str, np.ndarray]],
-    summary: Summary,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Attention received along the reference spike, by class and by layer; and per token.
-
-    Returns:
-        `received_class` (1 + classes, bins) with all genomes first, `received_layer` (layers,
-        bins), `received_n` genomes by bin: means over genomes, heads (and layers) of the
-        attention received by the tokens whose middle lies in a bin of STEP amino acids; and
-        (windows, tokens) means over layers and heads.
-    """
-    n, n_bins = dataset.sizes["window"], -(-N_AMINO // STEP)
-    record, codes = np.asarray(dataset["record_index"]).astype(np.int64), _codes(dataset)
-    classes = len(summary.cohorts)
-    total, count = np.zeros((classes, n_bins)), np.zeros((classes, n_bins), np.int64)
-    by_layer = np.zeros((dataset.sizes["layer"], n_bins))
-    tokens = np.full((n, dataset.sizes["token"]), np.nan, np.float32)
-    for first in range(0, n, _WINDOWS_AT_ONCE):
-        rows = slice(first, min(first + _WINDOWS_AT_ONCE, n))
-        values = np.asarray(dataset["attention_received"][rows], dtype=np.float64).mean(axis=2)
-        tokens[rows] = values.mean(axis=1)
-        middle = np.asarray(dataset["token_start"][rows] + dataset["token_stop"][rows]) // 2
-        special = np.asarray(dataset["token_start"][rows]) < 0
-        for i, window in enumerate(range(rows.start, rows.stop)):
-            blocks = align(spikes[record[window]][1])
-            if codes[window] < 0 or blocks is None:
-                continue
-            base = reference_position(blocks, np.nan_to_num(middle[i]).astype(np.int64))
-            there = np.isfinite(base) & ~special[i] & np.isfinite(tokens[window])
-            place_of = np.minimum(base[there].astype(np.int64) // (3 * STEP), n_bins - 1)
-            layers = np.stack([_bin_means(v[there], place_of, n_bins) for v in values[i]])
-            seen = np.isfinite(layers[0])
-            total[codes[window], seen] += layers[:, seen].mean(axis=0)
-            count[codes[window], seen] += 1
-            by_layer[:, seen] += layers[:, seen]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        whole = total.sum(axis=0) / count.sum(axis=0)
-        profiles = {
-            "received_class": np.concatenate([whole[None], total / count]).astype(np.float32),
-            "received_layer": (by_layer / count.sum(axis=0)).astype(np.float32),
-            "received_n": count.sum(axis=0),
-        }
-    return profiles, tokens
-
-
-def _bin_means(values: np.ndarray, place: np.ndarray, n_bins: int) -> np.ndarray:
-    counts = np.bincount(place, minlength=n_bins)
-    sums = np.bincount(place, values, minlength=n_bins)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def _token_ids(place: Workplace, n_windows: int, moved: str | None) -> np.ndarray:
-    """Tokens of all windows, (n, N) int32; -1 beyond the last token."""
-    from bertgeom.pipelines.partition.measure import encode_windows
-    from bertgeom.tokens.select import load_tokenizer
-
-    settings = place.settings
-    tokenizer = load_tokenizer(
-        moved or place.facts["model"],
-        max_tokens=settings.max_tokens,
-        override=settings.tokenizer,
-    )
-    encoder = _OnlyTokenizer(tokenizer)
-    here = type(place)(place.storage, place.facts, encoder)  # type: ignore[arg-type]
-    parts = []
-    for first in range(0, n_windows, _WINDOWS_AT_ONCE):
-        stop = min(first + _WINDOWS_AT_ONCE, n_windows)
-        batch = encode_windows(here, here.plan.index.windows(first, stop))
-        valid = np.arange(batch.ids.shape[1]) < batch.lengths[:, None]
-        parts.append(np.where(valid, batch.ids, -1))
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate(
-        [np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=-1) for p in parts]
-    )
-
-
-@dataclass(frozen=True)
-class _OnlyTokenizer:
-    """What stands for an encoder where only its tokenizer is needed."""
-
-    tokenizer: Any
-
-
-def _exact_maps(store: str, moved: str | None) -> dict[str, np.ndarray]:
-    """Exact n x n attention of the first genome, for 16 heads spread over all, float16."""
-    from bertgeom.analysis.spectra import attention_map
-    from bertgeom.pipelines.catalogue.samples import sampled_windows
-
-    sample = next(iter(sampled_windows(store, 1, model=moved)))
-    calls = sample.captured.calls
-    n_heads = calls[0].query.shape[1]
-    n_all = len(calls) * n_heads
-    chosen = np.unique(np.linspace(0, n_all - 1, min(n_all, _MAPS)).round().astype(int))
-    maps, places = [], []
-    for flat in chosen:
-        layer, head = divmod(int(flat), n_heads)
-        call = calls[layer]
-        shared = head * call.key.shape[1] // n_heads
-        found = attention_map(call.query[0, head], call.key[0, shared], call.scale, call.window)
-        maps.append(found.double().cpu().numpy().astype(np.float16))
-        places.append((layer, head))
-    return {
-        "exact_map": np.stack(maps),
-        "exact_map_head": np.array(places, dtype=np.int64),
-        "exact_map_window": np.array([sample.number], dtype=np.int64),
-    }
 
 
 def _classification(
@@ -448,17 +268,7 @@ def _classification(
     truth = [names[codes[i]] for i in kept]
     answers = [classes[int(logits[i].argmax())] for i in kept]
     everything = [*classes, *(n for n in names if n not in classes)]
-    table = class_table(truth, answers, everything)
-    confusion = confusion_matrix(truth, answers, everything, everything)
-    hits = sum(a == b for a, b in zip(truth, answers, strict=True))
-    return {
-        "n": len(truth),
-        "accuracy": hits / len(truth),
-        "macro_f1": macro_f1(table),
-        "mcc": matthews(confusion),
-        "per_class": table,
-        "confusion": {"columns": everything, "rows": everything, "counts": confusion.tolist()},
-    }
+    return {"n": len(truth), **agreement(truth, answers, everything)}
 
 
 def _heads(summary: Summary) -> list[dict[str, Any]]:
@@ -486,9 +296,9 @@ def _heads(summary: Summary) -> list[dict[str, Any]]:
 def _clusters(dataset: xarray.Dataset, codes: np.ndarray, seed: int) -> list[dict[str, Any]]:
     """Agreement of k-means clusters with the classes: [CLS] by station, logits, softmax."""
     import xarray
+    from scipy.special import softmax
 
     from bertgeom.analysis.clustering import ClusterSettings, cluster_layers
-    from bertgeom.pipelines.casestudy.classifier.calibrate import softmax
 
     kept = np.flatnonzero(codes >= 0)
     logits = np.asarray(dataset["logits"], dtype=np.float64)
@@ -496,7 +306,7 @@ def _clusters(dataset: xarray.Dataset, codes: np.ndarray, seed: int) -> list[dic
     stations: list[tuple[str, Any]] = [
         (str(n), dataset["cls"][:, i]) for i, n in enumerate(dataset["hidden_state"].values)
     ]
-    stations += [("logits", logits), ("softmax", softmax(logits))]
+    stations += [("logits", logits), ("softmax", softmax(logits, axis=-1))]
     k = len(np.unique(codes[kept]))
     for name, vectors in stations:
         rows = np.asarray(vectors, dtype=np.float64)[kept]
@@ -538,12 +348,12 @@ def _domains(regions: xarray.Dataset, dataset: xarray.Dataset) -> dict[str, Any]
     }
 
 
-def _places(positions: Iterable[int], place: Workplace) -> list[dict[str, Any]]:
+def _places(positions: Iterable[int], context: RunContext) -> list[dict[str, Any]]:
     """First amino acid of the tokens at these positions in the reference spike, and its domain.
 
     Positions count from the first token, which is [CLS]; a stride's worth of bases each.
     """
-    settings = place.facts["identity"]["model"]["tokenizer"]
+    settings = context.facts.identity.model.tokenizer
     stride = int(settings.get("stride", settings.get("k", 1)))
     found = []
     for position in positions:

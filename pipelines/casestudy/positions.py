@@ -126,7 +126,7 @@ def _grown(
 
     allowed = np.arange(features.values.shape[1])
     if received is not None:
-        proposed = _proposed(received, inside, dtype)
+        proposed = proposed_positions(received, inside, dtype)
         allowed = np.flatnonzero(np.isin(features.position, proposed))
     least = 2
     if not len(allowed):
@@ -141,7 +141,7 @@ def _grown(
     return tree.fit(features.values[:, allowed], inside), allowed
 
 
-def _proposed(received: np.ndarray, inside: np.ndarray, dtype: str) -> np.ndarray:
+def proposed_positions(received: np.ndarray, inside: np.ndarray, dtype: str) -> np.ndarray:
     """Positions whose attention received differs most, by |Cohen's d|.
 
     None where the class or the rest has fewer than 2 genomes with a token there, nor where
@@ -150,8 +150,8 @@ def _proposed(received: np.ndarray, inside: np.ndarray, dtype: str) -> np.ndarra
     moments = Moments.of(received, np.where(inside, 0, 1), 2)
     least = rounding("attention_received", moments, dtype)
     size = np.abs(welch(moments, 0, 1, least)["cohens_d"])
-    told = np.flatnonzero(np.isfinite(size))
-    return told[np.argsort(-size[told], kind="stable")[:CANDIDATES]]
+    known = np.flatnonzero(np.isfinite(size))
+    return known[np.argsort(-size[known], kind="stable")[:CANDIDATES]]
 
 
 def _judged(

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from bertgeom.errors import InputError, StoreError
-from bertgeom.pipelines.casestudy.analyze import ARRAYS, RESULT, STEP, load
-from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER, softmax
-from bertgeom.pipelines.casestudy.genomes.domains import (
-    DOMAINS,
-    N_AMINO,
-    defining_amino_acids,
-    domain_of,
-)
+from bertgeom.pipelines.casestudy.analyze import ARRAYS, RESULT, load
+from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER
+from bertgeom.pipelines.casestudy.report_answers import answers, held_out
+from bertgeom.pipelines.casestudy.report_spike import on_the_spike
 from bertgeom.pipelines.report import sections
 from bertgeom.pipelines.report.build import analysed, opened, writable
 from bertgeom.pipelines.report.figures import casestudy as figures
-from bertgeom.pipelines.report.figures import cones, heads, regions
+from bertgeom.pipelines.report.figures import cones, heads
 from bertgeom.pipelines.report.figures.cohorts import Plane, plane
 from bertgeom.pipelines.report.page import (
     Html,
@@ -31,16 +28,12 @@ from bertgeom.pipelines.report.page import (
     join,
     paragraph,
     table,
-    tag,
-    tiles,
 )
 from bertgeom.pipelines.report.summary import Summary, summarise
 from bertgeom.pipelines.run.progress import counts_of
 from bertgeom.store.files import write_text
 
 _OF_ARRAYS = f"in {ARRAYS}"
-#: Amino acids from the middle of a step within which a change lies in an attended token.
-_REACH = 5
 
 
 def report(
@@ -79,7 +72,7 @@ def report(
     judged = [read_evaluation(Path(path)) for path in evaluation]
     simulated = next((found for found in judged if "profiles" in found), None)
     labelled = next((found for found in judged if "forced" in found), None)
-    summary = summarise(dataset, told=counts_of(str(place)))
+    summary = summarise(dataset, counts=counts_of(str(place)))
     page = build(summary, result, arrays, labelled, simulated)
     text = page.render()
     write_text(target, text, kind=".html", inputs=inputs)
@@ -231,181 +224,6 @@ def genomes(result: Mapping[str, Any]) -> Html:
     return join(parts)
 
 
-def answers(page: Page, result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> Html:
-    """Confusion, per-class table, calibration."""
-    parts: list[object] = []
-    own = result["classification"]
-    if evaluation is None:
-        parts.append(
-            _judgement(
-                page,
-                own,
-                "The most probable class of every spike, from the logits of the store.",
-                ["logits", "label"],
-            )
-        )
-        return join(parts)
-    rows = [
-        (name, f"{one['accuracy']:.4f}", f"{one['macro_f1']:.4f}", f"{one['mcc']:.4f}")
-        for name, one in (
-            ("most probable class, always", evaluation["forced"]),
-            (f"with the answer “{OTHER}” counted as wrong", evaluation["decided"]),
-            (
-                f"where a class was answered ({evaluation['covered']['share']:.1%})",
-                evaluation["covered"],
-            ),
-        )
-    ]
-    parts += [
-        tiles(
-            [
-                ("genomes", f"{evaluation['n']:,}"),
-                ("accuracy", f"{evaluation['forced']['accuracy']:.2%}"),
-                ("macro F1", f"{evaluation['forced']['macro_f1']:.4f}"),
-                ("without a usable spike", f"{evaluation['n_skipped']:,}"),
-            ]
-        ),
-        table("Three counts of the same answers.", ["count", "accuracy", "macro F1", "MCC"], rows),
-        _judgement(
-            page,
-            evaluation["decided"],
-            "Answers with their confidence rule; "
-            f"“{OTHER}” is answered where the model is not sure or reads too "
-            "little.",
-            ["logits"],
-        ),
-    ]
-    calibration = evaluation.get("calibration", {})
-    if calibration.get("reliability"):
-        parts.append(
-            page.figure(
-                figures.reliability(calibration["reliability"]),
-                "Is it as sure as it is right?",
-                "Share of correct answers among genomes of like confidence; on the dashed line, "
-                "confidence can be taken at its word. The number and area of a dot tell how many "
-                f"genomes there are. Expected calibration error {calibration['ece']:.4f}.",
-                ["logits"],
-                "Reliability diagram; "
-                + "; ".join(
-                    f"confidence {row['confidence']:.2f} is right in {row['accuracy']:.0%} of "
-                    f"{row['n']:.0f}"
-                    for row in calibration["reliability"]
-                )
-                + ".",
-            )
-        )
-    wrong = evaluation.get("wrong", [])
-    if wrong:
-        parts.append(
-            details(
-                f"{len(wrong)} answers that differ from the label",
-                table(
-                    "Answers that differ.",
-                    ["genome", "label", "answer", "most probable", "reason", "confidence"],
-                    [
-                        (
-                            w["id"],
-                            w["truth"],
-                            w["answer"],
-                            w["best"],
-                            w["reason"],
-                            f"{w['confidence']:.3f}",
-                        )
-                        for w in wrong[:500]
-                    ],
-                    text=5,
-                ),
-            )
-        )
-    return join(parts)
-
-
-def held_out(simulated: Mapping[str, Any]) -> Html:
-    """What becomes of simulated spikes that the model never saw, good ones and bad ones."""
-    nothing = simulated["no_spike"]
-    return join(
-        [
-            table(
-                "Simulated spikes that the model was never trained on, by quality. Those without a "
-                f"usable spike count as wrong; answered means a class rather than “{OTHER}”.",
-                ["quality", "spikes", "accuracy", "macro F1", "answered", "of them right"],
-                [
-                    (
-                        name,
-                        f"{one['n']:,}",
-                        f"{one['forced']['accuracy']:.4f}",
-                        f"{one['forced']['macro_f1']:.4f}",
-                        f"{one['covered']['share']:.1%}",
-                        f"{one['covered']['accuracy']:.1%}",
-                    )
-                    for name, one in simulated["profiles"].items()
-                ],
-            ),
-            table(
-                "The same spikes by their share of N: what is not readable is not guessed.",
-                ["share of N", "spikes", "answered", "of them right"],
-                [
-                    (
-                        f"{row['from']:.0%} to {row['to']:.0%}",
-                        f"{row['n']:,}",
-                        f"{row['answered'] / max(row['n'], 1):.1%}",
-                        f"{row['right'] / row['answered']:.1%}" if row["answered"] else "",
-                    )
-                    for row in simulated["by_share_of_n"]
-                ],
-            ),
-            table(
-                "Sequences that are no spike: random bases, other genes, the wrong strand.",
-                ["sequences", f"answered “{OTHER}”"],
-                [(f"{nothing['n']:,}", f"{nothing['other']:,}")],
-            ),
-        ]
-    )
-
-
-def _judgement(page: Page, one: Mapping[str, Any], caption: str, arrays: list[str]) -> Html:
-    confusion = one["confusion"]
-    counts = np.asarray(confusion["counts"])
-    present = [i for i in range(counts.shape[0]) if counts[i].sum()]
-    used = [j for j in range(counts.shape[1]) if counts[:, j].sum() or j in present]
-    rows = [
-        (
-            name,
-            f"{int(row['n']):,}",
-            f"{row['precision']:.4f}",
-            f"{row['recall']:.4f}",
-            f"{row['f1']:.4f}",
-        )
-        for name, row in one["per_class"].items()
-        if row["n"]
-    ]
-    return join(
-        [
-            page.figure(
-                figures.confusion(
-                    counts[np.ix_(present, used)],
-                    [confusion["rows"][i] for i in present],
-                    [confusion["columns"][j] for j in used],
-                ),
-                "Labels and answers",
-                caption + " Rows are true classes, columns answers; off the diagonal are mistakes.",
-                arrays,
-                f"Confusion matrix of {int(counts.sum())} genomes, "
-                f"{_hits(confusion, counts)} on the diagonal.",
-            ),
-            table("By class.", ["class", "genomes", "precision", "recall", "F1"], rows),
-        ]
-    )
-
-
-def _hits(confusion: Mapping[str, Any], counts: np.ndarray) -> int:
-    return sum(
-        int(counts[i, confusion["columns"].index(name)])
-        for i, name in enumerate(confusion["rows"])
-        if name in confusion["columns"]
-    )
-
-
 def exact(page: Page, summary: Summary, arrays: Mapping[str, np.ndarray]) -> Html:
     """Class-mean maps, and the exact map of one genome."""
     parts: list[object] = []
@@ -436,199 +254,6 @@ def exact(page: Page, summary: Summary, arrays: Mapping[str, np.ndarray]) -> Htm
         )
     )
     return join(parts)
-
-
-def on_the_spike(
-    page: Page, summary: Summary, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> Html:
-    """Attention along the gene and on its domains."""
-    position = (np.arange(arrays["received_class"].shape[1]) + 0.5) * STEP
-    drawn = [(d.name, d.first, d.last) for d in DOMAINS if d.name not in ("S1", "S2")]
-    names = ["all classes", *summary.cohorts]
-    lines = {
-        n: v for n, v in zip(names, arrays["received_class"], strict=True) if np.isfinite(v).any()
-    }
-    layers = {
-        f"layer {name}": v
-        for name, v in zip(summary.names("layer"), arrays["received_layer"], strict=True)
-    }
-    peak = ", ".join(f"{position[i]:.0f}" for i in peaks(lines["all classes"], position, 3))
-    found = result["domains"]
-    share = np.asarray(found["token_share"])
-    values = proportions(found)
-    inside = [i for i, n in enumerate(found["names"]) if n not in ("S1", "S2")]
-    whole = [i for i, n in enumerate(found["names"]) if n in ("S1", "S2")]
-    label, axis = "attention received (1: the average token)", "amino acid of the spike"
-    return join(
-        [
-            paragraph(
-                "Each token stands for twelve bases, four amino acids. How much attention a token "
-                "receives, from all queries, says how much of its content flows on. Most is "
-                f"received around amino acids {peak}."
-            ),
-            page.figure(
-                regions.track(position, lines, drawn, label=label, axis=axis),
-                "Attention along the spike, by class",
-                "Attention received by the tokens of a place, in multiples of the average token, "
-                f"mean over layers, heads and the genomes of a class, in steps of {STEP} "
-                "amino acids "
-                "of the reference; below, the domains.",
-                ["attention_received", "token_start", "token_stop", "label"],
-                f"Profiles along {N_AMINO} amino acids for all classes; peaks around {peak}.",
-            ),
-            _peak_table({n: v for n, v in lines.items() if n != "all classes"}, position),
-            page.figure(
-                regions.track(position, layers, drawn, label=label, axis=axis),
-                "Attention along the spike, by layer",
-                "As above, for every layer, over all genomes.",
-                ["attention_received", "token_start", "token_stop"],
-                "Profiles along the spike, one for each layer.",
-            ),
-            page.figure(
-                regions.proportions(
-                    [found["names"][i] for i in inside],
-                    {k: v[..., inside] for k, v in values.items()},
-                    share[inside],
-                ),
-                "Attention on domains",
-                "Three proportions of every head (dots; bars are medians over heads), over the "
-                "domain's share of the tokens: of all attention, of the attention in confident "
-                f"weights (at least {found['theta']:g}), and of the number of confident weights. 1 "
-                "means that the domain gets what its length would give. From "
-                f"{found['windows']:,} genomes, measured once more. {_domain_legend()}",
-                ["attention_confident_mass", "attention_confident_count"],
-                "Dot plot of three proportions for each domain. " + _domain_sentence(found),
-            ),
-            _domain_table(found, values, [*inside, *whole]),
-            details(
-                "Every head and domain",
-                page.figure(
-                    _domain_heat(summary, found),
-                    "Attention on domains, head by head",
-                    "Attention on a domain over the domain's share of the tokens, on a "
-                    "logarithmic scale: "
-                    "+1 is twice, -1 half of what its length would give. From the same genomes.",
-                    ["attention_confident_mass"],
-                    "Heat map of heads by domains. " + _domain_sentence(found),
-                ),
-            ),
-        ]
-    )
-
-
-def proportions(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The paper's three domain proportions, (layers, heads, domains) each.
-
-    Of the attention; of the attention in confident weights; of the number of these weights.
-    NaN where a head has no confident weight.
-    """
-    parts = {"of all attention": np.asarray(found["mass"], dtype=np.float64)}
-    for key, label in (
-        ("confident_mass", "of confident attention"),
-        ("confident_count", "of confident weights"),
-    ):
-        total = np.asarray(found[f"{key}_total"], dtype=np.float64)[..., None]
-        parts[label] = np.asarray(found[key]) / np.where(total > 0, total, np.nan)
-    return parts
-
-
-def peaks(values: np.ndarray, position: np.ndarray, n: int, apart: float = 7.0) -> list[int]:
-    """Bins of the n highest values, at least `apart` amino acids from each other."""
-    found: list[int] = []
-    for i in np.argsort(-np.nan_to_num(values), kind="stable"):
-        if len(found) < n and all(abs(position[i] - position[j]) >= apart for j in found):
-            found.append(int(i))
-    return found
-
-
-def _peak_table(lines: Mapping[str, np.ndarray], position: np.ndarray, n: int = 5) -> Html:
-    """The most attended places of every class, with the changes that define the class there."""
-    rows, met, total, chance = [], 0, 0, 0.0
-    for name, values in lines.items():
-        changes = {} if name == "background" else defining_amino_acids(name)
-        near = np.abs(position[:, None] - np.array([*changes, np.inf])) <= _REACH
-        chance += n * float(near.any(axis=1).mean())
-        cells = []
-        for i in peaks(values, position, n):
-            here = [c for at, c in changes.items() if abs(at - position[i]) <= _REACH]
-            met, total = met + bool(here), total + bool(changes)
-            known = ", ".join(here) or domain_of(position[i]) or "-"
-            cells.append(
-                join(
-                    [
-                        f"{position[i]:.0f} ",
-                        tag("b", known) if here else known,
-                        f" {values[i]:.0f}\u00d7",
-                    ]
-                )
-            )
-        rows.append([name, *cells])
-    said = (
-        f"{met} of the {total} most attended places of the variant classes hold a change that "
-        f"defines the class (bold; within {_REACH} amino acids); places at random would "
-        f"meet {chance:.0f}."
-        if total
-        else ""
-    )
-    return join(
-        [
-            paragraph(said) if said else "",
-            table(
-                "Most attended places: amino acid, change or domain, attention received.",
-                ["class", *(str(i + 1) for i in range(n))],
-                rows,
-                text=n + 1,
-            ),
-        ]
-    )
-
-
-def _domain_legend() -> str:
-    named = "; ".join(f"{d.name} {d.meaning}" for d in DOMAINS if d.name not in ("S1", "S2"))
-    return f"Domains: {named}."
-
-
-def _domain_sentence(found: Mapping[str, Any]) -> str:
-    mean = np.asarray(found["mass"]).mean(axis=(0, 1)) / np.asarray(found["token_share"])
-    return (
-        "Attention over share of tokens: "
-        + ", ".join(f"{name} {value:.2f}" for name, value in zip(found["names"], mean, strict=True))
-        + "."
-    )
-
-
-def _domain_table(
-    found: Mapping[str, Any], values: Mapping[str, np.ndarray], order: list[int]
-) -> Html:
-    rows = []
-    for i in order:
-        name, share = found["names"][i], found["token_share"][i]
-        first, last = found["amino_acids"][name]
-        rows.append(
-            [
-                name,
-                f"{first}..{last}",
-                f"{100 * share:.2f}",
-                *(f"{100 * float(np.nanmean(v[..., i])):.2f}" for v in values.values()),
-                f"{float(np.nanmean(values['of all attention'][..., i])) / share:.2f}",
-            ]
-        )
-    return table(
-        "Domains in numbers, means over heads; the last column is attention over tokens.",
-        ["domain", "amino acids", "% of tokens", *(f"% {label}" for label in values), "ratio"],
-        rows,
-        text=2,
-    )
-
-
-def _domain_heat(summary: Summary, found: Mapping[str, Any]) -> Any:
-    return regions.heat_of_regions(
-        np.asarray(found["mass"]),
-        np.asarray(found["token_share"]),
-        found["names"],
-        summary.names("layer"),
-        summary.names("head"),
-    )
 
 
 def one_cone(page: Page, summary: Summary) -> Html:
@@ -669,7 +294,7 @@ def _logit_planes(summary: Summary, scores: Mapping[str, Any]) -> list[Plane]:
     logits = np.nan_to_num(np.asarray(summary.sample["logits"], dtype=np.float64))
     return [
         plane("logits", logits, scores.get("logits")),
-        plane("softmax", softmax(logits), scores.get("softmax")),
+        plane("softmax", softmax(logits, axis=-1), scores.get("softmax")),
     ]
 
 

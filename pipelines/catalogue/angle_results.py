@@ -18,7 +18,7 @@ from bertgeom.store.files import write_text
 if TYPE_CHECKING:
     import xarray
 
-    from bertgeom.pipelines.catalogue.angles import Job
+    from bertgeom.pipelines.catalogue.angle_job import Job
 
 
 @dataclass(frozen=True)

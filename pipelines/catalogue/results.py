@@ -108,7 +108,8 @@ def inputs_of(*given: str | Path | None) -> list[str]:
         storage = Storage(place)
         if storage.folder is not None and storage.exists(f"{FOLDER}/{RUN}"):
             with suppress(StoreError):
-                found += filter(os.path.isdir, [(RunFolder(storage).read_run() or {})["model"]])
+                facts = RunFolder(storage).read_run()
+                found += [facts.model] if facts is not None and os.path.isdir(facts.model) else []
     return found
 
 

@@ -22,17 +22,10 @@ from bertgeom.analysis.annotations import (
 from bertgeom.analysis.region_placement import place_regions
 from bertgeom.analysis.rollout import attention_rollout
 from bertgeom.analysis.spectra import captured_spectra, spectra_dataset
-from bertgeom.config import check_same
 from bertgeom.errors import StoreError, UsageError
-from bertgeom.pipelines.context.run_context import (
-    Workplace,
-    load_model,
-    model_identity,
-    open_workplace,
-    place_of_model,
-)
+from bertgeom.pipelines.context.run_context import RunContext, open_context, reopened
 from bertgeom.pipelines.partition.measure import encode_windows
-from bertgeom.pipelines.partition.sampled_spectra import measured
+from bertgeom.pipelines.partition.sampled_spectra import with_statistics
 from bertgeom.pipelines.plan.sampling import stratified
 from bertgeom.store import zarr_io
 from bertgeom.store.dataset import flagged
@@ -88,21 +81,20 @@ def sampled_windows(
     """
     from bertgeom.model.capture import capture_window
 
-    place = open_workplace(str(path))
-    numbers = sample_numbers(place, n, exclude_flags)
+    context = open_context(str(path))
+    numbers = sample_numbers(context, n, exclude_flags)
     if not len(numbers):
         without = " that are not excluded" if exclude_flags else ""
         raise StoreError(f"{path}: expected windows with statistics{without}, found none")
-    place = Workplace(place.storage, place.facts, _encoder(place, model))
-    assert place.encoder is not None  # noqa: S101
-    ids = place.sequences.ids()
+    context = reopened(context, model, elsewhere=True)
+    ids = context.sequences.ids()
     for number in numbers.tolist():
-        window = place.plan.index.windows(number, number + 1)
-        encoded = encode_windows(place, window).row(0)
+        window = context.plan.index.windows(number, number + 1)
+        encoded = encode_windows(context, window).row(0)
         record, strand = int(window.record[0]), int(window.strand[0])
         start, stop = int(window.start[0]), int(window.stop[0])
         bases = record_intervals(encoded.start, encoded.stop, start, stop, strand)
-        captured = capture_window(place.encoder, encoded.ids)
+        captured = capture_window(context.loaded, encoded.ids)
         yield Sample(number, record, ids[record], start, stop, strand, *bases, captured)
 
 
@@ -194,7 +186,7 @@ def store_regions(
     import torch
     import xarray
 
-    sequences = open_workplace(str(path)).sequences
+    sequences = open_context(str(path)).sequences
     annotations, _ = place_regions(annotations, sequences.ids(), sequences.lengths)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _REGION}
     shares, places = [], []
@@ -232,35 +224,18 @@ def store_regions(
     return _with_places(dataset, places)
 
 
-def sample_numbers(place: Workplace, n: int, exclude_flags: Iterable[str] = ()) -> np.ndarray:
+def sample_numbers(context: RunContext, n: int, exclude_flags: Iterable[str] = ()) -> np.ndarray:
     """Numbers of at most n windows with statistics, in order."""
-    arrays = zarr_io.Arrays(place.storage, read_only=True)
+    arrays = zarr_io.Arrays(context.storage, read_only=True)
     numbers, records = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for group in sorted(place.folder.written_groups()):
-        rows = place.plan.group(group)
+    for group in sorted(context.folder.written_groups()):
+        rows = context.plan.group(group)
         flags, cut = arrays.read("flags", *rows), arrays.read("truncated", *rows)
-        there = measured(flags)
+        there = with_statistics(flags)
         there = there[~flagged(flags, cut, exclude_flags)[there]]
         numbers.append(rows[0] + there)
         records.append(arrays.read("record_index", *rows)[there].astype(np.int64))
     return np.concatenate(numbers)[stratified(np.concatenate(records), n)]
-
-
-def _encoder(place: Workplace, model: str | None) -> Any:
-    """The store's model; on a machine without its device, in float32 on the CPU."""
-    from dataclasses import replace
-
-    import torch
-
-    settings = place.settings
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        settings = replace(settings, device="cpu", dtype="float32")
-    with place_of_model(place, model) as where:
-        encoder = load_model(where, settings)
-    same = ("fingerprint", "tokenizer")
-    expected, found = place.facts["identity"]["model"], model_identity(encoder)
-    check_same(place.storage.url, {k: expected[k] for k in same}, {k: found[k] for k in same})
-    return encoder
 
 
 def _place(sample: Sample) -> dict[str, Any]:

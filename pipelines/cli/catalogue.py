@@ -2,57 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bertgeom.pipelines.cli import catalogue_tables as tables
-
-if TYPE_CHECKING:
-    import numpy as np
-    import xarray
-    from rich.table import Table
-
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A store made by run.")]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="File .zarr, .json or .tsv; default: a table on screen."),
-]
-LabelsOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Table record<TAB>label in place of the store's labels; the keys are record ids or "
-        "indices from 0."
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON for a program to read.")
-]
-WindowsOption = Annotated[
-    int,
-    typer.Option(min=1, help="Windows, drawn over all records and places; always the same ones."),
-]
-MovedOption = Annotated[str | None, typer.Option(help="Where the model is, if it was moved.")]
-UnitOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="window|record",
-        help="What counts once: a window, or a record (the mean of its windows). Default: record "
-        "with --contrast, window without.",
-    ),
-]
-ExcludeOption = Annotated[
-    str,
-    typer.Option(
-        "--exclude-flags",
-        metavar="LIST",
-        help="Leave out windows with one of these flags, commas between: unknown, short, "
-        "truncated...",
-    ),
-]
+from bertgeom.pipelines.cli.catalogue_options import (
+    ExcludeOption,
+    LabelsOption,
+    MovedOption,
+    OutOption,
+    UnitOption,
+    WindowsOption,
+    cohorts_of,
+    numbers_of,
+    tile_rows,
+    two_cohorts,
+)
+from bertgeom.pipelines.cli.options import JsonOption, StoreArgument
+from bertgeom.pipelines.cli.output import pairs_bar, print_json, print_rich, show
 
 
 def register(app: typer.Typer) -> None:
@@ -85,7 +54,7 @@ def weights(
     check_out(out, model)
     logging.disable_progress_bar()
     loaded, _ = load_model(model, trust_remote_code)
-    _show(weight_statistics(loaded), out, as_json, tables.weight_table)
+    show(weight_statistics(loaded), out, as_json, tables.weight_table)
 
 
 def spectra(
@@ -109,7 +78,7 @@ def spectra(
 
     check_out(out, store, model)
     found = store_spectra(store, windows, model=model, exclude_flags=check_flags(exclude_flags))
-    _show(found, out, as_json, tables.spectra_table)
+    show(found, out, as_json, tables.spectra_table)
 
 
 def rollout(
@@ -133,7 +102,7 @@ def rollout(
     check_out(out, store, model)
     chosen = check_flags(exclude_flags)
     found = store_rollout(store, windows, model=model, row=row, exclude_flags=chosen)
-    _show(found, out, as_json, tables.rollout_table)
+    show(found, out, as_json, tables.rollout_table)
 
 
 def regions(
@@ -165,7 +134,7 @@ def regions(
     chosen = check_flags(exclude_flags)
     regions = read_annotations(annotations, group_by=group_by)
     found = store_regions(store, regions, windows, model=model, theta=theta, exclude_flags=chosen)
-    _show(found, out, as_json, tables.region_table)
+    show(found, out, as_json, tables.region_table)
 
 
 def cohorts(
@@ -212,17 +181,17 @@ def cohorts(
     sums = cohort_dataset(
         store,
         dataset,
-        None if labels is None else _cohorts(dataset, labels),
+        None if labels is None else cohorts_of(dataset, labels),
         unit=counted,
         statistics=statistics.split(",") if statistics else None,
         exclude_flags=exclude_flags,
     ).assign_attrs(unit=counted, dtype=str(attribute(dataset, "dtype", "float32")))
     if not contrast:
-        _show(sums, out, as_json, tables.cohort_table)
+        show(sums, out, as_json, tables.cohort_table)
         return
-    first, second = _pair(contrast, [str(name) for name in sums["cohort"].values])
+    first, second = two_cohorts(contrast, [str(name) for name in sums["cohort"].values])
     found = contrasts.contrast(sums, first, second, family=family)
-    _show(found, out, as_json, tables.contrast_table)
+    show(found, out, as_json, tables.contrast_table)
 
 
 def angles(
@@ -259,24 +228,25 @@ def angles(
     Exact counts of all M (M - 1) / 2 pairs in bounded memory. Stopped? Give the same command
     again. The store must hold the vectors (run --keep cls).
     """
+    from bertgeom.pipelines.catalogue.angle_job import AngleSettings
     from bertgeom.pipelines.catalogue.angle_results import result_as_json, write_result
-    from bertgeom.pipelines.catalogue.angles import AngleSettings, database_angles, prepare, run_row
+    from bertgeom.pipelines.catalogue.angles import database_angles, prepare, run_row
     from bertgeom.pipelines.catalogue.results import check_out, open_written
     from bertgeom.store.dataset import check_flags
 
     check_out(out, store, labels, work)
     dataset = open_written(store)
-    codes, names = (None, None) if labels is None else _cohorts(dataset, labels)
+    codes, names = (None, None) if labels is None else cohorts_of(dataset, labels)
     left_out = check_flags(exclude_flags)
     settings = AngleSettings(vectors, hidden_state, tile, bins, impl, device, left_out)
     place = work or Path(f"{out or store}.work")
     if rows is not None:
         job = prepare(dataset, place, codes=codes, cohorts=names, settings=settings)
-        for row in sorted(set(_rows(rows, len(job.tiles))) & set(job.missing())):
+        for row in sorted(set(tile_rows(rows, len(job.tiles))) & set(job.missing())):
             run_row(job, row)
         typer.echo(f"{len(job.tiles) - len(job.missing())} of {len(job.tiles)} rows in {place}")
         return
-    with _progress() as progress:
+    with pairs_bar() as progress:
         result = database_angles(
             dataset,
             place,
@@ -289,9 +259,9 @@ def angles(
     if out is not None:
         write_result(result, out)
     if as_json:
-        _print_json(result_as_json(result))
+        print_json(result_as_json(result))
     else:
-        _print(tables.angle_table(result))
+        print_rich(tables.angle_table(result))
 
 
 def cluster(
@@ -326,13 +296,13 @@ def cluster(
     dataset = without_flagged(open_written(store), exclude_flags)
     if vectors not in dataset:
         raise StoreError(f"{store}: expected the array {vectors!r}, found none; run --keep cls")
-    codes, _ = _cohorts(dataset, labels)
+    codes, _ = cohorts_of(dataset, labels)
     has_labels = labels is not None or bool(label_names(dataset))
     settings = ClusterSettings(
         n_components=components, n_clusters=clusters, seed=seed, memory=int(memory * 1e9)
     )
     found = cluster_layers(dataset[vectors], codes if has_labels else None, settings)
-    _show(found, out, as_json, tables.cluster_table)
+    show(found, out, as_json, tables.cluster_table)
 
 
 def tracks(
@@ -377,8 +347,8 @@ def tracks(
         without_flagged(dataset, exclude_flags),
         out,
         variable,
-        layers=_numbers(layers),
-        heads=_numbers(heads),
+        layers=numbers_of(layers),
+        heads=numbers_of(heads),
         mean=mean,
     )
     if sizes is not None:
@@ -407,111 +377,10 @@ def distributions(
 
     check_out(out, store, labels)
     dataset = without_flagged(open_written(store), exclude_flags)
-    codes, names = _cohorts(dataset, labels)
+    codes, names = cohorts_of(dataset, labels)
     hidden = attribute(dataset, "model")["hidden"]
     found = distribution_analysis(dataset, hidden, codes, tuple(names))
-    _show(found, out, as_json, tables.distribution_table)
-
-
-def _pair(given: list[str], known: list[str]) -> tuple[str, str]:
-    """The two cohorts of `--contrast`, given twice, or once with a comma between."""
-    from bertgeom.errors import UsageError
-
-    if len(given) == 2:
-        return given[0], given[1]
-    if len(given) != 1:
-        raise UsageError(f"expected --contrast once for each of two cohorts, found {len(given)}")
-    text = given[0]
-    cuts = [i for i, c in enumerate(text) if c == ","]
-    pairs = [(text[:i], text[i + 1 :]) for i in cuts]
-    found = [(a, b) for a, b in pairs if a in known and b in known]
-    if len(found) != 1:
-        what = f"{len(found)} ways to read" if found else "no two cohorts in"
-        raise UsageError(
-            f"expected --contrast NAME --contrast NAME out of {', '.join(map(repr, known))}, "
-            f"found {what} {text!r}"
-        )
-    return found[0]
-
-
-def _cohorts(dataset: xarray.Dataset, labels: Path | None) -> tuple[np.ndarray, list[str]]:
-    """Cohort of every window and names; all windows are one cohort where nothing is labelled."""
-    import numpy as np
-
-    from bertgeom.analysis.labels import label_records, read_labels
-    from bertgeom.store.dataset import label_codes, label_names
-
-    record = np.asarray(dataset["record_index"]).astype(np.int64)
-    if labels is None:
-        names = label_names(dataset)
-        if not names:
-            return np.zeros(len(record), dtype=np.int64), ["all"]
-        return label_codes(dataset), names
-    table = read_labels(labels)
-    ids = [""] * (int(record.max(initial=-1)) + 1)
-    for index, name in zip(record.tolist(), dataset["record_id"].values, strict=True):
-        ids[index] = str(name)
-    labelled = label_records(table, ids)
-    for line in labelled.summary.lines():
-        typer.echo(line, err=True)
-    return labelled.codes[record], list(labelled.names)
-
-
-def _show(result: xarray.Dataset, out: Path | None, as_json: bool, table: Any) -> None:
-    from bertgeom.pipelines.catalogue.results import as_json as json_of
-    from bertgeom.pipelines.catalogue.results import write_dataset
-
-    if out is not None:
-        typer.echo(str(write_dataset(result, out)))
-    elif as_json:
-        _print_json(json_of(result))
-    else:
-        _print(table(result))
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar on a terminal, nothing elsewhere."""
-    from rich.progress import Progress
-
-    from bertgeom.pipelines.cli.output import console
-
-    with Progress(console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("pairs", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _rows(text: str, n_rows: int) -> range:
-    from bertgeom.errors import UsageError
-
-    first, _, last = text.partition(":")
-    try:
-        return range(int(first or 0), min(int(last or n_rows), n_rows))
-    except ValueError:
-        raise UsageError(f"expected --rows as I:J, found {text!r}") from None
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    from bertgeom.errors import UsageError
-
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"expected numbers with commas between, found {text!r}") from None
-
-
-def _print(table: Table) -> None:
-    from bertgeom.pipelines.cli.output import print_rich
-
-    print_rich(table)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2))
+    show(found, out, as_json, tables.distribution_table)
 
 
 _COMMANDS = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import os
 import signal
 import sys
@@ -32,6 +31,7 @@ from bertgeom.pipelines.cli.options import (
     WorkersOption,
     with_settings,
 )
+from bertgeom.pipelines.cli.output import print_json, print_rich
 from bertgeom.urls import shown_url, without_secrets
 
 if TYPE_CHECKING:
@@ -336,20 +336,6 @@ def listening() -> Iterator[list[Subscriber]]:
             close()
 
 
-def print_json(value: Any) -> None:
-    """Print a result for a program."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    typer.echo(without_secrets(json.dumps(value, indent=2, default=str)))
-
-
-def print_rich(value: Any) -> None:
-    """Print a table for people."""
-    from bertgeom.pipelines.cli.output import print_rich as show
-
-    show(value)
-
-
 def _tell_windows(found: Status) -> None:
     """Flagged windows, and the shares of unknown and cut off tokens."""
     from bertgeom.pipelines.run.shares import share_lines
@@ -368,7 +354,7 @@ def _flagged(counts: dict[str, int]) -> str:
 
 
 @cache
-def _command() -> Any:
+def command_group() -> Any:
     """All commands, those of other modules included."""
     for module in COMMANDS:
         importlib.import_module(module).register(app)
@@ -383,7 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         with _signals_interrupt():
-            code = _command().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
+            code = command_group().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
         if code == _INTERRUPTED:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

@@ -34,6 +34,7 @@ from safetensors.numpy import load, save
 
 from bertgeom.config import fingerprint as fingerprint_of
 from bertgeom.errors import DamagedError, StoreError
+from bertgeom.pipelines.context.facts import RunFacts
 from bertgeom.pipelines.context.input_summary import InputSummary
 from bertgeom.store import zarr_io as store
 from bertgeom.store.manifest import (
@@ -56,11 +57,7 @@ WINDOWS, INPUT = "windows.safetensors", "input.json"
 HISTORY = "history.jsonl"
 _SPOOL, _RECORD = ".spool", ".json"
 #: Kinds of what a row group keeps beside its chunks, as its completion record names them.
-BESIDE = ("sums", "spectra", "records")
-#: What run.json must hold.
-_FACTS = frozenset(
-    {"fingerprint", "identity", "settings", "shape", "group_windows", "model", "sequences"}
-)
+SIDECARS = ("sums", "spectra", "records")
 #: What wrote a store whose run.json does not say.
 _FIRST_WRITERS = {"format_version": "1.0", "bertgeom_version": "0.1.0"}
 _SAFETENSORS_DTYPES = {
@@ -97,7 +94,7 @@ class RunFolder:
         """Make the folder; harmless when repeated."""
         store.create_plain_group(self.storage, "bookkeeping of the run; no arrays")
 
-    def read_run(self) -> dict[str, Any] | None:
+    def read_run(self) -> RunFacts | None:
         """What the run is, None before it was set up.
 
         Raises:
@@ -107,16 +104,14 @@ class RunFolder:
             return None
         try:
             facts = unsealed(self.storage.read(RUN))
-            if missing := sorted(_FACTS - facts.keys()):
-                raise ValueError(f"no {', '.join(missing)}")
-            if facts["fingerprint"] != fingerprint_of(facts["identity"]):
-                raise ValueError("a fingerprint of something else")
+            if "written_by" not in facts:
+                facts = self._completed(facts)
+            return RunFacts.from_json(facts)
         except ValueError as error:
             raise DamagedError(
                 f"{self.storage.shown}/{RUN}: expected what the run is, found a damaged file "
                 f"({error}); the bertgeom run command of this store, given again, restores it"
             ) from error
-        return facts if "written_by" in facts else self._completed(facts)
 
     def _completed(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Facts of a run by version 0.1.0, with what only the root of its store says."""
@@ -124,12 +119,12 @@ class RunFolder:
             root = store.check_format(self.store, store.FORMAT)
         except StoreError:
             root = {}
-        model_id = (root.get("model") or {}).get("id") or Path(facts["model"]).name
+        model_id = (root.get("model") or {}).get("id") or Path(str(facts.get("model"))).name
         writers = {name: str(root.get(name, old)) for name, old in _FIRST_WRITERS.items()}
         return {"model_id": model_id, **facts, "written_by": writers}
 
-    def write_run(self, facts: Mapping[str, Any]) -> None:
-        self.storage.write(RUN, sealed(facts))
+    def write_run(self, facts: RunFacts) -> None:
+        self.storage.write(RUN, sealed(facts.to_json()))
 
     def read_labels(self, digest: str | None) -> np.ndarray | None:
         """int32 (records,) label codes, None without labels.
@@ -281,12 +276,12 @@ class RunFolder:
         names = self.storage.names("groups")
         return [n for name in names if (n := _number(name, _RECORD)) is not None]
 
-    def write_beside(self, group: int, kind: str, data: bytes) -> None:
-        """What a row group keeps beside its chunks, one of `BESIDE`."""
-        self.storage.write(beside_key(group, kind), data)
+    def write_sidecar(self, group: int, kind: str, data: bytes) -> None:
+        """What a row group keeps beside its chunks, one of `SIDECARS`."""
+        self.storage.write(sidecar_key(group, kind), data)
 
-    def read_beside(self, group: int, kind: str, entry: Entry) -> bytes:
-        """What `write_beside` wrote.
+    def read_sidecar(self, group: int, kind: str, entry: Entry) -> bytes:
+        """What `write_sidecar` wrote.
 
         Args:
             entry: size and SHA-256 from the completion record.
@@ -294,7 +289,7 @@ class RunFolder:
         Raises:
             DamagedError: if the file is another, or missing.
         """
-        key = beside_key(group, kind)
+        key = sidecar_key(group, kind)
         data = self._read(key)
         if wrong := difference(data, entry):
             raise DamagedError(f"{self.storage.shown}/{key}: the file {wrong}; {REMEDY}")
@@ -343,7 +338,7 @@ class RunFolder:
             if tuple(record["windows"]) != windows:
                 raise ValueError(f"it is of windows {record['windows']}")
             entries(record["files"])
-            entries({kind: record[kind] for kind in BESIDE if record.get(kind)})
+            entries({kind: record[kind] for kind in SIDECARS if record.get(kind)})
             if not isinstance(record["counts"], dict):
                 raise ValueError("no counts")
         except (ValueError, KeyError, TypeError) as error:
@@ -412,7 +407,7 @@ def _number(name: str, ending: str) -> int | None:
     return int(stem) if stem != name and stem.isdecimal() else None
 
 
-def beside_key(group: int, kind: str) -> str:
+def sidecar_key(group: int, kind: str) -> str:
     """Where it lies in the folder."""
     return f"groups/{group:08d}.{kind}"
 
@@ -426,7 +421,7 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def summed(told: Sequence[Mapping[str, int]]) -> dict[str, int]:
+def summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     """Counts of several parts together, without those that a part does not tell."""
-    names = [name for name in told[0] if all(name in part for part in told)] if told else []
-    return {name: sum(part[name] for part in told) for name in names}
+    names = [name for name in counts[0] if all(name in part for part in counts)] if counts else []
+    return {name: sum(part[name] for part in counts) for name in names}

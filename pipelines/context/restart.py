@@ -56,12 +56,12 @@ def _made_by_set_up(storage: Storage) -> set[str] | None:
         root = zarr_io.check_format(storage, zarr_io.FORMAT) if there else {}
     except StoreError:
         return None
-    if facts is None or "files" not in facts or root.get("complete"):
+    if facts is None or facts.files is None or root.get("complete"):
         return None
     if folder.spooled() or folder.written_groups() or storage.exists(manifest.KEY):
         return None
-    made = {*facts["files"]} - _KEPT
-    shards = f"{SEQUENCES}/" if facts["sequences"] is None else None
+    made = {*facts.files} - _KEPT
+    shards = f"{SEQUENCES}/" if facts.sequences is None else None
     others = storage.sizes().keys() - made - _BOOKKEEPING - _KEPT
     left = [k for k in others if not DRAFT.fullmatch(k.rpartition("/")[2])]
     return None if any(shards is None or not k.startswith(shards) for k in left) else made

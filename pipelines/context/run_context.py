@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertgeom.config import Settings, check_same
+from bertgeom.config import MeasureSettings, ResolvedSettings, Settings, check_same
 from bertgeom.errors import DamagedError, ModelError, StoreError
+from bertgeom.pipelines.context.facts import ModelIdentity, RunFacts
 from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
 from bertgeom.pipelines.plan.partitions import Index, Plan, window_index
 from bertgeom.pipelines.plan.token_windows import TokenWindows
@@ -26,7 +25,6 @@ from bertgeom.store.storage import Storage
 
 if TYPE_CHECKING:
     from bertgeom.analysis.annotations import Annotations
-    from bertgeom.model.attention import MeasureSettings
     from bertgeom.model.encoder import Encoder
 
 SEQUENCES = "sequences"
@@ -35,19 +33,19 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True, eq=False)
-class Workplace:
+class RunContext:
     """A run as one process sees it.
 
     Attributes:
         storage: the store.
-        facts: the contents of `run/run.json`.
+        facts: what the run is, the contents of `run/run.json`.
         encoder: the model, None where nothing is computed (status, finalise).
         shards: the sequences, if they are open already.
         cut: the windows, if they were cut by tokens just now.
     """
 
     storage: Storage
-    facts: dict[str, Any]
+    facts: RunFacts
     encoder: Encoder | None = None
     shards: Sequences | None = None
     cut: TokenWindows | None = None
@@ -67,15 +65,15 @@ class Workplace:
     def folder(self) -> RunFolder:
         return RunFolder(self.storage)
 
-    def beside(self, kind: str) -> Iterator[bytes]:
-        """What every row group keeps beside its chunks, in order; see `rundir.BESIDE`.
+    def sidecars(self, kind: str) -> Iterator[bytes]:
+        """What every row group keeps beside its chunks, in order; see `folder.SIDECARS`.
 
         Raises:
             DamagedError: if one is missing or was changed.
         """
         for group in range(self.plan.n_groups):
             size, digest = self.record(group)[kind]
-            yield self.folder.read_beside(group, kind, (size, digest))
+            yield self.folder.read_sidecar(group, kind, (size, digest))
 
     def record(self, group: int) -> dict[str, Any]:
         """Completion record of a row group.
@@ -92,19 +90,23 @@ class Workplace:
     @property
     def format_version(self) -> str:
         """Of the store; decides how its arrays are encoded."""
-        return self.facts.get("written_by", {}).get("format_version", "1.0")
+        return (self.facts.written_by or {}).get("format_version", "1.0")
 
     @property
     def fingerprint(self) -> str:
-        return self.facts["fingerprint"]
+        return self.facts.fingerprint
 
-    @cached_property
-    def settings(self) -> Settings:
-        return Settings.from_json(self.facts["settings"])
+    @property
+    def settings(self) -> ResolvedSettings:
+        return self.facts.settings
 
-    @cached_property
+    @property
     def shape(self) -> Shape:
-        return shape_from_json(self.facts["shape"])
+        return self.facts.shape
+
+    def with_encoder(self, encoder: Encoder) -> RunContext:
+        """The same run with a model."""
+        return RunContext(self.storage, self.facts, encoder)
 
     @cached_property
     def sequences(self) -> Sequences:
@@ -115,10 +117,10 @@ class Workplace:
         """
         if self.shards is not None:
             return self.shards
-        elsewhere = self.facts["sequences"]
+        elsewhere = self.facts.sequences
         inside = self.storage.child(SEQUENCES)
         found = Sequences(inside) if elsewhere is None else open_sequences(Storage(elsewhere))
-        expected = self.facts["identity"]["sequences"]
+        expected = asdict(self.facts.identity.sequences)
         attributes = found.attributes
         check_same(found.storage.url, expected, {k: attributes.get(k) for k in expected})
         return found
@@ -128,21 +130,21 @@ class Workplace:
         settings = self.settings
         return Plan(
             self._index,
-            settings.partition_windows or 1,
-            self.facts["group_windows"],
-            settings.batch_tokens or 1,
+            settings.partition_windows,
+            self.facts.group_windows,
+            settings.batch_tokens,
         )
 
     @property
     def _index(self) -> Index:
-        known = self.facts["identity"].get("windows")
+        known = self.facts.identity.windows
         if known is None:
             return window_index(self.sequences.lengths, self.settings)
         if self.cut is not None:
             return self.cut
         return TokenWindows.of_bytes(
             self.folder.read_windows(),
-            known["sha256"],
+            known.sha256,
             self.settings.strand,
             self.folder.windows_url,
         )
@@ -153,11 +155,11 @@ class Workplace:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        return self.folder.read_labels(self.facts["identity"]["labels"])
+        return self.folder.read_labels(self.facts.identity.labels)
 
     @cached_property
     def annotations(self) -> Annotations | None:
-        return self.folder.read_annotations(self.facts["identity"]["annotations"])
+        return self.folder.read_annotations(self.facts.identity.annotations)
 
     @cached_property
     def record_ids(self) -> list[str]:
@@ -170,34 +172,16 @@ class Workplace:
 
 def measure_settings_of(settings: Settings, shape: Shape) -> MeasureSettings:
     """The part of the settings that the encoder needs."""
-    from bertgeom.model.attention import MeasureSettings
-
-    full = settings.tier == "full"
-    return MeasureSettings(
-        tier=settings.tier,
+    keep = settings.keep
+    if settings.tier == "full":
         # Block maps are always summed by cohort, see `cohort_sums`.
-        keep=tuple(sorted({*settings.keep, "block_map"})) if full else settings.keep,
-        angles=settings.angles,
-        theta=settings.theta,
-        near=settings.near,
-        n_offset_side=shape.n_offset_side,
-        n_groups=len(shape.group_names),
-        impl=settings.impl,
+        keep = tuple(sorted({*keep, "block_map"}))
+    return settings.to_measure(
+        keep=keep, n_offset_side=shape.n_offset_side, n_groups=len(shape.group_names)
     )
 
 
-def shape_to_json(shape: Shape) -> dict[str, Any]:
-    """JSON-able fields of a shape."""
-    return json.loads(json.dumps(vars(shape)))
-
-
-def shape_from_json(values: dict[str, Any]) -> Shape:
-    """The inverse of `shape_to_json`."""
-    lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
-    return Shape(**{**values, **lists})
-
-
-def open_workplace(url: str, encoder: Encoder | None = None) -> Workplace:
+def open_context(url: str, encoder: Encoder | None = None) -> RunContext:
     """A run that was set up, without loading its model.
 
     Raises:
@@ -215,20 +199,20 @@ def open_workplace(url: str, encoder: Encoder | None = None) -> Workplace:
             f"{url}: expected a store that bertgeom run has set up, found none; "
             "give the bertgeom run command"
         )
-    return Workplace(storage, facts, encoder)
+    return RunContext(storage, facts, encoder)
 
 
-_current: Workplace | None = None
+_current: RunContext | None = None
 
 
-def workplace_with_model(url: str, model: str, threads: int) -> Workplace:
+def context_with_model(url: str, model: str, threads: int) -> RunContext:
     """A run with its model, loaded once per process and kept for the next partition.
 
     Raises:
         MismatchError: if the model found here is not the one the store was set up with.
     """
     global _current
-    found = open_workplace(url)
+    found = open_context(url)
     if (
         _current is not None
         and _current.storage == found.storage
@@ -238,26 +222,58 @@ def workplace_with_model(url: str, model: str, threads: int) -> Workplace:
     _current = None
     set_threads(threads)
     encoder = load_model(model, found.settings)
-    check_same(url, found.facts["identity"]["model"], model_identity(encoder))
-    _current = Workplace(found.storage, found.facts, encoder)
+    _check_model(found, encoder)
+    _current = found.with_encoder(encoder)
     return _current
 
 
-@contextmanager
-def place_of_model(place: Workplace, model: str | None) -> Iterator[str]:
-    """Where to load the model of a store from: `model`, or where it was when the run began.
+def reopened(
+    context: RunContext,
+    model: str | None,
+    *,
+    elsewhere: bool = False,
+    impl: str | None = None,
+) -> RunContext:
+    """A run with its model, to compute more of it.
+
+    Args:
+        model: where the model is now; None: where it was when the run began.
+        elsewhere: another precision or kind of device will do: on a machine without that of the
+            run, it is float32 on the CPU.
+        impl: kernels to use in place of those of the run.
 
     Raises:
-        ModelError: of the block, with the option that helps where the model was moved.
+        ModelError: if the model cannot be loaded; with the option that helps if it was moved.
+        MismatchError: if the model is not the one the store was made with.
     """
+    import torch
+
+    settings: Settings = context.settings
+    if elsewhere and settings.device == "cuda" and not torch.cuda.is_available():
+        settings = replace(settings, device="cpu", dtype="float32")
     try:
-        yield model or place.facts["model"]
+        encoder = load_model(model or context.facts.model, settings, impl=impl)
     except ModelError as error:
         if model is not None:
             raise
         raise ModelError(
-            f"{place.storage.shown}: {error}; give --model if the model was moved"
+            f"{context.storage.shown}: {error}; give --model if the model was moved"
         ) from error
+    _check_model(context, encoder, ("fingerprint", "tokenizer") if elsewhere else None)
+    return context.with_encoder(encoder)
+
+
+def _check_model(
+    context: RunContext, encoder: Encoder, names: Collection[str] | None = None
+) -> None:
+    """Compare a model with that of the run, in all or in some fields of its identity.
+
+    Raises:
+        MismatchError: names what differs.
+    """
+    old, new = asdict(context.facts.identity.model), asdict(model_identity(encoder))
+    kept = old.keys() if names is None else names
+    check_same(context.storage.url, {k: old[k] for k in kept}, {k: new[k] for k in kept})
 
 
 def load_model(model: str, settings: Settings, impl: str | None = None) -> Encoder:
@@ -283,14 +299,14 @@ def load_model(model: str, settings: Settings, impl: str | None = None) -> Encod
             logging.enable_progress_bar()
 
 
-def model_identity(encoder: Encoder) -> dict[str, Any]:
+def model_identity(encoder: Encoder) -> ModelIdentity:
     """What must be the same for a run to go on: weights, tokenizer, precision, device kind."""
-    return {
-        "fingerprint": encoder.fingerprint,
-        "tokenizer": encoder.tokenizer.settings(),
-        "dtype": str(encoder.dtype).removeprefix("torch."),
-        "device": encoder.device.type,
-    }
+    return ModelIdentity(
+        encoder.fingerprint,
+        encoder.tokenizer.settings(),
+        str(encoder.dtype).removeprefix("torch."),
+        encoder.device.type,
+    )
 
 
 def set_threads(threads: int) -> None:
@@ -315,6 +331,6 @@ def keep_freed_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 1 << 28)
 
 
-def lasting_path(place: str) -> str:
+def absolute_path(place: str) -> str:
     """A local path made absolute, a URL or hub name as it is."""
     return str(Path(place).absolute()) if Path(place).exists() else place

@@ -21,7 +21,7 @@ from bertgeom.variables import VARIABLES, Variable
 if TYPE_CHECKING:
     import xarray
 
-    from bertgeom.pipelines.context.run_context import Workplace
+    from bertgeom.pipelines.context.run_context import RunContext
 
 #: The cohort of all windows; the labels follow.
 ALL = "all windows"
@@ -35,10 +35,10 @@ _BLOCK_MAP = "block_map"
 _PARTS = ("count", "mean", "m2")
 
 
-def cohort_names(place: Workplace) -> list[str]:
+def cohort_names(context: RunContext) -> list[str]:
     """Names of the cohorts that are summed: all windows, then the labels unless too many."""
-    labels = place.facts["identity"]["label_names"] or []
-    values = sum(row_bytes(v, place.layout.sizes) for v in place.layout.measured) // 4
+    labels = context.facts.identity.label_names or ()
+    values = sum(row_bytes(v, context.layout.sizes) for v in context.layout.measured) // 4
     fits = (1 + len(labels)) * values * 24 <= LARGEST
     return [ALL, *(labels if fits else [])]
 
@@ -130,7 +130,7 @@ def _stacked(parts: list[Moments]) -> Moments:
     return Moments(*(np.concatenate([getattr(p, f) for p in parts]) for f in _PARTS))
 
 
-def merged(place: Workplace, groups: Iterable[bytes]) -> xarray.Dataset:
+def merged(context: RunContext, groups: Iterable[bytes]) -> xarray.Dataset:
     """The sums of all row groups, in order, as a dataset with dimension `cohort`."""
     sums, counts, totals = None, None, None
     for data in groups:
@@ -141,8 +141,8 @@ def merged(place: Workplace, groups: Iterable[bytes]) -> xarray.Dataset:
         names = sorted({key.rsplit("/", 1)[0] for key in arrays} - {"maps"})
         part = {name: Moments(*(arrays[f"{name}/{p}"] for p in _PARTS)).masked() for name in names}
         sums = part if sums is None else merge_sums([sums, part])
-    coords = {c.dim: np.asarray(c.values) for c in place.layout.coordinates if c.name == c.dim}
-    names = cohort_names(place)
+    coords = {c.dim: np.asarray(c.values) for c in context.layout.coordinates if c.name == c.dim}
+    names = cohort_names(context)
     dataset = sums_dataset(sums or {}, names, coords)
     if counts is not None:
         means = totals / np.maximum(counts, 1).reshape(-1, 1, 1, 1, 1)

@@ -16,7 +16,7 @@ import torch
 from bertgeom import variables
 from bertgeom.analysis.annotations import record_intervals
 from bertgeom.kernels.kmers import reverse_complement
-from bertgeom.pipelines.context.run_context import Workplace
+from bertgeom.pipelines.context.run_context import RunContext
 from bertgeom.pipelines.partition import sampled_spectra
 from bertgeom.pipelines.partition.cohort_sums import BlockMapSums
 from bertgeom.pipelines.plan.partitions import Windows, batches, planned_tokens
@@ -24,7 +24,7 @@ from bertgeom.store.layout import missing_value, row_bytes
 from bertgeom.variables import LOST, flag_bit
 
 if TYPE_CHECKING:
-    from bertgeom.model.attention import MeasureSettings
+    from bertgeom.config import MeasureSettings
     from bertgeom.model.encoder import TokenBatch
     from bertgeom.tokens.encoded import EncodedBatch
 
@@ -52,11 +52,11 @@ class Prepared:
     last: bool
 
 
-def prepare(place: Workplace, partition: int) -> Iterator[Prepared]:
+def prepare(context: RunContext, partition: int) -> Iterator[Prepared]:
     """Read and tokenise a partition, batch by batch; at least one, perhaps without rows."""
-    plan, tokenizer = place.plan, place.loaded.tokenizer
+    plan, tokenizer = context.plan, context.loaded.tokenizer
     windows = plan.index.windows(*plan.partition(partition))
-    bases = _read_bases(place, windows)
+    bases = _read_bases(context, windows)
     groups = batches(planned_tokens(tokenizer, windows), plan.batch_tokens)
     if not groups:
         yield Prepared(partition, np.zeros(0, np.int64), windows, None, True)
@@ -65,18 +65,18 @@ def prepare(place: Workplace, partition: int) -> Iterator[Prepared]:
         yield Prepared(partition, rows, windows, encoded, i == len(groups) - 1)
 
 
-def encode_windows(place: Workplace, windows: Windows) -> EncodedBatch:
+def encode_windows(context: RunContext, windows: Windows) -> EncodedBatch:
     """The tokens of some windows that lie side by side."""
-    bases = _read_bases(place, windows)
-    return place.loaded.tokenizer.encode_batch([bases(row) for row in range(len(windows))])
+    bases = _read_bases(context, windows)
+    return context.loaded.tokenizer.encode_batch([bases(row) for row in range(len(windows))])
 
 
-def _read_bases(place: Workplace, windows: Windows) -> Callable[[int], np.ndarray]:
+def _read_bases(context: RunContext, windows: Windows) -> Callable[[int], np.ndarray]:
     """The bases of a window by its row; all are read at once, they lie side by side."""
-    offsets = place.sequences.offsets[windows.record]
+    offsets = context.sequences.offsets[windows.record]
     start, stop = windows.start + offsets, windows.stop + offsets
     low = int(start.min())
-    block = place.sequences.bases(low, int(stop.max()))
+    block = context.sequences.bases(low, int(stop.max()))
 
     def bases(row: int) -> np.ndarray:
         piece = block[start[row] - low : stop[row] - low]
@@ -86,7 +86,7 @@ def _read_bases(place: Workplace, windows: Windows) -> Callable[[int], np.ndarra
 
 
 def measure_partitions(
-    place: Workplace, partitions: Iterable[int], on_rows: Callable[[int], None] = lambda n: None
+    context: RunContext, partitions: Iterable[int], on_rows: Callable[[int], None] = lambda n: None
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Results of partitions in order; threads tokenise ahead and put results in place behind.
 
@@ -97,35 +97,37 @@ def measure_partitions(
         Partition number, and arrays by name, in the types of the store, with the sums of block
         maps by cohort; `record_id` is left out, as it follows from `record_index`.
     """
-    prepared = ahead((p for i in partitions for p in prepare(place, i)), _AHEAD)
+    prepared = ahead((p for i in partitions for p in prepare(context, i)), _AHEAD)
     with ThreadPoolExecutor(1, "bertgeom-filler") as filler:
         results, filling = None, deque[Future[None]]()
         try:
             for batch in prepared:
                 if results is None:
-                    results = filler.submit(_blank, place, batch)
+                    results = filler.submit(_blank, context, batch)
                 if batch.encoded is not None:
                     windows = batch.windows.take(batch.rows)
-                    values = measure_batch(place, batch.encoded, windows, place.measure_settings)
-                    filling.append(filler.submit(_fill, place, batch, values, results))
+                    values = measure_batch(
+                        context, batch.encoded, windows, context.measure_settings
+                    )
+                    filling.append(filler.submit(_fill, context, batch, values, results))
                     on_rows(len(batch.rows))
                 while filling and (batch.last or len(filling) > _AHEAD):
                     filling.popleft().result()
                 if batch.last:
                     done = results.result()
-                    spectra = _spectra(place, batch, done.arrays["flags"])
+                    spectra = _spectra(context, batch, done.arrays["flags"])
                     yield batch.partition, {**done.arrays, **done.maps.arrays(), **spectra}
                     results = None
         finally:
             prepared.close()
 
 
-def _spectra(place: Workplace, batch: Prepared, flags: np.ndarray) -> dict[str, np.ndarray]:
+def _spectra(context: RunContext, batch: Prepared, flags: np.ndarray) -> dict[str, np.ndarray]:
     """Spectra of the sampled windows of the partition of a batch."""
-    rows = sampled_spectra.sampled_rows(place, batch.partition, flags, batch.windows.record)
-    encoded = [encode_windows(place, batch.windows.take(np.array([row]))) for row in rows]
-    first = place.plan.partition(batch.partition)[0]
-    return sampled_spectra.window_results(place, first, rows, encoded)
+    rows = sampled_spectra.sampled_rows(context, batch.partition, flags, batch.windows.record)
+    encoded = [encode_windows(context, batch.windows.take(np.array([row]))) for row in rows]
+    first = context.plan.partition(batch.partition)[0]
+    return sampled_spectra.window_results(context, first, rows, encoded)
 
 
 @dataclass(frozen=True)
@@ -136,28 +138,28 @@ class Results:
     maps: BlockMapSums
 
 
-def _blank(place: Workplace, batch: Prepared) -> Results:
+def _blank(context: RunContext, batch: Prepared) -> Results:
     """Results with nothing measured yet; what the plan knows is filled in."""
-    windows, sizes = batch.windows, place.layout.sizes
+    windows, sizes = batch.windows, context.layout.sizes
     results = {
-        v.name: np.full((len(windows), *place.layout.shape(v)[1:]), missing_value(v), v.dtype)
-        for v in place.layout.measured
+        v.name: np.full((len(windows), *context.layout.shape(v)[1:]), missing_value(v), v.dtype)
+        for v in context.layout.measured
         if v.dtype != "string" and row_bytes(v, sizes)
     }
     results["record_index"][:] = windows.record
     results["start"][:], results["stop"][:] = windows.start, windows.stop
     results["strand"][:] = windows.strand
     results["n_content"] = np.zeros(len(windows), np.uint32)
-    short = place.plan.index.short(windows)
+    short = context.plan.index.short(windows)
     results["flags"][:] = np.where(short, flag_bit("short"), 0)
     results["flags"] |= np.uint16(flag_bit("empty"))
-    if place.labels is not None:
-        results["label"][:] = place.labels[windows.record]
+    if context.labels is not None:
+        results["label"][:] = context.labels[windows.record]
     return Results(results, BlockMapSums())
 
 
 def _fill(
-    place: Workplace, batch: Prepared, values: dict[str, np.ndarray], blank: Future[Results]
+    context: RunContext, batch: Prepared, values: dict[str, np.ndarray], blank: Future[Results]
 ) -> None:
     """Put the values of a batch in their rows."""
     rows, results = batch.rows, blank.result().arrays
@@ -177,7 +179,7 @@ def _fill(
 
 
 def measure_batch(
-    place: Workplace, encoded: EncodedBatch, windows: Windows, settings: MeasureSettings
+    context: RunContext, encoded: EncodedBatch, windows: Windows, settings: MeasureSettings
 ) -> dict[str, np.ndarray]:
     """Statistics of windows, and what their tokens tell: counts and flags.
 
@@ -193,12 +195,12 @@ def measure_batch(
     valid = np.arange(encoded.ids.shape[1]) < encoded.lengths[:, None]
     content = (~encoded.special & valid).sum(axis=1)
     lengths = np.where(content > 0, encoded.lengths, 0)
-    groups = token_groups(place, encoded, windows)
-    values = _measure(place, TokenBatch(encoded.ids, lengths, encoded.special, groups), settings)
-    unknown = encoded.n_unknown > place.settings.max_unknown * np.maximum(content, 1)
+    groups = token_groups(context, encoded, windows)
+    values = _measure(context, TokenBatch(encoded.ids, lengths, encoded.special, groups), settings)
+    unknown = encoded.n_unknown > context.settings.max_unknown * np.maximum(content, 1)
     flags = values["flags"]
     values["flags"] = flags | np.where(unknown, flag_bit("unknown"), 0).astype(flags.dtype)
-    told = {
+    tokens = {
         "n_tokens": encoded.lengths,
         "n_content": content,
         "n_unknown": encoded.n_unknown,
@@ -207,13 +209,13 @@ def measure_batch(
     }
     if groups is not None:
         bits = groups[..., None] >> np.arange(settings.n_groups) & 1
-        told["group_tokens"] = bits.sum(axis=1)
-    return {**values, **told}
+        tokens["group_tokens"] = bits.sum(axis=1)
+    return {**values, **tokens}
 
 
-def token_groups(place: Workplace, encoded: EncodedBatch, windows: Windows) -> np.ndarray | None:
+def token_groups(context: RunContext, encoded: EncodedBatch, windows: Windows) -> np.ndarray | None:
     """(B, N) int32 bit mask of annotated regions of every token; None without annotations."""
-    if place.annotations is None:
+    if context.annotations is None:
         return None
     groups = np.zeros(encoded.ids.shape, dtype=np.int32)
     for row, n in enumerate(encoded.lengths):
@@ -224,8 +226,8 @@ def token_groups(place: Workplace, encoded: EncodedBatch, windows: Windows) -> n
             int(windows.stop[row]),
             int(windows.strand[row]),
         )
-        record = place.record_ids[int(windows.record[row])]
-        groups[row, :n] = place.annotations.groups(record, start, stop)
+        record = context.record_ids[int(windows.record[row])]
+        groups[row, :n] = context.annotations.groups(record, start, stop)
     return groups
 
 
@@ -247,11 +249,11 @@ def _token_bases(encoded: EncodedBatch, windows: Windows) -> tuple[np.ndarray, n
 
 
 def _measure(
-    place: Workplace, batch: TokenBatch, settings: MeasureSettings
+    context: RunContext, batch: TokenBatch, settings: MeasureSettings
 ) -> dict[str, np.ndarray]:
     """Statistics of a batch; out of memory, of its halves; at last, of what can be had."""
     try:
-        return place.loaded.measure(batch, settings)
+        return context.loaded.measure(batch, settings)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -260,8 +262,8 @@ def _measure(
     if len(batch.ids) == 1:
         return {"flags": np.array([flag_bit("quarantined")], np.uint16)}
     half = len(batch.ids) // 2
-    parts = [_measure(place, _rows(batch, slice(None, half)), settings)]
-    parts.append(_measure(place, _rows(batch, slice(half, None)), settings))
+    parts = [_measure(context, _rows(batch, slice(None, half)), settings)]
+    parts.append(_measure(context, _rows(batch, slice(half, None)), settings))
     return _join(parts, [half, len(batch.ids) - half])
 
 
@@ -287,8 +289,8 @@ def _join(parts: list[dict[str, np.ndarray]], sizes: list[int]) -> dict[str, np.
 
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    told = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(words in text for words in told)
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in text for words in phrases)
 
 
 def counts(results: Mapping[str, np.ndarray]) -> dict[str, int]:

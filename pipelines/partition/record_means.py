@@ -18,7 +18,7 @@ from bertgeom.store.layout import MEAN_CHUNK
 from bertgeom.variables import LOST, VARIABLES, Variable
 
 if TYPE_CHECKING:
-    from bertgeom.pipelines.context.run_context import Workplace
+    from bertgeom.pipelines.context.run_context import RunContext
     from bertgeom.store.storage import Storage
 
 #: Group of the store that holds the means.
@@ -66,17 +66,17 @@ class RecordSums:
         return save({k: np.ascontiguousarray(x) for k, x in sorted(arrays.items())})
 
 
-def write(place: Workplace, storage: Storage, groups: Iterable[bytes]) -> list[str]:
+def write(context: RunContext, storage: Storage, groups: Iterable[bytes]) -> list[str]:
     """Write the means of all records as a group, row group by row group; returns the names."""
     zarr_io.clear(storage)
-    arrays = zarr_io.Arrays(storage, format_version=place.format_version)
+    arrays = zarr_io.Arrays(storage, format_version=context.format_version)
     text = "statistics of windows, mean by record; NaN where a record has no window with them"
     arrays.create_group({"description": text})
-    n_records = len(place.sequences.lengths)
+    n_records = len(context.sequences.lengths)
     names, used = ["record_id", _WINDOWS], set[str]()
     plain = {"units": "1", "description": "id of the record"}
     arrays.create("record_id", ("record",), (n_records,), (n_records,), "string", "", plain)
-    arrays.write("record_id", 0, np.array(place.sequences.ids(), object))
+    arrays.write("record_id", 0, np.array(context.sequences.ids(), object))
     plain = {"units": "1", "description": "windows of the record that have statistics"}
     arrays.create(_WINDOWS, ("record",), (n_records,), (n_records,), "uint32", 0, plain)
     for first, windows, parts in _whole_records(groups):
@@ -89,7 +89,7 @@ def write(place: Workplace, storage: Storage, groups: Iterable[bytes]) -> list[s
                 used |= set(statistic_dims(name))
             values = np.where(count > 0, mean, np.nan).astype(np.float32)
             arrays.write(target, first, values)
-    for coordinate in place.layout.coordinates:
+    for coordinate in context.layout.coordinates:
         if coordinate.dim in used and coordinate.name == coordinate.dim:
             zarr_io.write_coordinate(arrays, coordinate)
             names.append(coordinate.name)

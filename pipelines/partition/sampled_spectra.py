@@ -19,7 +19,7 @@ from bertgeom.variables import LOST
 if TYPE_CHECKING:
     import xarray
 
-    from bertgeom.pipelines.context.run_context import Workplace
+    from bertgeom.pipelines.context.run_context import RunContext
     from bertgeom.tokens.encoded import EncodedBatch
 
 #: Group of the store that holds them, and the prefix of their names among results.
@@ -30,24 +30,24 @@ _WINDOW = "window_index"
 SAMPLING = "stratified"
 
 
-def measured(flags: np.ndarray) -> np.ndarray:
+def with_statistics(flags: np.ndarray) -> np.ndarray:
     """Places of the windows that have statistics, by their flags."""
     return np.flatnonzero(flags & LOST == 0)
 
 
 def sampled_rows(
-    place: Workplace, partition: int, flags: np.ndarray, record: np.ndarray
+    context: RunContext, partition: int, flags: np.ndarray, record: np.ndarray
 ) -> np.ndarray:
     """Rows of a partition whose spectra are due, by flags and records of its windows."""
-    there, n = measured(flags), place.settings.spectra
-    if place.facts.get("sampling") == SAMPLING:
+    there, n = with_statistics(flags), context.settings.spectra
+    if context.facts.sampling == SAMPLING:
         return there[stratified(record[there], n, (0, partition))]
     # A store that an earlier version began goes on with the same windows: evenly spread rows.
     return there if len(there) <= n else there[np.arange(n) * len(there) // n]
 
 
 def window_results(
-    place: Workplace, first: int, rows: np.ndarray, encoded: Sequence[EncodedBatch]
+    context: RunContext, first: int, rows: np.ndarray, encoded: Sequence[EncodedBatch]
 ) -> dict[str, np.ndarray]:
     """Spectra of windows as results of a partition; none of no windows.
 
@@ -60,7 +60,7 @@ def window_results(
 
     if not len(rows):
         return {}
-    samples = [captured_spectra(capture_window(place.loaded, e.row(0).ids)) for e in encoded]
+    samples = [captured_spectra(capture_window(context.loaded, e.row(0).ids)) for e in encoded]
     numbers = (first + rows).tolist()
     found = spectra_dataset(samples, numbers)
     return {f"{_PREFIX}{name}": x.values for name, x in found.data_vars.items()} | {
@@ -84,7 +84,7 @@ def is_spectra(name: str) -> bool:
     return name.startswith(_PREFIX)
 
 
-def merged(place: Workplace, groups: Iterable[bytes]) -> xarray.Dataset | None:
+def merged(context: RunContext, groups: Iterable[bytes]) -> xarray.Dataset | None:
     """The spectra of all row groups, with the places of their windows; None without any."""
     samples: list[dict[str, np.ndarray]] = []
     numbers: list[int] = []
@@ -100,15 +100,17 @@ def merged(place: Workplace, groups: Iterable[bytes]) -> xarray.Dataset | None:
     from bertgeom.analysis.spectra import spectra_dataset
 
     dataset = spectra_dataset(samples, numbers)
-    dataset.attrs["description"] = f"exact spectra of {place.settings.spectra} windows a partition"
-    return dataset.assign_coords(places(place, numbers))
+    dataset.attrs["description"] = (
+        f"exact spectra of {context.settings.spectra} windows a partition"
+    )
+    return dataset.assign_coords(places(context, numbers))
 
 
-def places(place: Workplace, numbers: Sequence[int]) -> dict[str, Any]:
+def places(context: RunContext, numbers: Sequence[int]) -> dict[str, Any]:
     """Coordinates of samples: where in the database the windows of these numbers are."""
-    windows = [place.plan.index.windows(n, n + 1) for n in numbers]
+    windows = [context.plan.index.windows(n, n + 1) for n in numbers]
     records = [int(w.record[0]) for w in windows]
-    ids = [place.sequences.ids(record, record + 1)[0] for record in records]
+    ids = [context.sequences.ids(record, record + 1)[0] for record in records]
     values = {
         "record_index": np.array(records, np.int64),
         "record_id": np.array(ids, object),

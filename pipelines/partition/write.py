@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bertgeom.pipelines.context.events import Event, GroupWritten, PartitionDone
-from bertgeom.pipelines.context.folder import BESIDE, summed
-from bertgeom.pipelines.context.run_context import Workplace
+from bertgeom.pipelines.context.folder import SIDECARS, summed
+from bertgeom.pipelines.context.run_context import RunContext
 from bertgeom.pipelines.partition import sampled_spectra
 from bertgeom.pipelines.partition.cohort_sums import CODES, COUNTS, MAPS, GroupSums, cohort_names
 from bertgeom.pipelines.partition.measure import counts, measure_partitions
@@ -29,138 +29,140 @@ Gather = Callable[[str, int, int], np.ndarray]
 MAP_SUMS = (CODES, COUNTS, MAPS)
 
 
-def run_partition(place: Workplace, partition: int) -> list[Event]:
+def run_partition(context: RunContext, partition: int) -> list[Event]:
     """Measure one partition and write it; what is done already is done again, alike.
 
     Raises:
         StoreError: if it cannot be written.
     """
     begin = time.monotonic()
-    ((_, results),) = measure_partitions(place, [partition])
-    return write_partition(place, partition, results, begin)
+    ((_, results),) = measure_partitions(context, [partition])
+    return write_partition(context, partition, results, begin)
 
 
 def write_partition(
-    place: Workplace, partition: int, results: Mapping[str, np.ndarray], begin: float
+    context: RunContext, partition: int, results: Mapping[str, np.ndarray], begin: float
 ) -> list[Event]:
     """Write a partition's results: whole chunks if it is a row group, else a spool.
 
     Args:
         begin: `time.monotonic()` when the partition was begun.
     """
-    told = counts(results)
-    group = place.plan.group_of(partition)
+    counted = counts(results)
+    group = context.plan.group_of(partition)
     events: list[Event] = []
-    if len(place.plan.partitions_of(group)) == 1:
+    if len(context.plan.partitions_of(group)) == 1:
         events.append(
-            _write_group(place, group, [told], [results], lambda name, a, b: results[name][a:b])
+            _write_group(
+                context, group, [counted], [results], lambda name, a, b: results[name][a:b]
+            )
         )
     else:
         with explain_write_errors(
-            place.storage.url, f"partition {partition} of {place.storage.shown}"
+            context.storage.url, f"partition {partition} of {context.storage.shown}"
         ):
-            place.folder.write_spool(partition, results, place.fingerprint, told)
+            context.folder.write_spool(partition, results, context.fingerprint, counted)
     seconds = time.monotonic() - begin
-    done = PartitionDone(partition, told, seconds, socket.gethostname(), os.getpid())
+    done = PartitionDone(partition, counted, seconds, socket.gethostname(), os.getpid())
     return [done, *events]
 
 
-def write_group(place: Workplace, group: int) -> list[Event]:
+def write_group(context: RunContext, group: int) -> list[Event]:
     """Write a row group from the spools of its partitions, then delete these.
 
     Raises:
         StoreError: if a spool is damaged, or the chunks cannot be written.
     """
-    partitions = place.plan.partitions_of(group)
-    told, beside = [], []
+    partitions = context.plan.partitions_of(group)
+    counted, extras = [], []
     for i in partitions:
-        results, counted = place.folder.read_spool(i, place.fingerprint)
-        told.append(counted)
-        beside.append(
+        results, part = context.folder.read_spool(i, context.fingerprint)
+        counted.append(part)
+        extras.append(
             {k: x for k, x in results.items() if k in MAP_SUMS or sampled_spectra.is_spectra(k)}
         )
-    first = place.plan.group(group)[0]
+    first = context.plan.group(group)[0]
 
     # On an object store every read takes its time.
-    headers = {i: place.folder.spool_header(i) for i in partitions}
+    headers = {i: context.folder.spool_header(i) for i in partitions}
 
     def gather(name: str, start: int, stop: int) -> np.ndarray:
         pieces = []
         for i in partitions:
-            a, b = (edge - first for edge in place.plan.partition(i))
+            a, b = (edge - first for edge in context.plan.partition(i))
             if a < stop and start < b:
                 low, high = max(start, a) - a, min(stop, b) - a
-                pieces.append(place.folder.read_spool_rows(i, name, low, high, headers[i]))
+                pieces.append(context.folder.read_spool_rows(i, name, low, high, headers[i]))
         return np.concatenate(pieces)
 
-    events: list[Event] = [_write_group(place, group, told, beside, gather)]
-    remove_spools(place, group)
+    events: list[Event] = [_write_group(context, group, counted, extras, gather)]
+    remove_spools(context, group)
     return events
 
 
-def remove_spools(place: Workplace, group: int) -> None:
+def remove_spools(context: RunContext, group: int) -> None:
     """Delete the spools of a written row group."""
-    for partition in place.plan.partitions_of(group):
-        place.folder.remove_spool(partition)
+    for partition in context.plan.partitions_of(group):
+        context.folder.remove_spool(partition)
 
 
 def _write_group(
-    place: Workplace,
+    context: RunContext,
     group: int,
-    told: list[dict[str, int]],
-    beside: Sequence[Mapping[str, np.ndarray]],
+    counted: list[dict[str, int]],
+    extras: Sequence[Mapping[str, np.ndarray]],
     gather: Gather,
 ) -> GroupWritten:
     """Chunks, sums, spectra, and the completion record of a row group.
 
     Args:
-        told: counts of its partitions. gather: gives rows of its arrays.
-        beside: what else its partitions found: sums of block maps, spectra.
+        counted: counts of its partitions. gather: gives rows of its arrays.
+        extras: what else its partitions found: sums of block maps, spectra.
     """
     begin = time.monotonic()
-    first, stop = place.plan.group(group)
+    first, stop = context.plan.group(group)
     labels, flags = gather("label", 0, stop - first), gather("flags", 0, stop - first)
-    sums = GroupSums(len(cohort_names(place)), labels, flags)
-    with explain_write_errors(place.storage.url, f"row group {group} of {place.storage.shown}"):
+    sums = GroupSums(len(cohort_names(context)), labels, flags)
+    with explain_write_errors(context.storage.url, f"row group {group} of {context.storage.shown}"):
         by_record = None
-        if place.settings.reduce:
+        if context.settings.reduce:
             by_record = RecordSums(gather("record_index", 0, stop - first), flags)
         adders: list[Adder] = [sums] if by_record is None else [sums, by_record]
-        files = _write_chunks(place, group, gather, adders)
-        for part in beside:
+        files = _write_chunks(context, group, gather, adders)
+        for part in extras:
             sums.add_maps(part)
         kept = {"sums": sums.to_bytes()}
-        if place.settings.spectra:
-            kept["spectra"] = sampled_spectra.to_bytes(beside)
+        if context.settings.spectra:
+            kept["spectra"] = sampled_spectra.to_bytes(extras)
         if by_record is not None:
             kept["records"] = by_record.to_bytes()
         facts: dict[str, Any] = {
-            "fingerprint": place.fingerprint,
+            "fingerprint": context.fingerprint,
             "windows": [first, stop],
-            "counts": summed(told),
-            **dict.fromkeys(BESIDE),
+            "counts": summed(counted),
+            **dict.fromkeys(SIDECARS),
             "files": {key: list(entry) for key, entry in sorted(files.items())},
         }
         for kind, data in kept.items():
-            place.folder.write_beside(group, kind, data)
+            context.folder.write_sidecar(group, kind, data)
             facts[kind] = [len(data), hashlib.sha256(data).hexdigest()]
-        place.folder.write_group(group, facts)
+        context.folder.write_group(group, facts)
     size = sum(entry[0] for entry in files.values())
     return GroupWritten(group, len(files), size, time.monotonic() - begin)
 
 
 def _write_chunks(
-    place: Workplace, group: int, gather: Gather, adders: Sequence[Adder]
+    context: RunContext, group: int, gather: Gather, adders: Sequence[Adder]
 ) -> dict[str, tuple[int, str]]:
     """Write and add up whole chunks, one at a time; returns size and SHA-256 of every file."""
-    first, stop = place.plan.group(group)
-    arrays = zarr_io.Arrays(place.storage)
-    stored = {variable.name for variable in place.layout.variables}
-    for variable in place.layout.measured:
-        step = place.layout.chunks(variable)[0]
+    first, stop = context.plan.group(group)
+    arrays = zarr_io.Arrays(context.storage)
+    stored = {variable.name for variable in context.layout.variables}
+    for variable in context.layout.measured:
+        step = context.layout.chunks(variable)[0]
         for start in range(0, stop - first, step):
             end = min(start + step, stop - first)
-            rows = _rows(place, variable, gather, start, end)
+            rows = _rows(context, variable, gather, start, end)
             if variable.name in stored:
                 arrays.write(variable.name, first + start, rows)
             for adder in adders:
@@ -169,24 +171,24 @@ def _write_chunks(
 
 
 def _rows(
-    place: Workplace, variable: Variable, gather: Gather, start: int, stop: int
+    context: RunContext, variable: Variable, gather: Gather, start: int, stop: int
 ) -> np.ndarray:
     if variable.name == "record_id":
-        return _record_ids(place, gather("record_index", start, stop).astype(np.int64))
+        return _record_ids(context, gather("record_index", start, stop).astype(np.int64))
     try:
         rows = gather(variable.name, start, stop)
     except KeyError:
-        shape = (stop - start, *place.layout.shape(variable)[1:])
+        shape = (stop - start, *context.layout.shape(variable)[1:])
         return np.full(shape, missing_value(variable), variable.dtype)
-    bits = place.settings.bitround
+    bits = context.settings.bitround
     if bits is not None and rows.dtype.kind == "f":
         return rounded(rows, bits)
     return rows
 
 
-def _record_ids(place: Workplace, index: np.ndarray) -> np.ndarray:
+def _record_ids(context: RunContext, index: np.ndarray) -> np.ndarray:
     low, high = int(index.min()), int(index.max()) + 1
-    ids = place.sequences.ids(low, high)
+    ids = context.sequences.ids(low, high)
     return np.array([ids[i - low] for i in index], dtype=object)
 
 

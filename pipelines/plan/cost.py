@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -241,14 +240,15 @@ def parse_bytes(text: str) -> int:
     Raises:
         UsageError: if it is no size.
     """
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) *([kmgt]?)(i?)b?", text.strip().lower())
+    from dask.utils import parse_bytes as parse
+
     try:
-        value = float(found[1]) if found else -1.0
-    except ValueError:
-        value = -1.0
-    if found is None or value <= 0:
+        size = parse(text) if text.strip()[:1].isdigit() else 0
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
         raise UsageError(f"expected --memory as a size like 8GB, found {text!r}")
-    return int(value * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
+    return int(size)
 
 
 def budget_bytes(budget: int | str | None) -> int:

@@ -70,7 +70,7 @@ def report(
         exclude_flags=check_flags(exclude_flags),
         unit=unit,
         kept=_kept(store, dataset),
-        told=counts_of(str(store)) if isinstance(store, str | Path) else None,
+        counts=counts_of(str(store)) if isinstance(store, str | Path) else None,
     )
     page = build(found)
     text = page.render()

@@ -156,7 +156,7 @@ def summarise(
     exclude_flags: Iterable[str] = (),
     unit: str = "record",
     kept: Kept | None = None,
-    told: Mapping[str, int] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> Summary:
     """Read a store (or the result of `bertgeom.measure`) once, chunk by chunk.
 
@@ -166,7 +166,7 @@ def summarise(
         exclude_flags: windows with one of these flags are left out.
         unit: "record" or "window", what counts once in effect sizes.
         kept: what a store made with --reduce holds in place of statistics of windows.
-        told: counts of the run that made the store, see `progress.counts_of`.
+        counts: counts of the run that made the store, see `progress.counts_of`.
 
     Raises:
         UsageError: for an unknown flag or unit, and for flagged windows to be left out of means
@@ -184,10 +184,10 @@ def summarise(
             "windows apart; run again without --reduce"
         )
     label = label_codes(dataset)
-    measured = (flags & variables.LOST == 0) & ~out
+    valid = (flags & variables.LOST == 0) & ~out
     names = label_names(dataset, int(label.max(initial=-1)) + 1)
-    codes = np.where(measured, np.where(label >= 0, label, len(names)), -1)
-    there = np.flatnonzero(measured)
+    codes = np.where(valid, np.where(label >= 0, label, len(names)), -1)
+    there = np.flatnonzero(valid)
     record = _column(dataset, "record_index", n)
     chosen = there[stratified(record[there], n_sample)]
     mean, variance = _moments(dataset, codes, names) if kept is None else kept.moments(names)
@@ -201,7 +201,7 @@ def summarise(
         variance,
         _sample(dataset, chosen),
         label[chosen].astype(np.int32),
-        _counts(dataset, flags, codes, names, int(out.sum()), told),
+        _counts(dataset, flags, codes, names, int(out.sum()), counts),
         {str(key): attribute(dataset, str(key)) for key in dataset.attrs},
         _static(dataset),
         effects,
@@ -375,19 +375,19 @@ def _counts(
     codes: np.ndarray,
     names: Sequence[str],
     n_excluded: int,
-    told: Mapping[str, int] | None,
+    counts: Mapping[str, int] | None,
 ) -> Counts:
     n = len(flags)
-    measured = codes >= 0
+    valid = codes >= 0
     tokens = _column(dataset, "n_tokens", n)
-    here = tokens[measured]
+    here = tokens[valid]
     known = len(here) and here.max() > 0
     unknown = int(_column(dataset, "n_unknown", n).sum())
     truncated = int(_column(dataset, "truncated", n).sum())
-    if told is None or "content_tokens" not in told:
+    if counts is None or "content_tokens" not in counts:
         # The arrays do not say which tokens stand for bases.
         few = int((flags & variables.flag_bit("unknown") != 0).sum())
-        told = {"windows": n, "unknown": few, "truncated_windows": truncated}
+        counts = {"windows": n, "unknown": few, "truncated_windows": truncated}
     return Counts(
         windows=n,
         records=len(np.unique(_column(dataset, "record_index", n))),
@@ -395,7 +395,7 @@ def _counts(
         unknown=unknown,
         ambiguous=int(_column(dataset, "n_ambiguous", n).sum()),
         truncated=truncated,
-        measured=int(measured.sum()),
+        measured=int(valid.sum()),
         flags={
             name: int((flags & variables.flag_bit(name) != 0).sum()) for name in variables.FLAGS
         },
@@ -403,6 +403,6 @@ def _counts(
         tokens_median=float(np.median(here)) if known else float("nan"),
         tokens_least=int(here.min()) if known else 0,
         tokens_most=int(here.max()) if known else 0,
-        shares=shares(told),
+        shares=shares(counts),
         excluded=n_excluded,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from bertgeom.analysis.labels import label_records, read_labels
 from bertgeom.analysis.region_placement import place_regions
-from bertgeom.config import Settings
+from bertgeom.config import ResolvedSettings, Settings
 from bertgeom.pipelines.context.events import duration
 from bertgeom.pipelines.context.run_context import load_model, measure_settings_of, set_threads
 from bertgeom.pipelines.plan import cost
@@ -31,6 +31,7 @@ from bertgeom.store.storage import Storage
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from bertgeom.analysis.annotations import Annotations
     from bertgeom.model.encoder import Encoder
     from bertgeom.store.layout import Shape
 
@@ -107,54 +108,76 @@ def preview(
     if scheduler is not None:
         workers = workers_at(scheduler)
     resolved, shape = resolve(options, encoder, regions)
-    size, tokens = resolved.partition_windows or 1, resolved.batch_tokens or 1
     records, index = _windows(sources, elsewhere, encoder, resolved)
-    lengths = np.array(records.lengths, dtype=np.int64)
-    if labels is not None:
-        label_records(read_labels(labels), records.ids)
-    if regions is not None:
-        place_regions(regions, records.ids, lengths)
-    by_tokens, resolved = resolved.window is None, replace(resolved, window=index.longest)
-    plan = Plan(index, size, row_group(shape, size, index.n_windows), tokens)
-    facts = cost.model_cost(encoder)
+    _check_tables(records, labels, regions)
+    size = resolved.partition_windows
+    group = row_group(shape, size, index.n_windows)
+    plan = Plan(index, size, group, resolved.batch_tokens)
     threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
-    projected = cost.memory(
-        facts,
+    needed = cost.memory(
+        cost.model_cost(encoder),
         shape,
-        batch_tokens=tokens,
+        batch_tokens=resolved.batch_tokens,
         partition_windows=size,
-        window=resolved.window or 1,
+        window=index.longest,
         n_windows=plan.n_windows,
         threads=threads,
     )
     here = workers if scheduler is None else 0
     if here:
-        cost.check_memory(projected, cost.budget_bytes(memory), here)
-    n_tokens, flop = _work(plan, encoder, facts)
-    layout = Layout(shape, plan.n_windows, plan.group_windows)
-    by_record = len(records.lengths) * cost.bytes_per_window(shape) if resolved.reduce else 0
+        cost.check_memory(needed, cost.budget_bytes(memory), here)
     rate = None
     if measure and plan.n_windows:
         set_threads(threads)
-        rate = _rate(encoder, resolved, shape)
+        rate = _rate(encoder, resolved, shape, index.longest)
+    return _preview(records, plan, encoder, resolved, shape, needed, workers, rate)
+
+
+def _check_tables(
+    records: _Records, labels: str | Path | None, regions: Annotations | None
+) -> None:
+    """Refuse labels and regions of other records, as a run would."""
+    if labels is not None:
+        label_records(read_labels(labels), records.ids)
+    if regions is not None:
+        place_regions(regions, records.ids, np.array(records.lengths, dtype=np.int64))
+
+
+def _preview(
+    records: _Records,
+    plan: Plan,
+    encoder: Encoder,
+    resolved: ResolvedSettings,
+    shape: Shape,
+    needed: cost.Memory,
+    workers: int,
+    rate: float | None,
+) -> Preview:
+    """What the plan says in numbers."""
+    by_tokens = resolved.window is None
+    facts = cost.model_cost(encoder)
+    n_tokens, flop = _work(plan, encoder, facts)
+    layout = Layout(shape, plan.n_windows, plan.group_windows)
+    by_record = len(records.lengths) * cost.bytes_per_window(shape) if resolved.reduce else 0
+    size = resolved.partition_windows
     return Preview(
         records=len(records.lengths),
-        bases=int(lengths.sum()),
+        bases=sum(records.lengths),
         windows=plan.n_windows,
         tokens=n_tokens,
         exact_tokens=by_tokens or encoder.tokenizer.exact_counts,
         partitions=plan.n_partitions,
         partition_windows=size,
         row_groups=plan.n_groups,
-        batch_tokens=tokens,
-        window=resolved.window or 1,
+        batch_tokens=resolved.batch_tokens,
+        window=plan.index.longest,
         flop=flop,
         bytes_per_window=layout.bytes_per_window(),
         store_bytes=layout.bytes_per_window() * plan.n_windows + by_record,
         files=layout.n_files(),
         spectra=min(resolved.spectra, size) * plan.n_partitions,
-        memory=vars(projected),
-        memory_total=projected.total,
+        memory=vars(needed),
+        memory_total=needed.total,
         workers=workers,
         windows_per_second=rate,
         seconds=None if rate is None else flop / _window_flop(facts, shape) / rate / workers,
@@ -175,7 +198,7 @@ class _Records:
 
 
 def _windows(
-    sources: Sources | None, elsewhere: str | None, encoder: Encoder, resolved: Settings
+    sources: Sources | None, elsewhere: str | None, encoder: Encoder, resolved: ResolvedSettings
 ) -> tuple[_Records, Index]:
     """The records, and the windows as a run would cut them."""
     if elsewhere is not None:
@@ -217,26 +240,24 @@ def _work(plan: Plan, encoder: Encoder, facts: cost.ModelCost) -> tuple[int, flo
     return tokens, flop
 
 
-def _rate(encoder: Encoder, settings: Settings, shape: Shape) -> float:
+def _rate(encoder: Encoder, settings: ResolvedSettings, shape: Shape, window: int) -> float:
     """Windows a second of this encoder on whole windows: two batches, the faster one."""
     from bertgeom.model.encoder import TokenBatch
 
     rng = np.random.default_rng(0)
-    rows = max(1, (settings.batch_tokens or 1) // shape.max_tokens)
+    rows = max(1, settings.batch_tokens // shape.max_tokens)
     letters = np.frombuffer(b"ACGT", np.uint8)
-    pieces: Sequence[np.ndarray] = [
-        letters[rng.integers(0, 4, settings.window)] for _ in range(rows)
-    ]
+    pieces: Sequence[np.ndarray] = [letters[rng.integers(0, 4, window)] for _ in range(rows)]
     encoded = encoder.tokenizer.encode_batch(pieces)
     groups = None
     if shape.group_names:
         groups = rng.integers(0, 2 ** len(shape.group_names), encoded.ids.shape, dtype=np.int32)
     batch = TokenBatch(encoded.ids, encoded.lengths, encoded.special, groups)
-    measured = measure_settings_of(settings, shape)
+    wanted = measure_settings_of(settings, shape)
     times = []
     for _ in range(3):
         begin = time.perf_counter()
-        encoder.measure(batch, measured)
+        encoder.measure(batch, wanted)
         times.append(time.perf_counter() - begin)
     return rows / min(times[1:])
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 
 from bertgeom.errors import BertgeomError, StoreError, UsageError
 from bertgeom.pipelines.context.events import Event, Measured
-from bertgeom.pipelines.context.run_context import Workplace, set_threads, workplace_with_model
+from bertgeom.pipelines.context.run_context import RunContext, context_with_model, set_threads
 from bertgeom.pipelines.partition.measure import measure_partitions
 from bertgeom.pipelines.partition.write import run_partition, write_group, write_partition
 from bertgeom.pipelines.run.main_guard import GUARD
@@ -68,7 +68,7 @@ class Executor(Protocol):
 class InProcess:
     """Computes here: a thread reads ahead, another writes behind."""
 
-    place: Workplace
+    context: RunContext
     threads: int
     workers: int = 1
 
@@ -94,14 +94,14 @@ class InProcess:
                     for event in waiting.popleft().result():
                         group = follow(event)
                         if group is not None:
-                            waiting.append(writer.submit(write_group, self.place, group))
+                            waiting.append(writer.submit(write_group, self.context, group))
                         yield event
 
-            waiting.extend(writer.submit(write_group, self.place, group) for group in groups)
+            waiting.extend(writer.submit(write_group, self.context, group) for group in groups)
             begin = time.monotonic()
-            measured = measure_partitions(self.place, partitions, lambda n: send(Measured(n)))
-            for number, results in measured:
-                waiting.append(writer.submit(write_partition, self.place, number, results, begin))
+            found = measure_partitions(self.context, partitions, lambda n: send(Measured(n)))
+            for number, results in found:
+                waiting.append(writer.submit(write_partition, self.context, number, results, begin))
                 yield from settle(_IN_FLIGHT)
                 begin = time.monotonic()
             yield from settle(0)
@@ -142,7 +142,7 @@ class Dask:
 
     def _started_cluster(self) -> Any:
         try:
-            return _local_cluster(self.workers, self.threads, self.device)
+            return local_cluster(self.workers, self.threads, self.device)
         except (RuntimeError, OSError, TimeoutError) as error:
             raise UsageError(
                 f"expected {self.workers} worker processes to start, found: {reason(error)}; if a "
@@ -236,11 +236,11 @@ def workers_at(scheduler: str) -> int:
 
 
 def _work_partition(url: str, model: str, threads: int, partition: int) -> list[Event]:
-    return run_partition(workplace_with_model(url, model, threads), partition)
+    return run_partition(context_with_model(url, model, threads), partition)
 
 
 def _work_group(url: str, model: str, threads: int, group: int) -> list[Event]:
-    return write_group(workplace_with_model(url, model, threads), group)
+    return write_group(context_with_model(url, model, threads), group)
 
 
 def _result(future: Any) -> list[Event]:
@@ -269,7 +269,7 @@ def _result(future: Any) -> list[Event]:
 _ANY_PORT = "127.0.0.1:0"
 
 
-def _local_cluster(workers: int, threads: int, device: str) -> Any:
+def local_cluster(workers: int, threads: int, device: str) -> Any:
     """Worker processes on the loopback interface, without a dashboard.
 
     On CUDA every worker sees one device and has the resource GPU=1.
@@ -339,7 +339,9 @@ def threads_of(workers: int, threads: int | None) -> int:
     return threads or max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-def choose(place: Workplace, workers: int, threads: int | None, scheduler: str | None) -> Executor:
+def choose(
+    context: RunContext, workers: int, threads: int | None, scheduler: str | None
+) -> Executor:
     """The executor for these options.
 
     Raises:
@@ -347,10 +349,10 @@ def choose(place: Workplace, workers: int, threads: int | None, scheduler: str |
     """
     threads = threads_of(workers, threads)
     if workers == 1 and scheduler is None:
-        return InProcess(place, threads)
-    url = _absolute(place.storage.url)
-    device = place.encoder.device.type if place.encoder is not None else "cpu"
-    return Dask(url, place.facts["model"], threads, workers, device, scheduler)
+        return InProcess(context, threads)
+    url = _absolute(context.storage.url)
+    device = context.encoder.device.type if context.encoder is not None else "cpu"
+    return Dask(url, context.facts.model, threads, workers, device, scheduler)
 
 
 def _absolute(url: str) -> str:

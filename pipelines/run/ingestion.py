@@ -12,7 +12,7 @@ from bertgeom.config import check_same
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.pipelines.context.events import Bus, Damaged, Event, FilesLeftOut, Ingested, Ingesting
 from bertgeom.pipelines.context.folder import RunFolder
-from bertgeom.pipelines.context.run_context import SEQUENCES, lasting_path
+from bertgeom.pipelines.context.run_context import SEQUENCES, absolute_path
 from bertgeom.sequences.fasta import Chunk, read_chunks
 from bertgeom.sequences.shards import (
     Sequences,
@@ -60,7 +60,7 @@ def _kept(url: str) -> str:
             f"expected the URL of sequence shards without user, password or query, found some in "
             f"{url}; give credentials by the environment, the store keeps this URL"
         )
-    return lasting_path(url)
+    return absolute_path(url)
 
 
 def ingest_into(
@@ -127,7 +127,7 @@ def ingest_sources(
             for entry, old in zip(facts, known, strict=True):
                 entry["name"] = old["name"]
 
-    found = write_sequences(storage, _told(pieces(), bus.send), facts)
+    found = write_sequences(storage, _announced(pieces(), bus.send), facts)
     bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], False))
     return found
 
@@ -136,8 +136,8 @@ def _known_sources(storage: Storage) -> list[dict[str, Any]] | None:
     """Facts of the sources of a run, None before it was set up."""
     with suppress(StoreError):
         facts = RunFolder(storage).read_run()
-        if facts is not None and "sources" in facts:
-            return facts["sources"]
+        if facts is not None and facts.sources is not None:
+            return [dict(source) for source in facts.sources]
     with suppress(StoreError):
         return zarr_io.check_format(storage, zarr_io.FORMAT).get("sources")
     return None
@@ -151,7 +151,7 @@ def _by_number(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _told(pieces: Iterable[Chunk], send: Callable[[Event], None]) -> Iterator[Chunk]:
+def _announced(pieces: Iterable[Chunk], send: Callable[[Event], None]) -> Iterator[Chunk]:
     """The same pieces, with an event about every second."""
     bases, last = 0, time.monotonic()
     for piece in pieces:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from bertgeom.errors import DamagedError, StoreError
 from bertgeom.pipelines.context.folder import (
     ANNOTATIONS,
-    BESIDE,
     INPUT,
     LABELS,
     RUN,
+    SIDECARS,
     WINDOWS,
-    beside_key,
     group_key,
+    sidecar_key,
 )
-from bertgeom.pipelines.context.run_context import SEQUENCES, Workplace
+from bertgeom.pipelines.context.run_context import SEQUENCES, RunContext
 from bertgeom.pipelines.partition import cohort_sums, record_means
 from bertgeom.sequences import shards as sequences
 from bertgeom.store import manifest, zarr_io
@@ -33,7 +33,7 @@ DERIVED = (cohort_sums.GROUP, record_means.GROUP, "spectra")
 _GROUPS, _PARTITIONS = f"{FOLDER}/groups/", f"{FOLDER}/partitions/"
 _READERS = 4
 #: Names of what partitions and row groups keep in the folder of the run.
-_OF_ROWS = re.compile(rf"{_PARTITIONS}\d+\.spool|{_GROUPS}\d+\.({'|'.join(BESIDE)}|json)")
+_OF_ROWS = re.compile(rf"{_PARTITIONS}\d+\.spool|{_GROUPS}\d+\.({'|'.join(SIDECARS)}|json)")
 
 
 class Kind(StrEnum):
@@ -96,7 +96,7 @@ class Inspection:
         return sorted({d.group for d in self.damages if d.group is not None})
 
 
-def inspect(place: Workplace, largest: int | None = None) -> Inspection:
+def inspect(context: RunContext, largest: int | None = None) -> Inspection:
     """Compare the files of a store with what was written.
 
     Args:
@@ -104,64 +104,66 @@ def inspect(place: Workplace, largest: int | None = None) -> Inspection:
             those of small files are: everything but chunks of windows and of bases, whose
             presence and size are compared. None: always all.
     """
-    sizes = place.storage.sizes()
-    complete, damages = _root(place.storage)
+    sizes = context.storage.sizes()
+    complete, damages = _root(context.storage)
     try:
-        _ = place.plan
+        _ = context.plan
     except StoreError:
         # Without the lengths of the records there is no plan, and no row group has a place.
-        shards = place.storage.child(SEQUENCES)
+        shards = context.storage.child(SEQUENCES)
         damages += [Damage(SEQUENCES, text, Kind.SEQUENCES) for text in sequences.damage(shards)]
-        if place.facts["sequences"] is not None or not damages:
+        if context.facts.sequences is not None or not damages:
             raise
         return Inspection(complete, False, len(sizes), True, tuple(damages))
     expected: dict[str, Entry] = {}
     listed = False
     if complete:
         try:
-            files = manifest.read(place.storage)
+            files = manifest.read(context.storage)
             expected, listed = files or {}, files is not None
-            if not listed and manifest.has_checksums(place.format_version):
+            if not listed and manifest.has_checksums(context.format_version):
                 damages.append(Damage(manifest.KEY, "is missing", Kind.MANIFEST))
         except DamagedError:
             damages.append(Damage(manifest.KEY, "cannot be read", Kind.MANIFEST))
-    records, wrong = place.records()
+    records, wrong = context.records()
     if not listed:
-        expected |= known_files(place, records)
+        expected |= known_files(context, records)
     whole = largest is None or sum(sizes.values()) <= largest
-    damages += _compare(place, expected, sizes, whole)
-    told = {damage.key for damage in damages}
+    damages += _compare(context, expected, sizes, whole)
+    named = {damage.key for damage in damages}
     for group, problem in wrong.items():
-        if (key := f"{FOLDER}/{group_key(group)}") not in told:
+        if (key := f"{FOLDER}/{group_key(group)}") not in named:
             text = problem.partition("found ")[2] or problem
-            damages.append(_named(place, key, f"cannot be used: {text}"))
+            damages.append(_named(context, key, f"cannot be used: {text}"))
     if listed:
-        damages += _strays(place, expected, sizes)
+        damages += _strays(context, expected, sizes)
     else:
-        damages += _inputs(place, sizes)
-    if place.facts["sequences"] is None:
-        damages += _shards(place, told)
+        damages += _inputs(context, sizes)
+    if context.facts.sequences is None:
+        damages += _shards(context, named)
     return Inspection(complete, listed, len(expected), whole, tuple(damages))
 
 
-def known_files(place: Workplace, records: Mapping[int, Mapping[str, Any]]) -> dict[str, Entry]:
+def known_files(context: RunContext, records: Mapping[int, Mapping[str, Any]]) -> dict[str, Entry]:
     """Files that completion records, the set-up and the shards vouch for."""
     files: dict[str, Entry] = {}
     for group, record in records.items():
         files |= manifest.entries(record["files"])
-        beside = {f"{FOLDER}/{beside_key(group, k)}": record[k] for k in BESIDE if record.get(k)}
-        files |= manifest.entries(beside)
-    files |= manifest.entries(place.facts.get("files", {}))
-    if place.facts["sequences"] is None:
+        sidecars = {
+            f"{FOLDER}/{sidecar_key(group, k)}": record[k] for k in SIDECARS if record.get(k)
+        }
+        files |= manifest.entries(sidecars)
+    files |= manifest.entries(context.facts.files or {})
+    if context.facts.sequences is None:
         try:
-            inner = place.sequences.attributes["files"]
+            inner = context.sequences.attributes["files"]
             files |= {f"{SEQUENCES}/{k}": e for k, e in manifest.entries(inner).items()}
         except (StoreError, KeyError, ValueError):
             pass
     return files
 
 
-def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
+def written_files(context: RunContext, tops: Collection[str]) -> dict[str, Entry]:
     """The list of all files but the root, when a run is finalised.
 
     What is large has its checksum from where it was written; the rest is read.
@@ -172,28 +174,28 @@ def written_files(place: Workplace, tops: Collection[str]) -> dict[str, Entry]:
     Raises:
         DamagedError: if a file is missing, or longer or shorter than it was written.
     """
-    records, _ = place.records()
-    known = known_files(place, records)
-    sizes = place.storage.sizes()
+    records, _ = context.records()
+    known = known_files(context, records)
+    sizes = context.storage.sizes()
     for key, (size, _) in known.items():
         if sizes.get(key) != size:
             found = f"{sizes[key]} bytes" if key in sizes else "none"
             raise DamagedError(
-                f"{place.storage.shown}/{key}: expected a file of {size} bytes, found {found}; "
+                f"{context.storage.shown}/{key}: expected a file of {size} bytes, found {found}; "
                 "give the bertgeom run command again"
             )
     files, unknown = dict(known), []
     for key in sizes.keys() - known.keys():
-        kind, _ = owner(place, key)
+        kind, _ = owner(context, key)
         ours = key.partition("/")[0] in tops and manifest.is_listed(key) and _is_ours(key)
         if not ours or kind in (Kind.ROOT, Kind.LEFTOVER):
             continue
         if "/c/" in key and kind in _LARGE:
             # A chunk that no record knows: of an attempt that was killed.
-            place.storage.remove(key)
+            context.storage.remove(key)
             continue
         unknown.append(key)
-    read = manifest.read_many(place.storage, unknown)
+    read = manifest.read_many(context.storage, unknown)
     return files | dict(zip(unknown, map(manifest.entry_of, read), strict=True))
 
 
@@ -203,14 +205,14 @@ def _is_ours(key: str) -> bool:
     return key in named or bool(_OF_ROWS.fullmatch(key)) or zarr_io.is_of_zarr(key)
 
 
-def owner(place: Workplace, key: str) -> tuple[Kind, int | None]:
+def owner(context: RunContext, key: str) -> tuple[Kind, int | None]:
     """What a file belongs to, and its row group if it has one."""
     top, _, rest = key.partition("/")
     if key == zarr_io.METADATA:
         return Kind.ROOT, None
     if key.startswith(_GROUPS):
         stem = key.removeprefix(_GROUPS).partition(".")[0]
-        if stem.isdecimal() and int(stem) < place.plan.n_groups:
+        if stem.isdecimal() and int(stem) < context.plan.n_groups:
             return Kind.ROW_GROUP, int(stem)
         return Kind.LEFTOVER, None
     if key.startswith(_PARTITIONS) or _is_draft(key):
@@ -222,12 +224,12 @@ def owner(place: Workplace, key: str) -> tuple[Kind, int | None]:
         return Kind.SEQUENCES, None
     if top in DERIVED:
         return Kind.DERIVED, None
-    variable = {v.name: v for v in place.layout.variables}.get(top)
+    variable = {v.name: v for v in context.layout.variables}.get(top)
     if variable is not None and rest.startswith("c/"):
         number = rest.split("/")[1]
-        rows = place.layout.chunks(variable)[0]
-        if number.isdecimal() and int(number) * rows < place.plan.n_windows:
-            return Kind.ROW_GROUP, int(number) * rows // place.plan.group_windows
+        rows = context.layout.chunks(variable)[0]
+        if number.isdecimal() and int(number) * rows < context.plan.n_windows:
+            return Kind.ROW_GROUP, int(number) * rows // context.plan.group_windows
         return Kind.LEFTOVER, None
     return Kind.SET_UP, None
 
@@ -244,21 +246,21 @@ def _root(storage: Storage) -> tuple[bool, list[Damage]]:
 
 
 def _compare(
-    place: Workplace, expected: Mapping[str, Entry], sizes: Mapping[str, int], whole: bool
+    context: RunContext, expected: Mapping[str, Entry], sizes: Mapping[str, int], whole: bool
 ) -> Iterator[Damage]:
     def compared(item: tuple[str, Entry]) -> str | None:
         key, entry = item
         if key in sizes:
             if sizes[key] != entry[0]:
                 return f"has {sizes[key]} bytes in place of {entry[0]}"
-            if not whole and "/c/" in key and owner(place, key)[0] in _LARGE:
+            if not whole and "/c/" in key and owner(context, key)[0] in _LARGE:
                 return None
-        return manifest.difference(_read(place.storage, key), entry)
+        return manifest.difference(_read(context.storage, key), entry)
 
     with ThreadPoolExecutor(_READERS) as pool:
         for key, wrong in zip(expected, pool.map(compared, expected.items()), strict=True):
             if wrong:
-                yield _named(place, key, wrong)
+                yield _named(context, key, wrong)
 
 
 #: Kinds whose chunks may be large.
@@ -272,13 +274,13 @@ def _read(storage: Storage, key: str) -> bytes | None:
         return None
 
 
-def _named(place: Workplace, key: str, wrong: str) -> Damage:
-    kind, group = owner(place, key)
+def _named(context: RunContext, key: str, wrong: str) -> Damage:
+    kind, group = owner(context, key)
     return Damage(key, wrong, kind, group)
 
 
 def _strays(
-    place: Workplace, expected: Mapping[str, Entry], keys: Iterable[str]
+    context: RunContext, expected: Mapping[str, Entry], keys: Iterable[str]
 ) -> Iterator[Damage]:
     """Files of a finished store that are not in its list."""
     arrays = {key.removesuffix(zarr_io.METADATA) for key in expected if "/" in key}
@@ -291,18 +293,18 @@ def _strays(
         yield Damage(key, "is no part of the store", Kind.LEFTOVER if ours else Kind.ALIEN)
 
 
-def _inputs(place: Workplace, sizes: Mapping[str, int]) -> Iterator[Damage]:
+def _inputs(context: RunContext, sizes: Mapping[str, int]) -> Iterator[Damage]:
     """What an unfinished run kept of its inputs: no list vouches for it, but its own checksums."""
-    identity, folder = place.facts["identity"], place.folder
+    identity, folder = context.facts.identity, context.folder
     readers: dict[str, Callable[[], object]] = {
-        LABELS: lambda: folder.read_labels(identity["labels"]),
-        ANNOTATIONS: lambda: folder.read_annotations(identity["annotations"]),
+        LABELS: lambda: folder.read_labels(identity.labels),
+        ANNOTATIONS: lambda: folder.read_annotations(identity.annotations),
         INPUT: folder.read_input,
     }
     for name, read in readers.items():
         key = f"{FOLDER}/{name}"
         if key not in sizes:
-            if key in place.facts.get("inputs", ()):
+            if key in (context.facts.inputs or ()):
                 yield Damage(key, "is missing", Kind.INPUT)
             continue
         try:
@@ -320,14 +322,14 @@ def _is_chunk(key: str) -> bool:
     return all(part.isdecimal() for part in key.partition("/c/")[2].split("/"))
 
 
-def _shards(place: Workplace, told: set[str]) -> list[Damage]:
+def _shards(context: RunContext, named: set[str]) -> list[Damage]:
     """What the shards say of themselves, against what the run was made of."""
     key = f"{SEQUENCES}/{zarr_io.METADATA}"
     try:
-        attributes = sequences.Sequences(place.storage.child(SEQUENCES)).attributes
-        expected = place.facts["identity"]["sequences"]
+        attributes = sequences.Sequences(context.storage.child(SEQUENCES)).attributes
+        expected = asdict(context.facts.identity.sequences)
         other = [name for name in expected if attributes.get(name) != expected[name]]
         wrong = f"says another {' and '.join(other)} than the run" if other else None
     except StoreError as error:
         wrong = f"cannot be used: {str(error).partition(': ')[2]}"
-    return [Damage(key, wrong, Kind.SEQUENCES)] if wrong and key not in told else []
+    return [Damage(key, wrong, Kind.SEQUENCES)] if wrong and key not in named else []

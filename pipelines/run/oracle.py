@@ -11,15 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from bertgeom.config import check_same
-from bertgeom.model.encoder import Encoder
 from bertgeom.pipelines.context.run_context import (
-    Workplace,
-    load_model,
-    model_identity,
-    place_of_model,
+    RunContext,
 )
 from bertgeom.pipelines.partition.measure import encode_windows, measure_batch
 from bertgeom.store import zarr_io
@@ -70,49 +64,38 @@ class Comparison:
         return self.outside <= self.allowed
 
 
-def oracle_of(place: Workplace, model: str | None) -> Encoder:
-    """The model, with the reference implementation of every kernel."""
-    settings = place.settings
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        settings = replace(settings, device="cpu", dtype="float32")
-    with place_of_model(place, model) as where:
-        encoder = load_model(where, settings, impl="reference")
-    expected = place.facts["identity"]["model"]
-    same = ("fingerprint", "tokenizer")
-    found = model_identity(encoder)
-    check_same(place.storage.url, {k: expected[k] for k in same}, {k: found[k] for k in same})
-    return encoder
-
-
-def compare(place: Workplace, windows: Iterable[int]) -> list[Comparison]:
+def compare(context: RunContext, windows: Iterable[int]) -> list[Comparison]:
     """Measure windows again and compare them with the store, array by array."""
     numbers = list(windows)
-    parts = [place.plan.index.windows(i, i + 1) for i in numbers]
-    oracle_settings = replace(place.measure_settings, impl="reference")
-    measured = [
-        measure_batch(place, encode_windows(place, part), part, oracle_settings) for part in parts
+    parts = [context.plan.index.windows(i, i + 1) for i in numbers]
+    oracle_settings = replace(context.measure_settings, impl="reference")
+    fresh = [
+        measure_batch(context, encode_windows(context, part), part, oracle_settings)
+        for part in parts
     ]
-    arrays = zarr_io.Arrays(place.storage, read_only=True)
+    arrays = zarr_io.Arrays(context.storage, read_only=True)
     found = []
-    for variable in place.layout.variables:
+    for variable in context.layout.variables:
         if variable.kind == "window" and variable.name not in ("n_tokens", "n_unknown"):
             continue
         old = np.concatenate([arrays.read(variable.name, i, i + 1) for i in numbers])
-        new = np.concatenate([_as_stored(place, variable, m[variable.name]) for m in measured])
-        found.append(_compare(place, variable, old, new))
+        new = np.concatenate([_as_stored(context, variable, m[variable.name]) for m in fresh])
+        found.append(_compare(context, variable, old, new))
     return found
 
 
-def _as_stored(place: Workplace, variable: Variable, values: np.ndarray) -> np.ndarray:
+def _as_stored(context: RunContext, variable: Variable, values: np.ndarray) -> np.ndarray:
     """Oracle values in the shape of the store: a shorter token dimension is filled up."""
-    shape = place.layout.shape(variable)[1:]
+    shape = context.layout.shape(variable)[1:]
     full = np.full((len(values), *shape), missing_value(variable), np.float64)
     full[(slice(None), *(slice(0, n) for n in values.shape[1:]))] = values
     return full
 
 
-def _compare(place: Workplace, variable: Variable, old: np.ndarray, new: np.ndarray) -> Comparison:
-    precision = place.facts["identity"]["model"]["dtype"]
+def _compare(
+    context: RunContext, variable: Variable, old: np.ndarray, new: np.ndarray
+) -> Comparison:
+    precision = context.facts.identity.model.dtype
     if variable.name == "angle_histogram":
         return _compare_histograms(old, new, PAIR_SHARE[precision])
     if variable.unit == "degree":
@@ -122,7 +105,7 @@ def _compare(place: Workplace, variable: Variable, old: np.ndarray, new: np.ndar
     old = old.astype(np.float64)
     scale = np.maximum(1.0, np.abs(new))
     with np.errstate(invalid="ignore"):
-        difference = np.abs(old - new) - _rounding(place, variable) * np.abs(new)
+        difference = np.abs(old - new) - _rounding(context, variable) * np.abs(new)
     difference = np.where(np.isnan(old) & np.isnan(new), 0.0, difference / scale)
     difference = np.where(np.isnan(difference), np.inf, np.maximum(difference, 0.0))
     outside = int((difference > tolerance).sum())
@@ -139,12 +122,12 @@ def _compare(place: Workplace, variable: Variable, old: np.ndarray, new: np.ndar
     )
 
 
-def _rounding(place: Workplace, variable: Variable) -> float:
+def _rounding(context: RunContext, variable: Variable) -> float:
     """Relative rounding of the type on disk and of --bitround."""
     if np.dtype(variable.dtype).kind != "f":
         return 0.0
     error = float(np.finfo(variable.dtype).eps) if variable.dtype == "float16" else 0.0
-    bits = place.settings.bitround
+    bits = context.settings.bitround
     return error + (0.0 if bits is None else 2.0**-bits)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,9 +16,10 @@ import numpy as np
 from bertgeom.analysis.annotations import Annotations, read_annotations
 from bertgeom.analysis.labels import LabelledRecords, label_records, read_labels
 from bertgeom.analysis.region_placement import AnnotationSummary, place_regions
-from bertgeom.config import Settings, check_same, fingerprint
+from bertgeom.config import ResolvedSettings, Settings, check_same, fingerprint
 from bertgeom.errors import DamagedError, InputError, ModelError, StoreError, UsageError
 from bertgeom.pipelines.context.events import Cutting, Event
+from bertgeom.pipelines.context.facts import CutWindows, Identity, RunFacts, SequencesIdentity
 from bertgeom.pipelines.context.folder import (
     ANNOTATIONS,
     INPUT,
@@ -31,10 +32,9 @@ from bertgeom.pipelines.context.folder import (
 )
 from bertgeom.pipelines.context.input_summary import InputSummary
 from bertgeom.pipelines.context.run_context import (
-    Workplace,
-    lasting_path,
+    RunContext,
+    absolute_path,
     model_identity,
-    shape_to_json,
 )
 from bertgeom.pipelines.partition.sampled_spectra import SAMPLING
 from bertgeom.pipelines.plan import cost
@@ -60,15 +60,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PreparedRun:
     """A run that was set up, before anything of it is written.
 
     Attributes:
-        place: the run. codes: (records,) label codes, None without labels.
+        context: the run. codes: (records,) label codes, None without labels.
         annotations: on the records of the database. summary: what was given and left out.
     """
 
-    place: Workplace
+    context: RunContext
     codes: np.ndarray | None
     annotations: Annotations | None
     summary: InputSummary
@@ -89,7 +89,7 @@ def read_groups(path: str | Path | None, settings: Settings) -> Annotations | No
     return None
 
 
-def draw_up(
+def prepare_run(
     storage: Storage,
     encoder: Encoder,
     model: str,
@@ -100,7 +100,7 @@ def draw_up(
     annotations: Annotations | None = None,
     elsewhere: str | None = None,
     send: Callable[[Event], None] = lambda event: None,
-) -> Drawn:
+) -> PreparedRun:
     """A run on these sequences, and what it was given. Nothing is written.
 
     Args:
@@ -116,23 +116,24 @@ def draw_up(
         known = RunFolder(storage).read_run()
     except DamagedError:
         known = None
-    if known is not None and "windows" not in known["identity"]:
+    if known is not None and known.identity.windows is None:
         settings = _by_bases(settings, encoder)
     resolved, shape = resolve(settings, encoder, annotations)
     labelled = _labels(labels, sequences)
     codes = None if labelled is None else labelled.codes.astype("<i4")
-    names = None if labelled is None else list(labelled.names)
+    names = None if labelled is None else tuple(labelled.names)
     annotations, placed = _placed(annotations, sequences)
-    identity = {
-        "definitions_version": DEFINITIONS_VERSION,
-        "model": model_identity(encoder),
-        "settings": resolved.lasting(),
-        "sequences": {name: sequences.attributes[name] for name in ("n_records", "content_sha256")},
-        "labels": None if codes is None else hashlib.sha256(codes.tobytes()).hexdigest(),
-        "label_names": names,
-        "annotations": None if annotations is None else fingerprint(annotations.settings()),
-    }
-    index: Index = _index(storage, encoder, sequences, resolved, identity, known, send)
+    identity = Identity(
+        DEFINITIONS_VERSION,
+        model_identity(encoder),
+        resolved.identity_settings(),
+        SequencesIdentity(*(sequences.attributes[n] for n in ("n_records", "content_sha256"))),
+        None if codes is None else hashlib.sha256(codes.tobytes()).hexdigest(),
+        names,
+        None if annotations is None else fingerprint(annotations.settings()),
+    )
+    index, cut = _index(storage, encoder, sequences, resolved, identity, known, send)
+    identity = replace(identity, windows=cut)
     if not index.n_windows:
         raise InputError(
             "at least one window",
@@ -140,30 +141,30 @@ def draw_up(
             source=", ".join(str(s["name"]) for s in sequences.attributes["sources"][:4]),
             remedy=f"lower --min-length ({resolved.min_length}) or check the input",
         )
-    facts = {
-        "fingerprint": fingerprint(identity),
-        "identity": identity,
-        "settings": resolved.to_json(),
-        "shape": shape_to_json(shape),
-        "group_windows": row_group(shape, resolved.partition_windows or 1, index.n_windows),
-        "model": lasting_path(model),
-        "model_id": _model_id(model),
-        "sequences": elsewhere,
-        "sources": sequences.attributes["sources"],
-        "sampling": SAMPLING if known is None else known.get("sampling"),
-    }
-    cut = index if isinstance(index, TokenWindows) else None
-    place = Workplace(storage, facts, encoder, sequences, cut)
+    facts = RunFacts(
+        fingerprint=identity.fingerprint,
+        identity=identity,
+        settings=resolved,
+        shape=shape,
+        group_windows=row_group(shape, resolved.partition_windows, index.n_windows),
+        model=absolute_path(model),
+        model_id=_model_id(model),
+        sequences=elsewhere,
+        sources=tuple(sequences.attributes["sources"]),
+        sampling=SAMPLING if known is None else known.sampling,
+    )
+    by_token = index if isinstance(index, TokenWindows) else None
+    context = RunContext(storage, facts, encoder, sequences, by_token)
     # A run that is under way was let through already.
     if known is None and not settings.allow_unknown:
-        check_known(place)
+        check_known(context)
     summary = InputSummary(
         len(sequences.lengths),
         _n_empty(sequences),
         None if labelled is None else labelled.summary,
         placed,
     )
-    return Drawn(place, codes, annotations, summary)
+    return PreparedRun(context, codes, annotations, summary)
 
 
 def _by_bases(settings: Settings, encoder: Encoder) -> Settings:
@@ -177,23 +178,21 @@ def _index(
     storage: Storage,
     encoder: Encoder,
     sequences: Sequences,
-    resolved: Settings,
-    identity: dict[str, Any],
-    known: Mapping[str, Any] | None,
+    resolved: ResolvedSettings,
+    identity: Identity,
+    known: RunFacts | None,
     send: Callable[[Event], None],
-) -> Index:
-    """The windows; those that are cut by tokens become a part of the identity."""
+) -> tuple[Index, CutWindows | None]:
+    """The windows; those that are cut by tokens are a part of the identity."""
     if resolved.window is not None:
-        return window_index(sequences.lengths, resolved)
-    if known is not None:
-        old = dict(known["identity"])
-        cut = old.pop("windows")
-        check_same(storage.url, old, identity)
+        return window_index(sequences.lengths, resolved), None
+    if known is not None and (cut := known.identity.windows) is not None:
+        old = replace(known.identity, windows=None)
+        check_same(storage.url, old.to_json(), identity.to_json())
         data = RunFolder(storage).read_windows()
-        if hashlib.sha256(data).hexdigest() == cut["sha256"]:
-            identity["windows"] = cut
+        if hashlib.sha256(data).hexdigest() == cut.sha256:
             where = RunFolder(storage).windows_url
-            return TokenWindows.of_bytes(data, cut["sha256"], resolved.strand, where)
+            return TokenWindows.of_bytes(data, cut.sha256, resolved.strand, where), cut
     total = int(sequences.lengths.sum())
     index = cut_windows(
         encoder.tokenizer,
@@ -203,8 +202,7 @@ def _index(
         on_bases=every_second(lambda bases, n: send(Cutting(bases, total, n))),
     )
     digest = hashlib.sha256(index.to_bytes()).hexdigest()
-    identity["windows"] = {"cut": "tokens", "n_windows": index.n_windows, "sha256": digest}
-    return index
+    return index, CutWindows("tokens", index.n_windows, digest)
 
 
 def every_second(action: Callable[[int, int], None]) -> Callable[[int, int], None]:
@@ -222,7 +220,7 @@ def every_second(action: Callable[[int, int], None]) -> Callable[[int, int], Non
 
 def resolve(
     settings: Settings, encoder: Encoder, annotations: Annotations | None = None
-) -> tuple[Settings, Shape]:
+) -> tuple[ResolvedSettings, Shape]:
     """Settings with every default decided, and the sizes of the arrays.
 
     Raises:
@@ -254,8 +252,7 @@ def resolve(
     )
     facts = cost.model_cost(encoder)
     size = cost.bytes_per_window(shape)
-    resolved = replace(
-        settings,
+    resolved = settings.resolved(
         window=None if tokens else window,
         stride=None if tokens else settings.stride or window,
         max_tokens=encoder.max_tokens,
@@ -268,7 +265,7 @@ def resolve(
     return resolved, shape
 
 
-def set_up(drawn: Drawn) -> Workplace:
+def set_up(prepared: PreparedRun) -> RunContext:
     """Make the arrays of a run, or check that they were made by the same run.
 
     A damaged `run.json` is written again: the run is the same if the fingerprints of the root
@@ -280,63 +277,68 @@ def set_up(drawn: Drawn) -> Workplace:
     Raises:
         MismatchError: names what differs from the run that the store was made by.
     """
-    place = drawn.place
+    context = prepared.context
     try:
-        known = place.folder.read_run()
+        known = context.folder.read_run()
     except DamagedError:
         known = None
     if known is not None:
-        check_same(place.storage.url, known["identity"], place.facts["identity"])
-        _keep_inputs(drawn, known.get("inputs", ()))
-        here = {name: place.facts[name] for name in ("settings", "model", "sequences")}
-        return replace(place, facts={**place.facts, **known, **here})
-    _refuse_other_run(place)
-    inputs = input_files(drawn)
+        old, new = known.identity.to_json(), context.facts.identity.to_json()
+        check_same(context.storage.url, old, new)
+        _keep_inputs(prepared, known.inputs or ())
+        now = context.facts
+        facts = replace(
+            known,
+            settings=now.settings,
+            model=now.model,
+            sequences=now.sequences,
+            sources=known.sources or now.sources,
+        )
+        return replace(context, facts=facts)
+    _refuse_other_run(context)
+    inputs = input_files(prepared)
     for key, data in inputs.items():
-        place.storage.write(key, data)
-    written_by = zarr_io.written_by(place.storage) or zarr_io.writers()
-    place = replace(place, facts={**place.facts, "written_by": written_by})
-    names, files = restore(place)
-    facts = {
-        **place.facts,
-        "constants": names,
-        "files": {k: list(e) for k, e in files.items()},
-        "inputs": sorted(inputs),
-    }
-    place.folder.write_run(facts)
-    return replace(place, facts=facts)
+        context.storage.write(key, data)
+    written_by = zarr_io.written_by(context.storage) or zarr_io.writers()
+    context = replace(context, facts=replace(context.facts, written_by=written_by))
+    names, files = restore(context)
+    facts = replace(
+        context.facts, constants=tuple(names), files=files, inputs=tuple(sorted(inputs))
+    )
+    context.folder.write_run(facts)
+    return replace(context, facts=facts)
 
 
-def _keep_inputs(drawn: Drawn, kept: Collection[str]) -> None:
+def _keep_inputs(prepared: PreparedRun, kept: Collection[str]) -> None:
     """Write again what a run kept of its inputs and what is damaged or lost now."""
-    files, folder = input_files(drawn), drawn.place.folder
+    files, folder = input_files(prepared), prepared.context.folder
     # The other files are parts of the identity; this one may count other rows of a table.
     key = f"{FOLDER}/{INPUT}"
     counts = files.pop(key)
     for name, data in files.items():
-        _put(drawn.place.storage, name, data)
+        _put(prepared.context.storage, name, data)
     try:
         lost = folder.read_input() is None and key in kept
     except DamagedError:
         lost = True
     if lost:
-        drawn.place.storage.write(key, counts)
+        prepared.context.storage.write(key, counts)
 
 
-def input_files(drawn: Drawn) -> dict[str, bytes]:
+def input_files(prepared: PreparedRun) -> dict[str, bytes]:
     """What a run keeps of its inputs, by place in the store."""
-    found = {INPUT: input_bytes(drawn.summary)}
-    if drawn.codes is not None:
-        found[LABELS] = labels_bytes(drawn.codes)
-    if drawn.annotations is not None:
-        found[ANNOTATIONS] = annotations_bytes(drawn.annotations)
-    if drawn.place.cut is not None:
-        found[WINDOWS] = drawn.place.cut.to_bytes()
+    found = {INPUT: input_bytes(prepared.summary)}
+    if prepared.codes is not None:
+        found[LABELS] = labels_bytes(prepared.codes)
+    if prepared.annotations is not None:
+        found[ANNOTATIONS] = annotations_bytes(prepared.annotations)
+    if prepared.context.cut is not None:
+        found[WINDOWS] = prepared.context.cut.to_bytes()
     return {f"{FOLDER}/{name}": data for name, data in found.items()}
 
 
 def restore(
-    place: Workplace, keys: Collection[str] | None = None
+    context: RunContext, keys: Collection[str] | None = None
 ) -> tuple[list[str], dict[str, Entry]]:
     """Make what a run is set up with, and put in place what is missing or differs.
 
@@ -349,30 +351,32 @@ def restore(
         Names of the constants; size and SHA-256 of all files but the root, which changes.
     """
     scratch = Storage(f"memory://bertgeom-{uuid4().hex}")
-    version = place.format_version
+    version = context.format_version
     try:
-        zarr_io.create_root(scratch, written_by=place.facts.get("written_by"))
+        zarr_io.create_root(scratch, written_by=context.facts.written_by)
         RunFolder(scratch).create()
-        names = zarr_io.create(scratch, place.layout, _attributes(place), _weights(place), version)
+        names = zarr_io.create(
+            scratch, context.layout, _attributes(context), _weights(context), version
+        )
         files = {}
         for key in sorted(scratch.sizes()):
             data = scratch.read(key)
             files[key] = entry_of(data)
             if keys is None or key in keys:
-                _put(place.storage, key, data)
+                _put(context.storage, key, data)
     finally:
         scratch.remove("")
     files.pop(zarr_io.METADATA)
     return names, files
 
 
-def is_root_of(place: Workplace) -> bool:
+def is_root_of(context: RunContext) -> bool:
     """Whether the attributes of the root are those that the run was set up with."""
     try:
-        found = zarr_io.check_format(place.storage, zarr_io.FORMAT)
+        found = zarr_io.check_format(context.storage, zarr_io.FORMAT)
     except StoreError:
         return False
-    expected = json.loads(json.dumps(_attributes(place)))
+    expected = json.loads(json.dumps(_attributes(context)))
     same = all(found[name] == value for name, value in expected.items() if name in found)
     return same and "fingerprint" in found
 
@@ -387,24 +391,24 @@ def _put(storage: Storage, key: str, data: bytes) -> None:
     storage.write(key, data)
 
 
-def _refuse_other_run(place: Workplace) -> None:
+def _refuse_other_run(context: RunContext) -> None:
     """Compare with what is left of a run whose `run.json` is lost.
 
     Raises:
         MismatchError: if it was another run; nothing of it is overwritten.
     """
-    url = place.storage.url
+    url = context.storage.url
     try:
-        attributes = zarr_io.check_format(place.storage, zarr_io.FORMAT)
+        attributes = zarr_io.check_format(context.storage, zarr_io.FORMAT)
     except DamagedError:
         attributes = {}
-    now = {"fingerprint": place.fingerprint, "settings": _attributes(place)["settings"]}
+    now = {"fingerprint": context.fingerprint, "settings": _attributes(context)["settings"]}
     old = {name: attributes[name] for name in now if name in attributes}
     check_same(url, old, {name: now[name] for name in old})
-    for group in place.folder.written_groups():
-        found = place.folder.fingerprint_of_group(group)
+    for group in context.folder.written_groups():
+        found = context.folder.fingerprint_of_group(group)
         if found is not None:
-            check_same(url, {"fingerprint": found}, {"fingerprint": place.fingerprint})
+            check_same(url, {"fingerprint": found}, {"fingerprint": context.fingerprint})
 
 
 def _labels(labels: str | Path | None, sequences: Sequences) -> LabelledRecords | None:
@@ -428,7 +432,7 @@ def _model_id(model: str) -> str:
     return Path(model).name if Path(model).is_dir() else model
 
 
-def _weights(place: Workplace) -> xarray.Dataset | None:
+def _weights(context: RunContext) -> xarray.Dataset | None:
     """Statistics of the model's weights, None where its projections are not recognised.
 
     On one thread, so that the last bits are the same whatever else the run uses.
@@ -437,34 +441,35 @@ def _weights(place: Workplace) -> xarray.Dataset | None:
 
     from bertgeom.analysis.weights import weight_statistics
 
-    if place.encoder is None:
+    if context.encoder is None:
         return None
     try:
         with threadpool_limits(1):
-            return weight_statistics(place.encoder.model)
+            return weight_statistics(context.encoder.model)
     except ModelError:
         return None
 
 
-def _attributes(place: Workplace) -> dict[str, Any]:
+def _attributes(context: RunContext) -> dict[str, Any]:
     """Provenance for readers: what was measured, with what, from what. No clock, no host."""
-    identity, shape, model = place.facts["identity"], place.shape, place.facts["model"]
+    facts, shape = context.facts, context.shape
+    identity = facts.identity
     hidden = {"dtype", "device", "tokenizer"}
     return {
         "model": {
-            "id": place.facts.get("model_id") or _model_id(model),
-            "fingerprint": identity["model"]["fingerprint"],
+            "id": facts.model_id or _model_id(facts.model),
+            "fingerprint": identity.model.fingerprint,
             "n_layers": shape.n_layers,
             "n_heads": shape.n_heads,
             "hidden": shape.hidden,
         },
-        "tokenizer": identity["model"]["tokenizer"],
-        "dtype": identity["model"]["dtype"],
-        "device": identity["model"]["device"],
-        "settings": {k: v for k, v in identity["settings"].items() if k not in hidden},
-        "fingerprint": place.fingerprint,
-        "sources": place.sequences.attributes["sources"],
-        "sequences": identity["sequences"],
-        "labels": identity["label_names"] or [],
-        "n_windows": place.plan.n_windows,
+        "tokenizer": identity.model.tokenizer,
+        "dtype": identity.model.dtype,
+        "device": identity.model.device,
+        "settings": {k: v for k, v in identity.settings.items() if k not in hidden},
+        "fingerprint": context.fingerprint,
+        "sources": context.sequences.attributes["sources"],
+        "sequences": asdict(identity.sequences),
+        "labels": list(identity.label_names or ()),
+        "n_windows": context.plan.n_windows,
     }

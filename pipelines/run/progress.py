@@ -11,7 +11,7 @@ from bertgeom.errors import StoreError
 from bertgeom.pipelines.context.events import Bus, Damaged, Event, GroupWritten, PartitionDone
 from bertgeom.pipelines.context.folder import summed
 from bertgeom.pipelines.context.input_summary import InputSummary
-from bertgeom.pipelines.context.run_context import Workplace, open_workplace
+from bertgeom.pipelines.context.run_context import RunContext, open_context
 from bertgeom.pipelines.plan.partitions import Plan
 from bertgeom.store import zarr_io as store
 
@@ -60,28 +60,28 @@ class Tracker:
     written: set[int]
 
     @classmethod
-    def of(cls, place: Workplace, bus: Bus | None) -> Tracker:
+    def of(cls, context: RunContext, bus: Bus | None) -> Tracker:
         """Look at the bookkeeping. With a bus, leftovers are cleared and damage is repaired.
 
         A completion record that cannot be read, or is of another run, counts as none.
         """
-        records, wrong = place.records()
-        spooled = {i for i in place.folder.spooled() if i < place.plan.n_partitions}
-        tracker = cls(place.plan, spooled, records, set(records))
+        records, wrong = context.records()
+        spooled = {i for i in context.folder.spooled() if i < context.plan.n_partitions}
+        tracker = cls(context.plan, spooled, records, set(records))
         if bus is not None:
             for problem in wrong.values():
                 bus.send(Damaged(problem))
         for partition in sorted(tracker.spooled):
-            if place.plan.group_of(partition) in tracker.written:
+            if context.plan.group_of(partition) in tracker.written:
                 tracker.spooled.discard(partition)
                 if bus is not None:
-                    place.folder.remove_spool(partition)
+                    context.folder.remove_spool(partition)
             elif bus is not None:
                 try:
-                    place.folder.read_spool(partition, place.fingerprint)
+                    context.folder.read_spool(partition, context.fingerprint)
                 except StoreError as error:
                     bus.send(Damaged(str(error)))
-                    place.folder.remove_spool(partition)
+                    context.folder.remove_spool(partition)
                     tracker.spooled.discard(partition)
         return tracker
 
@@ -120,33 +120,35 @@ def status(url: str) -> Status:
     Raises:
         StoreError: if there is no run at `url`.
     """
-    place = open_workplace(str(url))
-    attributes = store.check_format(place.storage, store.FORMAT)
-    tracker = Tracker.of(place, None)
+    context = open_context(str(url))
+    attributes = store.check_format(context.storage, store.FORMAT)
+    tracker = Tracker.of(context, None)
     counts = _counted(tracker.records)
     missing = tracker.missing()
-    told = (x.get("seconds") for x in place.folder.history() if x.get("event") == "PartitionDone")
-    seconds = sum(x for x in told if isinstance(x, int | float))
+    times = (
+        x.get("seconds") for x in context.folder.history() if x.get("event") == "PartitionDone"
+    )
+    seconds = sum(x for x in times if isinstance(x, int | float))
     return Status(
-        place.storage.url,
+        context.storage.url,
         bool(attributes.get("complete")) and not missing,
-        place.plan.n_windows,
+        context.plan.n_windows,
         tracker.windows_done(),
-        place.plan.n_partitions,
-        place.plan.n_partitions - len(missing),
-        place.plan.n_groups,
+        context.plan.n_partitions,
+        context.plan.n_partitions - len(missing),
+        context.plan.n_groups,
         len(tracker.written),
         counts,
         tuple(missing[:10]),
         round(seconds, 3),
-        place.folder.read_input(),
+        context.folder.read_input(),
     )
 
 
 def counts_of(url: str) -> dict[str, int] | None:
     """The `counts` of a run's status; None where no run can be read."""
     with suppress(StoreError):
-        return _counted(open_workplace(url).records()[0])
+        return _counted(open_context(url).records()[0])
     return None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from bertgeom.errors import DamagedError
 from bertgeom.pipelines.context.events import Bus, Damaged
-from bertgeom.pipelines.context.run_context import Workplace
+from bertgeom.pipelines.context.run_context import RunContext
 from bertgeom.pipelines.run.inventory import Damage, Inspection, Kind
 from bertgeom.pipelines.run.prepare import is_root_of, restore
 from bertgeom.store import zarr_io
@@ -27,7 +27,7 @@ _NAMED = 20
 
 
 def mend(
-    place: Workplace,
+    context: RunContext,
     bus: Bus,
     found: Inspection,
     inputs: Mapping[str, bytes] | None = None,
@@ -43,53 +43,53 @@ def mend(
     """
     inputs = inputs or {}
     damages = [d for d in found.damages if d.kind is not Kind.ALIEN]
-    if not found.of(Kind.ROOT) and not is_root_of(place):
+    if not found.of(Kind.ROOT) and not is_root_of(context):
         damages.append(Damage(zarr_io.METADATA, "says something else than the run", Kind.ROOT))
     if not damages:
         return
-    _refuse(place, [d for d in damages if _is_beyond(place, d, inputs)])
+    _refuse(context, [d for d in damages if _is_beyond(context, d, inputs)])
     for damage in damages:
-        _make_way(place, damage.key)
+        _make_way(context, damage.key)
     for damage in damages[:_NAMED]:
-        bus.send(Damaged(f"{place.storage.shown}: {damage}; it is restored"))
+        bus.send(Damaged(f"{context.storage.shown}: {damage}; it is restored"))
     if len(damages) > _NAMED:
-        bus.send(Damaged(f"{place.storage.shown}: {len(damages) - _NAMED} more damaged files"))
+        bus.send(Damaged(f"{context.storage.shown}: {len(damages) - _NAMED} more damaged files"))
     if any(damage.kind is Kind.ROOT for damage in damages):
-        restore(place, [zarr_io.METADATA])
+        restore(context, [zarr_io.METADATA])
     elif found.complete:
-        zarr_io.reopen(place.storage)
+        zarr_io.reopen(context.storage)
     for group in found.groups:
-        place.folder.remove_group(group)
+        context.folder.remove_group(group)
     # Without its record nobody would see that a chunk is damaged.
     for damage in found.of(Kind.ROW_GROUP):
-        place.storage.remove(damage.key)
+        context.storage.remove(damage.key)
     if keys := [d.key for d in found.of(Kind.SET_UP)]:
-        restore(place, keys)
+        restore(context, keys)
     for damage in found.of(Kind.INPUT):
-        place.storage.write(damage.key, inputs[damage.key])
+        context.storage.write(damage.key, inputs[damage.key])
     for damage in found.of(Kind.LEFTOVER):
-        place.storage.remove(damage.key)
+        context.storage.remove(damage.key)
     if found.of(Kind.RUN):
-        place.folder.write_run(place.facts)
+        context.folder.write_run(context.facts)
 
 
-def _is_beyond(place: Workplace, damage: Damage, inputs: Mapping[str, bytes]) -> bool:
+def _is_beyond(context: RunContext, damage: Damage, inputs: Mapping[str, bytes]) -> bool:
     """Whether a file cannot be restored with what is at hand."""
     if damage.kind is Kind.INPUT:
         return damage.key not in inputs
     if damage.kind is Kind.SET_UP:
-        constant = damage.key.partition("/")[0] in place.facts.get("constants", ())
-        return constant and place.encoder is None
+        constant = damage.key.partition("/")[0] in (context.facts.constants or ())
+        return constant and context.encoder is None
     return damage.kind is Kind.SEQUENCES
 
 
-def _make_way(place: Workplace, key: str) -> None:
+def _make_way(context: RunContext, key: str) -> None:
     """An empty folder in the place of a file goes; anything else there is somebody's.
 
     Raises:
         DamagedError: names what is in the way.
     """
-    root = place.storage.folder
+    root = context.storage.folder
     if root is None:
         return
     path = root / key
@@ -106,11 +106,11 @@ def _make_way(place: Workplace, key: str) -> None:
     )
 
 
-def _refuse(place: Workplace, damages: list[Damage]) -> None:
+def _refuse(context: RunContext, damages: list[Damage]) -> None:
     if not damages:
         return
     first, more = damages[0], len(damages) - 1
     raise DamagedError(
-        f"{place.storage.shown}: {first}{f' (and {more} more)' if more else ''}; the bertgeom run "
-        "command of this store, given again, restores it from its sources"
+        f"{context.storage.shown}: {first}{f' (and {more} more)' if more else ''}; the bertgeom "
+        "run command of this store, given again, restores it from its sources"
     )

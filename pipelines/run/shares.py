@@ -28,7 +28,7 @@ class Shares:
 
 
 def shares(counts: Mapping[str, int]) -> Shares:
-    """The shares of unknown and truncated tokens, from counts as `compute.counts` gives them."""
+    """The shares of unknown and truncated tokens, from the counts of a run."""
 
     def share(part: str, whole: str) -> float | None:
         if part not in counts or not counts.get(whole):

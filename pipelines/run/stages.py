@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertgeom.config import Settings, check_same
+from bertgeom.config import Settings
 from bertgeom.errors import StoreError
 from bertgeom.pipelines.context.claims import check_place, claimed
 from bertgeom.pipelines.context.events import (
@@ -29,11 +29,10 @@ from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
 from bertgeom.pipelines.context.restart import forget_unstarted
 from bertgeom.pipelines.context.run_context import (
     SEQUENCES,
-    Workplace,
+    RunContext,
     load_model,
-    model_identity,
-    open_workplace,
-    place_of_model,
+    open_context,
+    reopened,
 )
 from bertgeom.pipelines.partition import cohort_sums, record_means, sampled_spectra
 from bertgeom.pipelines.partition.write import write_group
@@ -48,7 +47,13 @@ from bertgeom.pipelines.run.ingestion import (
 )
 from bertgeom.pipelines.run.inventory import Kind, inspect, written_files
 from bertgeom.pipelines.run.main_guard import check_script
-from bertgeom.pipelines.run.prepare import draw_up, input_files, read_groups, set_up
+from bertgeom.pipelines.run.prepare import (
+    PreparedRun,
+    input_files,
+    prepare_run,
+    read_groups,
+    set_up,
+)
 from bertgeom.pipelines.run.progress import Status, Tracker, status
 from bertgeom.pipelines.run.repair import CHECKED_WHOLE, mend
 from bertgeom.sequences.shards import MEMBERS, Sequences
@@ -116,8 +121,7 @@ def run(
         PlanError: if the plan does not fit the memory.
         StoreError: if the store cannot be written.
     """
-    begin = time.monotonic()
-    options = Settings.of(**settings)
+    begin, options = time.monotonic(), Settings.of(**settings)
     storage, elsewhere = Storage(str(out)), outside_shards(sources, sequences)
     given = (model, labels, annotations, sequences)
     inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
@@ -126,19 +130,12 @@ def run(
     check_script(workers)
     check_scheduler(scheduler)
     bus = Bus(list(subscribers))
-    encoder = load_model(str(model), options)
-    encoder.probe()
-    bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
+    encoder = _checked_model(str(model), options, bus)
     with explain_write_errors(storage.url):
         regions = read_groups(annotations, options)
     with claimed(storage, zarr_io.FORMAT, inputs) as storage, explain_write_errors(storage.url):
-        folder = RunFolder(storage)
-        forget_unstarted(storage)
-        zarr_io.create_root(storage)
-        folder.create()
-        bus.subscribers.append(history(folder.log))
-        shards = ingest_into(storage, sources, elsewhere, bus)
-        drawn = draw_up(
+        shards = _ingested(storage, sources, elsewhere, bus)
+        prepared = prepare_run(
             storage,
             encoder,
             str(model),
@@ -149,23 +146,58 @@ def run(
             elsewhere=elsewhere,
             send=bus.send,
         )
-        place = drawn.place
         if scheduler is None:
-            cost.check_memory(project(place, threads), cost.budget_bytes(memory), workers)
-        left = place.plan.n_windows - Tracker.of(place, None).windows_done()
-        cost.check_disk(place.layout, storage, left)
-        is_new = not (folder.storage.exists(RUN) or folder.written_groups())
-        place = set_up(drawn)
-        if storage.journal is not None:
-            storage.journal.close()
-        if not is_new:
-            mend(place, bus, inspect(place, CHECKED_WHOLE), input_files(drawn))
-        with choose(place, workers, threads, scheduler) as executor:
-            execute(place, executor, bus)
+            needed = project(prepared.context, threads)
+            cost.check_memory(needed, cost.budget_bytes(memory), workers)
+        context = _set_up(prepared, bus)
+        with choose(context, workers, threads, scheduler) as executor:
+            execute(context, executor, bus)
         done = finalise(storage.url)
         bus.send(Finished(storage.shown, done.windows, time.monotonic() - begin))
     bus.close()
     return done
+
+
+def _checked_model(model: str, options: Settings, bus: Bus) -> Encoder:
+    """The model of a run, which was seen to record the attention that it computes.
+
+    Raises:
+        ModelError: for a model that cannot be loaded or observed.
+    """
+    encoder = load_model(model, options)
+    encoder.probe()
+    bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
+    return encoder
+
+
+def _ingested(
+    storage: Storage, sources: Sources | None, elsewhere: str | None, bus: Bus
+) -> Sequences:
+    """Begin a run in its place: the folder, its history, and the sequence shards."""
+    folder = RunFolder(storage)
+    forget_unstarted(storage)
+    zarr_io.create_root(storage)
+    folder.create()
+    bus.subscribers.append(history(folder.log))
+    return ingest_into(storage, sources, elsewhere, bus)
+
+
+def _set_up(prepared: PreparedRun, bus: Bus) -> RunContext:
+    """The run with its arrays; of one that was begun before, what is damaged is mended.
+
+    Raises:
+        PlanError: if the store does not fit the disk.
+    """
+    context = prepared.context
+    left = context.plan.n_windows - Tracker.of(context, None).windows_done()
+    cost.check_disk(context.layout, context.storage, left)
+    is_new = not (context.folder.storage.exists(RUN) or context.folder.written_groups())
+    context = set_up(prepared)
+    if context.storage.journal is not None:
+        context.storage.journal.close()
+    if not is_new:
+        mend(context, bus, inspect(context, CHECKED_WHOLE), input_files(prepared))
+    return context
 
 
 def ingest(
@@ -217,50 +249,38 @@ def repair(
         StoreError: if there is no store, or another process works on it.
     """
     url, bus = str(path), Bus(list(subscribers))
-    place = open_workplace(url)
-    with claimed(place.storage, zarr_io.FORMAT), explain_write_errors(url):
-        bus.subscribers.append(history(place.folder.log))
-        found = inspect(place)
+    context = open_context(url)
+    with claimed(context.storage, zarr_io.FORMAT), explain_write_errors(url):
+        bus.subscribers.append(history(context.folder.log))
+        found = inspect(context)
         # Only `finalise` writes the list and the sums by cohort: root and list may both be lost.
-        finished = found.complete or place.storage.exists(manifest.KEY)
-        finished = finished or bool(place.storage.names(cohort_sums.GROUP))
+        finished = found.complete or context.storage.exists(manifest.KEY)
+        finished = finished or bool(context.storage.names(cohort_sums.GROUP))
         # A store of version 0.1.0 has no other sign of its end than the root.
-        finished = finished or bool(found.of(Kind.ROOT) and not Tracker.of(place, None).missing())
+        finished = finished or bool(found.of(Kind.ROOT) and not Tracker.of(context, None).missing())
         constants = {d.key.partition("/")[0] for d in found.of(Kind.SET_UP)}
         known = finished and not found.of(Kind.SEQUENCES)
-        measured = known and (found.groups or Tracker.of(place, None).missing())
-        if measured or constants & {*place.facts["constants"]}:
-            place = Workplace(place.storage, place.facts, _same_model(place, model))
-        mend(place, bus, found)
-        if measured:
-            with choose(place, 1, threads, None) as executor:
-                execute(place, executor, bus)
+        again = known and (found.groups or Tracker.of(context, None).missing())
+        if again or constants & {*(context.facts.constants or ())}:
+            context = reopened(context, model)
+        mend(context, bus, found)
+        if again:
+            with choose(context, 1, threads, None) as executor:
+                execute(context, executor, bus)
         if finished:
             finalise(url)
     bus.close()
     return tuple(map(str, found.damages))
 
 
-def _same_model(place: Workplace, model: str | None) -> Encoder:
-    """The model of a store, as it was when the store was set up.
-
-    Raises:
-        MismatchError: names what differs.
-    """
-    with place_of_model(place, model) as where:
-        encoder = load_model(where, place.settings)
-    check_same(place.storage.url, place.facts["identity"]["model"], model_identity(encoder))
-    return encoder
-
-
-def execute(place: Workplace, executor: Executor, bus: Bus) -> None:
+def execute(context: RunContext, executor: Executor, bus: Bus) -> None:
     """Measure and write all that is missing."""
-    tracker = Tracker.of(place, bus)
+    tracker = Tracker.of(context, bus)
     bus.send(
         Started(
-            place.plan.n_windows,
+            context.plan.n_windows,
             tracker.windows_done(),
-            place.plan.n_partitions,
+            context.plan.n_partitions,
             executor.workers,
             executor.threads,
         )
@@ -279,47 +299,47 @@ def finalise(url: str) -> Status:
         StoreError: if partitions are missing; names how many and the first.
         DamagedError: if a file is not there or not as long as its record says.
     """
-    place = open_workplace(url)
+    context = open_context(url)
     found = status(url)
-    if found.complete and place.storage.exists(manifest.KEY):
+    if found.complete and context.storage.exists(manifest.KEY):
         return found
     if found.missing:
         raise StoreError(
-            f"{place.storage.shown}: expected all {found.partitions} partitions, found "
+            f"{context.storage.shown}: expected all {found.partitions} partitions, found "
             f"{found.partitions - found.partitions_done} missing, the first "
             f"{found.missing[0]}; give the bertgeom run command again"
         )
     with explain_write_errors(url):
         if found.complete:
-            zarr_io.reopen(place.storage)
-        for group in Tracker.of(place, Bus()).whole_groups():
-            write_group(place, group)
-        place.storage.sweep()
-        members = [v.name for v in place.layout.variables]
-        members += [c.name for c in place.layout.coordinates] + [FOLDER]
-        members += [*place.facts["constants"], *_write_groups(place)]
-        if place.facts["sequences"] is None:
+            zarr_io.reopen(context.storage)
+        for group in Tracker.of(context, Bus()).whole_groups():
+            write_group(context, group)
+        context.storage.sweep()
+        members = [v.name for v in context.layout.variables]
+        members += [c.name for c in context.layout.coordinates] + [FOLDER]
+        members += [*(context.facts.constants or ()), *_write_groups(context)]
+        if context.facts.sequences is None:
             members += [SEQUENCES, *(f"{SEQUENCES}/{name}" for name in MEMBERS)]
-        root = zarr_io.consolidated(place.storage, members, {"complete": True})
-        files = written_files(place, {member.partition("/")[0] for member in members})
-        manifest.write(place.storage, files | {zarr_io.METADATA: manifest.entry_of(root)})
-        place.storage.write(zarr_io.METADATA, root)
+        root = zarr_io.consolidated(context.storage, members, {"complete": True})
+        files = written_files(context, {member.partition("/")[0] for member in members})
+        manifest.write(context.storage, files | {zarr_io.METADATA: manifest.entry_of(root)})
+        context.storage.write(zarr_io.METADATA, root)
     return status(url)
 
 
-def _write_groups(place: Workplace) -> list[str]:
+def _write_groups(context: RunContext) -> list[str]:
     """Groups of what row groups keep beside their chunks; returns the groups and their arrays."""
-    version = place.format_version
-    sums = cohort_sums.merged(place, place.beside("sums"))
-    inner = zarr_io.write_dataset(place.storage.child(cohort_sums.GROUP), sums, version)
+    version = context.format_version
+    sums = cohort_sums.merged(context, context.sidecars("sums"))
+    inner = zarr_io.write_dataset(context.storage.child(cohort_sums.GROUP), sums, version)
     found = {cohort_sums.GROUP: inner}
-    if place.settings.reduce:
-        where = place.storage.child(record_means.GROUP)
-        found[record_means.GROUP] = record_means.write(place, where, place.beside("records"))
-    if place.settings.spectra:
-        spectra = sampled_spectra.merged(place, place.beside("spectra"))
+    if context.settings.reduce:
+        where = context.storage.child(record_means.GROUP)
+        found[record_means.GROUP] = record_means.write(context, where, context.sidecars("records"))
+    if context.settings.spectra:
+        spectra = sampled_spectra.merged(context, context.sidecars("spectra"))
         if spectra is not None:
-            where = place.storage.child(sampled_spectra.GROUP)
+            where = context.storage.child(sampled_spectra.GROUP)
             found[sampled_spectra.GROUP] = zarr_io.write_dataset(where, spectra, version)
     return [name for group, names in found.items() for name in [group, *_in(group, names)]]
 
@@ -328,15 +348,15 @@ def _in(group: str, names: Iterable[str]) -> list[str]:
     return [f"{group}/{name}" for name in names]
 
 
-def project(place: Workplace, threads: int) -> cost.Memory:
+def project(context: RunContext, threads: int) -> cost.Memory:
     """Peak memory of a worker on this run."""
-    settings = place.settings
+    settings = context.settings
     return cost.memory(
-        cost.model_cost(place.loaded),
-        place.shape,
-        batch_tokens=settings.batch_tokens or 1,
-        partition_windows=settings.partition_windows or 1,
-        window=place.plan.index.longest,
-        n_windows=place.plan.n_windows,
+        cost.model_cost(context.loaded),
+        context.shape,
+        batch_tokens=settings.batch_tokens,
+        partition_windows=settings.partition_windows,
+        window=context.plan.index.longest,
+        n_windows=context.plan.n_windows,
         threads=threads,
     )

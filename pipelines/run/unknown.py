@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertgeom.errors import ModelError
-from bertgeom.pipelines.context.run_context import Workplace
+from bertgeom.pipelines.context.run_context import RunContext
 from bertgeom.pipelines.partition.measure import encode_windows
 from bertgeom.pipelines.run.shares import mostly_unknown
 
@@ -41,31 +41,31 @@ class UnknownTokens:
         return self.windows >= _FEW_WINDOWS and mostly_unknown(self.unknown, self.tokens)
 
 
-def check_known(place: Workplace, seed: int = 0) -> None:
+def check_known(context: RunContext, seed: int = 0) -> None:
     """Refuse a run in which most tokens are unknown.
 
     Raises:
         ModelError: says how many are, and how to go on.
     """
-    found = sample_unknown(place, seed)
+    found = sample_unknown(context, seed)
     if not found.too_many:
         return
     share = 100 * found.unknown / found.tokens
     raise ModelError(
-        f"expected most tokens to be known to {place.loaded.tokenizer.name}, found {share:.0f} % "
+        f"expected most tokens to be known to {context.loaded.tokenizer.name}, found {share:.0f} % "
         f"unknown among the {found.tokens:,} tokens of {found.windows} sampled windows; choose "
         "another --model or --tokenizer, or give --allow-unknown to go on"
     )
 
 
-def sample_unknown(place: Workplace, seed: int = 0) -> UnknownTokens:
+def sample_unknown(context: RunContext, seed: int = 0) -> UnknownTokens:
     """Unknown tokens of windows at seeded places all over the database."""
-    n = place.plan.n_windows
+    n = context.plan.n_windows
     places = np.random.default_rng(seed).permutation(-(-n // _NEIGHBOURS))[:_STRETCHES]
     n_windows = n_tokens = n_unknown = 0
     for first in np.sort(places) * _NEIGHBOURS:
-        windows = place.plan.index.windows(int(first), min(int(first) + _NEIGHBOURS, n))
-        encoded = encode_windows(place, windows)
+        windows = context.plan.index.windows(int(first), min(int(first) + _NEIGHBOURS, n))
+        encoded = encode_windows(context, windows)
         n_windows += len(windows)
         n_tokens += int(encoded.lengths.sum() - encoded.special.sum())
         n_unknown += int(encoded.n_unknown.sum())

@@ -13,7 +13,7 @@ import numpy as np
 
 from bertgeom.advisories import advisories
 from bertgeom.errors import StoreError
-from bertgeom.pipelines.context.run_context import Workplace, open_workplace
+from bertgeom.pipelines.context.run_context import RunContext, open_context, reopened
 from bertgeom.pipelines.partition import cohort_sums
 from bertgeom.pipelines.run.inventory import Inspection, inspect
 from bertgeom.pipelines.run.progress import status
@@ -72,32 +72,32 @@ def verify(
         MismatchError: if the model is not the one the store was made with.
     """
     url = str(path)
-    place = open_workplace(url)
-    found = inspect(place)
+    context = open_context(url)
+    found = inspect(context)
     problems = [str(damage) for damage in found.damages]
-    problems += _elsewhere(place)
+    problems += _elsewhere(context)
     sound = not problems
     notes: list[str] = []
     try:
         problems += _missing(url, found)
         if found.complete and sound and not found.listed:
             notes.append(_UNLISTED)
-            problems += check_cohorts(place)
+            problems += check_cohorts(context)
     except StoreError as error:
         problems += [] if problems else [str(error)]
     if sound:
-        problems += _advisories(place)
+        problems += _advisories(context)
     chosen: list[int] = []
     comparisons: list[Comparison] = []
     if windows and sound:
-        chosen = _sample(place, windows, seed)
+        chosen = _sample(context, windows, seed)
     if chosen:
-        from bertgeom.pipelines.run.oracle import compare, oracle_of
+        from bertgeom.pipelines.run.oracle import compare
 
-        encoder = oracle_of(place, model)
-        comparisons = compare(Workplace(place.storage, place.facts, encoder), chosen)
+        oracle = reopened(context, model, elsewhere=True, impl="reference")
+        comparisons = compare(oracle, chosen)
     return Report(
-        place.storage.shown,
+        context.storage.shown,
         tuple(problems),
         found.files,
         tuple(chosen),
@@ -119,27 +119,27 @@ def _missing(url: str, found: Inspection) -> list[str]:
     return [] if state.complete else ["all partitions are there, but the store was not finalised"]
 
 
-def _elsewhere(place: Workplace) -> list[str]:
+def _elsewhere(context: RunContext) -> list[str]:
     """What is wrong with shards that lie in a store of their own."""
-    where = place.facts["sequences"]
+    where = context.facts.sequences
     return (
         [] if where is None else [f"{shown_url(where)}: {x}" for x in shards.damage(Storage(where))]
     )
 
 
-def _advisories(place: Workplace) -> list[str]:
+def _advisories(context: RunContext) -> list[str]:
     """Known faults of the version that wrote the row groups that are done."""
-    arrays = store.Arrays(place.storage, read_only=True)
-    done = [arrays.read("n_tokens", *place.plan.group(g)) for g in sorted(place.records()[0])]
+    arrays = store.Arrays(context.storage, read_only=True)
+    done = [arrays.read("n_tokens", *context.plan.group(g)) for g in sorted(context.records()[0])]
     n_tokens = np.concatenate([np.zeros(0, np.uint32), *done])
-    return advisories(store.check_format(place.storage, store.FORMAT), n_tokens)
+    return advisories(store.check_format(context.storage, store.FORMAT), n_tokens)
 
 
-def check_cohorts(place: Workplace) -> list[str]:
+def check_cohorts(context: RunContext) -> list[str]:
     """Compare the sums by cohort with those of the row groups, which their records vouch for."""
-    expected = cohort_sums.merged(place, place.beside("sums"))
+    expected = cohort_sums.merged(context, context.sidecars("sums"))
     try:
-        found = store.open(place.storage.url, group=cohort_sums.GROUP).load()
+        found = store.open(context.storage.url, group=cohort_sums.GROUP).load()
     except (OSError, RuntimeError, ValueError, StoreError) as error:
         return [f"{cohort_sums.GROUP}: cannot be read: {error}"]
     return [
@@ -149,12 +149,12 @@ def check_cohorts(place: Workplace) -> list[str]:
     ]
 
 
-def _sample(place: Workplace, n: int, seed: int) -> list[int]:
+def _sample(context: RunContext, n: int, seed: int) -> list[int]:
     """Numbers of windows with statistics, spread over what is written, in order."""
-    arrays = store.Arrays(place.storage, read_only=True)
+    arrays = store.Arrays(context.storage, read_only=True)
     found: list[int] = []
-    for group in sorted(place.records()[0]):
-        first, stop = place.plan.group(group)
+    for group in sorted(context.records()[0]):
+        first, stop = context.plan.group(group)
         flags = arrays.read("flags", first, stop)
         found += (first + np.flatnonzero(flags & LOST == 0)).tolist()
     rng = np.random.default_rng(seed)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from bertgeom.config import Settings, check_same, differences, fingerprint
+from bertgeom.config import (
+    MeasureSettings,
+    ResolvedSettings,
+    Settings,
+    check_same,
+    differences,
+    fingerprint,
+)
 from bertgeom.errors import MismatchError, UsageError
 
 
@@ -52,8 +60,8 @@ def test_settings_survive_json() -> None:
 
 
 def test_what_changes_no_number_is_no_part_of_the_identity() -> None:
-    assert Settings().lasting() == Settings(trust_remote_code=True).lasting()
-    assert Settings().lasting() != Settings(theta=0.4).lasting()
+    assert Settings().identity_settings() == Settings(trust_remote_code=True).identity_settings()
+    assert Settings().identity_settings() != Settings(theta=0.4).identity_settings()
 
 
 def test_the_fingerprint_does_not_depend_on_order() -> None:
@@ -88,8 +96,8 @@ EDGES: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize("name", EDGES)
 def test_a_setting_has_one_range_from_the_command_line_to_the_kernel(name: str) -> None:
+    from bertgeom.config import MeasureSettings
     from bertgeom.kernels.attention_stats.options import fault
-    from bertgeom.model.attention import MeasureSettings
 
     for value in EDGES[name]:
         refused = []
@@ -100,3 +108,40 @@ def test_a_setting_has_one_range_from_the_command_line_to_the_kernel(name: str) 
             except UsageError:
                 refused.append(True)
         assert refused == [fault(name, value) is not None] * 2, value
+
+
+def test_what_the_encoder_needs_has_the_defaults_of_the_settings() -> None:
+    assert Settings().to_measure() == MeasureSettings()
+    chosen = Settings(theta=0.4, near=2, tier="core", keep=("cls",), angles="all", impl="numba")
+    found = chosen.to_measure(n_groups=3)
+    shared = {f.name for f in fields(MeasureSettings)} & {f.name for f in fields(Settings)}
+    assert shared == {"tier", "keep", "angles", "theta", "near", "impl"}
+    assert {n: getattr(found, n) for n in shared} == {n: getattr(chosen, n) for n in shared}
+    assert found.n_groups == 3
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"theta": 1.5},
+        {"near": -1},
+        {"tier": "half"},
+        {"angles": "some"},
+        {"keep": ("x",)},
+        {"impl": "x"},
+    ],
+)
+def test_both_refuse_the_same_values(option: dict[str, Any]) -> None:
+    for kind in (Settings, MeasureSettings):
+        with pytest.raises(UsageError, match=next(iter(option))):
+            kind(**option)
+
+
+def test_resolved_settings_are_complete_and_written_in_the_same_order() -> None:
+    decided = {"max_tokens": 512, "batch_tokens": 4096, "partition_windows": 7}
+    resolved = Settings(theta=0.4).resolved(**decided)
+    assert resolved.to_json() == {**Settings(theta=0.4).to_json(), **decided}
+    assert list(resolved.to_json()) == list(Settings().to_json())
+    assert ResolvedSettings.from_json(resolved.to_json()) == resolved
+    with pytest.raises(ValueError, match="partition_windows is not decided"):
+        Settings().resolved(max_tokens=512, batch_tokens=4096, partition_windows=None)

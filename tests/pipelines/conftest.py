@@ -25,7 +25,7 @@ def fake() -> ModuleType:
 def encoder(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A fake encoder, which every run of the test gets as its model."""
     found = fakes.FakeEncoder()
-    monkeypatch.setattr(stages, "load_model", lambda *args, **options: found)
+    fakes.take_the_place_of_models(monkeypatch, found)
     return found
 
 
@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of an undisturbed `run()`, made once; not to be changed."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "load_model", lambda *args, **options: fakes.FakeEncoder())
+        fakes.take_the_place_of_models(patch, fakes.FakeEncoder())
         source = fakes.write_fasta(folder / "x.fa")
         stages.run(source, model="fake", out=folder / "x.zarr", **DEFAULTS)
     return folder / "x.zarr"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 OTHER = "other"
 """What is answered instead of a class."""
@@ -33,12 +34,6 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
@@ -66,7 +61,7 @@ def choose_threshold(
     Kept within `bounds`: with calibrated probabilities an answer of more than 0.9 is good
     enough by itself, and one below 0.5 never is.
     """
-    probabilities = softmax(logits)
+    probabilities = softmax(logits, axis=-1)
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence)
     wrong = (probabilities.argmax(axis=1) != truth)[order]

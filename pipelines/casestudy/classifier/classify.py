@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from transformers import AutoModelForSequenceClassification
 
 from bertgeom.errors import ModelError
-from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER, Decision, softmax
+from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER, Decision
 from bertgeom.pipelines.casestudy.classifier.quiet import no_progress_bars
 from bertgeom.pipelines.casestudy.genomes.spike import Spike
 from bertgeom.tokens.select import KmerTokenizer, load_kmer_tokenizer
@@ -64,7 +65,7 @@ class VariantClassifier:
                 input_ids=torch.from_numpy(batch.ids.astype(np.int64)),
                 attention_mask=torch.from_numpy(mask.astype(np.int64)),
             )
-        probabilities = softmax(output.logits.double().numpy())
+        probabilities = softmax(output.logits.double().numpy(), axis=-1)
         known, unknown = self._readable(batch.ids, mask & ~batch.special)
         for row, spike in enumerate(spikes):
             reason = self._doubt(probabilities[row], int(known[row]), int(unknown[row]))

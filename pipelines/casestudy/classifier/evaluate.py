@@ -20,11 +20,8 @@ from bertgeom.errors import InputError
 from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER
 from bertgeom.pipelines.casestudy.classifier.classify import Prediction, VariantClassifier
 from bertgeom.pipelines.casestudy.classifier.metrics import (
+    agreement,
     calibration,
-    class_table,
-    confusion_matrix,
-    macro_f1,
-    matthews,
 )
 from bertgeom.pipelines.casestudy.genomes.spike import Sequence as Record
 from bertgeom.pipelines.casestudy.genomes.spike import Skipped, Spike, extract_all
@@ -105,28 +102,16 @@ def evaluate(results: Sequence[Outcome], classes: Sequence[str]) -> dict[str, An
         "n": len(results),
         "n_skipped": len(results) - len(answered),
         "skipped": [{"id": o.id, "reason": o.reason} for o in results if o.prediction is None],
-        "forced": _figures(truth, forced, classes),
-        "decided": _figures(truth, decided, classes),
+        "forced": agreement(truth, forced, classes, [OTHER]),
+        "decided": agreement(truth, decided, classes, [OTHER]),
         "covered": {
             "share": len(covered) / len(results),
-            **_figures([truth[i] for i in covered], [decided[i] for i in covered], classes),
+            **agreement(
+                [truth[i] for i in covered], [decided[i] for i in covered], classes, [OTHER]
+            ),
         },
         "calibration": _calibration(answered),
         "wrong": [_wrong(one, p) for one, p in answered if p.answer != one.truth],
-    }
-
-
-def _figures(truth: Sequence[str], answers: Sequence[str], classes: Sequence[str]) -> dict:
-    columns = [*classes, OTHER]
-    table = class_table(truth, answers, classes)
-    confusion = confusion_matrix(truth, answers, columns, columns)
-    hits = sum(a == b for a, b in zip(truth, answers, strict=True))
-    return {
-        "accuracy": hits / len(truth) if truth else float("nan"),
-        "macro_f1": macro_f1(table),
-        "mcc": matthews(confusion),
-        "per_class": table,
-        "confusion": {"columns": columns, "rows": list(classes), "counts": confusion[:-1].tolist()},
     }
 
 

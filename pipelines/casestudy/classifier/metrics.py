@@ -52,6 +52,28 @@ def matthews(confusion: np.ndarray) -> float:
     return float((hits * total - said @ true) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
+def agreement(
+    truth: Sequence[str], answers: Sequence[str], classes: Sequence[str], other: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Accuracy, macro F1, MCC, the table by class and the confusion matrix, JSON-able.
+
+    Args:
+        other: answers that are no class: they have a column, but no row.
+    """
+    columns = [*classes, *other]
+    table = class_table(truth, answers, classes)
+    confusion = confusion_matrix(truth, answers, columns, columns)
+    hits = sum(a == b for a, b in zip(truth, answers, strict=True))
+    rows = confusion[: len(classes)]
+    return {
+        "accuracy": hits / len(truth) if truth else float("nan"),
+        "macro_f1": macro_f1(table),
+        "mcc": matthews(confusion),
+        "per_class": table,
+        "confusion": {"columns": columns, "rows": list(classes), "counts": rows.tolist()},
+    }
+
+
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> dict[str, Any]:
     """Expected calibration error and the reliability table behind it.
 

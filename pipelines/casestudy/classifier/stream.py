@@ -81,7 +81,7 @@ def training_batch(
     size = settings.samples if given is None else len(given)
     sequences, targets = [], np.zeros((settings.batch_size, len(CLASSES)), np.float32)
     for row in range(settings.batch_size):
-        index = _index(settings, step * settings.batch_size + row, size)
+        index = index_in_epoch(settings, step * settings.batch_size + row, size)
         if random.random() < settings.outliers:
             sequences.append(outlier(random))
             targets[row] = 1 / len(CLASSES)
@@ -174,7 +174,7 @@ def outlier(random: np.random.Generator) -> np.ndarray:
     return hidden
 
 
-def _index(settings: TrainSettings, position: int, size: int) -> int:
+def index_in_epoch(settings: TrainSettings, position: int, size: int) -> int:
     """Which training sequence stands at a place of the stream."""
     if size == 0:
         return position

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from bertgeom.pipelines.casestudy.genomes.lineages import (
     lineages,
     translate,
 )
+from bertgeom.pipelines.casestudy.genomes.spike import ANCHOR, anchors
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ DOMAINS = (
     Domain("S2", 686, 1273, "subunit that fuses the membranes"),
 )
 N_AMINO = 1273
-_ANCHOR = 21
 
 
 def domain_of(position: float) -> str:
@@ -91,18 +90,18 @@ def align(bases: np.ndarray) -> Alignment | None:
     Returns:
         None where no unique 21-mer of the reference is found.
     """
-    text, anchors = bases.tobytes().upper(), _anchors()
+    text, known = bases.tobytes().upper(), anchors()
     hits = [
-        (anchors[text[i : i + _ANCHOR]], i)
-        for i in range(len(text) - _ANCHOR + 1)
-        if text[i : i + _ANCHOR] in anchors
+        (known[text[i : i + ANCHOR]], i)
+        for i in range(len(text) - ANCHOR + 1)
+        if text[i : i + ANCHOR] in known
     ]
     runs: list[list[int]] = []
     for reference, record in hits:
         if runs and reference - record == runs[-1][0] - runs[-1][1]:
-            runs[-1][2] = reference + _ANCHOR - runs[-1][0]
+            runs[-1][2] = reference + ANCHOR - runs[-1][0]
         elif not runs or (reference > runs[-1][0] and record > runs[-1][1]):
-            runs.append([reference, record, _ANCHOR])
+            runs.append([reference, record, ANCHOR])
     if not runs:
         return None
     back = min(runs[0][0], runs[0][1])
@@ -121,15 +120,6 @@ def reference_position(blocks: Alignment, record: np.ndarray) -> np.ndarray:
     along = record - blocks.record[block]
     inside = (along >= 0) & (along < blocks.length[block])
     return np.where(inside, blocks.reference[block] + along, np.nan)
-
-
-@cache
-def _anchors() -> dict[bytes, int]:
-    """Unique 21-mers of the reference spike -> where they are."""
-    text = data.reference()[slice(*SPIKE)].tobytes()
-    pieces = [text[i : i + _ANCHOR] for i in range(len(text) - _ANCHOR + 1)]
-    twice = {piece for piece in pieces if text.count(piece) > 1}
-    return {piece: i for i, piece in enumerate(pieces) if piece not in twice}
 
 
 def defining_amino_acids(label: str, least: float = 0.25) -> dict[int, str]:

@@ -25,7 +25,7 @@ MIN_KNOWN = 0.3
 """Least share of the gene's 3,822 positions that must be A, C, G or T."""
 
 _LENGTH = SPIKE[1] - SPIKE[0]
-_ANCHOR = 21
+ANCHOR = 21
 _LONGEST_SPIKE = 4200
 _KNOWN = np.zeros(256, bool)
 _KNOWN[np.frombuffer(b"ACGTU", np.uint8)] = True
@@ -116,10 +116,10 @@ def _ready_spike(bases: np.ndarray) -> tuple[np.ndarray, int] | None:
     """The sequence itself if exact matches say that it is a spike from near its start on."""
     if not _LENGTH // 5 <= len(bases) <= _LONGEST_SPIKE:
         return None
-    text, anchors = bases.tobytes(), _anchors()
-    starts = range(0, len(text) - _ANCHOR, 7)
-    places = [(i, anchors[piece]) for i in starts if (piece := text[i : i + _ANCHOR]) in anchors]
-    readable = sum(b"N" not in text[i : i + _ANCHOR] for i in starts)
+    text, known = bases.tobytes(), anchors()
+    starts = range(0, len(text) - ANCHOR, 7)
+    places = [(i, known[piece]) for i in starts if (piece := text[i : i + ANCHOR]) in known]
+    readable = sum(b"N" not in text[i : i + ANCHOR] for i in starts)
     if len(places) < max(3, 0.3 * readable):
         return None
     missing = places[0][1] - places[0][0]
@@ -138,20 +138,20 @@ def _opens_with_insertion(bases: np.ndarray) -> bool:
 
 
 @cache
-def _anchors() -> dict[bytes, int]:
+def anchors() -> dict[bytes, int]:
     """21-mers of the reference spike -> their place; those that occur twice are left out."""
     text = data.reference()[slice(*SPIKE)].tobytes()
     found: dict[bytes, int] = {}
     twice = set()
-    for i in range(len(text) - _ANCHOR + 1):
-        piece = text[i : i + _ANCHOR]
+    for i in range(len(text) - ANCHOR + 1):
+        piece = text[i : i + ANCHOR]
         twice.update([piece] if piece in found else [])
         found[piece] = i
     return {piece: i for piece, i in found.items() if piece not in twice}
 
 
 @cache
-def _aligner() -> Any:
+def aligner() -> Any:
     try:
         import mappy
     except ImportError as error:
@@ -163,7 +163,7 @@ def _aligner() -> Any:
 
 
 def _aligned_spike(bases: np.ndarray) -> tuple[np.ndarray, int, bool] | None:
-    hits = list(_aligner().map(bases.tobytes().decode("ascii", "replace")))
+    hits = list(aligner().map(bases.tobytes().decode("ascii", "replace")))
     if not hits:
         return None
     forward = sum(hit.strand * hit.mlen for hit in hits) >= 0

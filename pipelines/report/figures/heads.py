@@ -53,6 +53,11 @@ def gate_map(summary: Summary, cohort: str = ALL) -> Figure:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+    _legend_of_gates(figure, axes)
+    return figure
+
+
+def _legend_of_gates(figure: Figure, axes: Axes) -> None:
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside upper center",
@@ -60,7 +65,6 @@ def gate_map(summary: Summary, cohort: str = ALL) -> Figure:
         handlelength=1.0,
         columnspacing=1.2,
     )
-    return figure
 
 
 def _name_gates(axes: Axes, mass: np.ndarray) -> None:
@@ -117,13 +121,7 @@ def gate_layers(summary: Summary) -> Figure:
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xlabel="share of the attention mass")
     axes.tick_params(axis="y", length=0)
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=8,
-        handlelength=1.0,
-        columnspacing=1.2,
-    )
+    _legend_of_gates(figure, axes)
     return figure
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-#: Drawn colour -> (on a light ground, on a dark ground).
+#: PreparedRun colour -> (on a light ground, on a dark ground).
 _INKS = {
     "#1a2b3c": ("#1c2530", "#e6e9ee"),
     "#5c6773": ("#5c6773", "#a3adb8"),

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
-from bertgeom.model.attention import MeasureSettings
 from bertgeom.model.encoder import Encoder, TokenBatch, load_encoder
 from bertgeom.testing import save_tiny_classifier, tiny_model
 from bertgeom.variables import VARIABLES, flag_bit, select

@@ -22,9 +22,11 @@ from bertgeom.errors import InputError, StoreError, UsageError
 from bertgeom.pipelines.casestudy import analyze as analysis
 from bertgeom.pipelines.casestudy import positions
 from bertgeom.pipelines.casestudy import report as pages
+from bertgeom.pipelines.casestudy.along import STEP
 from bertgeom.pipelines.casestudy.cli import app
 from bertgeom.pipelines.casestudy.genomes import domains
 from bertgeom.pipelines.casestudy.genomes.lineages import SPIKE
+from bertgeom.pipelines.casestudy.measure import STORE
 from bertgeom.store.dataset import attribute
 
 CLASSES = ("alpha", "delta", "omicron")
@@ -68,7 +70,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(folder):
-    return bertgeom.open(folder / analysis.STORE).load()
+    return bertgeom.open(folder / STORE).load()
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +168,10 @@ def test_the_profile_along_the_spike_averages_the_tokens_of_its_steps(arrays, da
         blocks = domains.align(spikes[str(name)])
         middle = (np.asarray(dataset["token_start"][row]) + dataset["token_stop"][row].values) // 2
         base = domains.reference_position(blocks, middle.astype(int))
-        inside = (base // (3 * analysis.STEP) == at // (3 * analysis.STEP)) & (middle > 0)
+        inside = (base // (3 * STEP) == at // (3 * STEP)) & (middle > 0)
         if inside.any():
             found.append(received[row, inside].mean())
-    step = at // (3 * analysis.STEP)
+    step = at // (3 * STEP)
     np.testing.assert_allclose(arrays["received_class"][0, step], np.mean(found), rtol=1e-3)
     assert arrays["received_n"][step] == len(found)
 
@@ -269,8 +271,8 @@ def test_effects_of_positions_follow_the_rule_of_contrasts():
     received[:, 4] = rng.normal(size=12) + 5 * inside
     received[:, 5] = rng.normal(size=12)
     received[6:9, 5] = np.nan
-    assert positions._proposed(received, inside, "float32").tolist() == [4, 5]
-    assert positions._proposed(received, inside, "float64").tolist()[0] == 4
+    assert positions.proposed_positions(received, inside, "float32").tolist() == [4, 5]
+    assert positions.proposed_positions(received, inside, "float64").tolist()[0] == 4
     a, b = received[inside, 4], received[~inside, 4]
     size = abs(a.mean() - b.mean()) / np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
     moments = Moments.of(received, np.where(inside, 0, 1), 2)
@@ -367,7 +369,7 @@ def test_the_page_prints_the_numbers_of_the_analysis(page, result):
 def test_a_page_is_made_of_the_store_it_belongs_to(folder, tmp_path, result):
     other = tmp_path / "other"
     other.mkdir()
-    changed = {**result, "fingerprint": "0", "store": str(folder / analysis.STORE)}
+    changed = {**result, "fingerprint": "0", "store": str(folder / STORE)}
     (other / analysis.RESULT).write_text(json.dumps(changed))
     (other / analysis.ARRAYS).write_bytes((folder / analysis.ARRAYS).read_bytes())
     with pytest.raises(StoreError, match="another"):
@@ -387,7 +389,7 @@ def test_the_commands_pass_a_store_on_and_write_beside_it(folder, result, arrays
         return {**result, "genomes": {**result["genomes"]}}, arrays
 
     monkeypatch.setattr(analysis, "analyze_store", analysed)
-    store, out = folder / analysis.STORE, folder.parent / "again"
+    store, out = folder / STORE, folder.parent / "again"
     done = CliRunner().invoke(app, ["analyze", str(store), "--out", str(out), "--json"])
     assert done.exit_code == 0, done.output
     assert asked == [(str(store), None)]

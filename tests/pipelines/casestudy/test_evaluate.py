@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from bertgeom import data
 from bertgeom.errors import InputError, ModelError
@@ -14,7 +15,6 @@ from bertgeom.pipelines.casestudy.classifier.calibrate import (
     Decision,
     choose_threshold,
     fit_temperature,
-    softmax,
 )
 from bertgeom.pipelines.casestudy.classifier.classify import Prediction, load_classifier
 from bertgeom.pipelines.casestudy.classifier.evaluate import (
@@ -77,7 +77,7 @@ def test_calibration_error_on_literal_numbers():
 def test_temperature_recovers_a_known_scale():
     random = np.random.default_rng(1)
     logits = random.normal(size=(4000, 5)) * 2
-    truth = np.array([random.choice(5, p=p) for p in softmax(logits)])
+    truth = np.array([random.choice(5, p=p) for p in softmax(logits, axis=-1)])
     assert fit_temperature(logits * 3, truth) == pytest.approx(3, rel=0.1)
 
 

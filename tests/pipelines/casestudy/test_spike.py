@@ -74,7 +74,7 @@ def test_simulated_poor_genomes_give_the_simulated_spike(mappy):
 
 
 def test_ready_spikes_need_no_aligner(monkeypatch):
-    monkeypatch.setattr(module, "_aligner", lambda: pytest.fail("aligned a ready spike"))
+    monkeypatch.setattr(module, "aligner", lambda: pytest.fail("aligned a ready spike"))
     for one in lineages():
         bases = one.genome.cut(*SPIKE).sequence()
         found = extract("x", bases)
@@ -83,7 +83,7 @@ def test_ready_spikes_need_no_aligner(monkeypatch):
 
 
 def test_ready_spike_that_lost_its_start_is_padded(monkeypatch):
-    monkeypatch.setattr(module, "_aligner", lambda: pytest.fail("aligned a ready spike"))
+    monkeypatch.setattr(module, "aligner", lambda: pytest.fail("aligned a ready spike"))
     found = extract("x", data.reference()[START + 333 : STOP])
     assert found.padded == 333
     assert len(found.bases) == STOP - START
@@ -91,10 +91,10 @@ def test_ready_spike_that_lost_its_start_is_padded(monkeypatch):
 
 def test_genome_without_mappy_tells_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mappy", None)
-    module._aligner.cache_clear()
+    module.aligner.cache_clear()
     with pytest.raises(ImplementationUnavailableError, match=r"bertgeom\[casestudy\]"):
         extract("x", data.reference())
-    module._aligner.cache_clear()
+    module.aligner.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_early_batches_see_a_share_of_the_tokens_at_their_own_positions():
 
 def test_every_epoch_visits_every_training_sequence_once():
     settings = TINY.changed(samples=10)
-    seen = [stream._index(settings, i, 10) for i in range(30)]
+    seen = [stream.index_in_epoch(settings, i, 10) for i in range(30)]
     assert [sorted(seen[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
     assert seen[:10] != seen[10:20]
 

@@ -11,9 +11,9 @@ import xarray
 
 from bertgeom.errors import DamagedError, MismatchError, StoreError, UsageError
 from bertgeom.pipelines.catalogue import angles
+from bertgeom.pipelines.catalogue.angle_job import AngleSettings
 from bertgeom.pipelines.catalogue.angle_results import write_result
 from bertgeom.pipelines.catalogue.angles import (
-    AngleSettings,
     database_angles,
     finalise,
     prepare,

@@ -17,7 +17,7 @@ import pytest
 
 import bertgeom
 from bertgeom.pipelines.catalogue.export import LEVELS
-from bertgeom.pipelines.cli.main import _command, main
+from bertgeom.pipelines.cli.main import command_group, main
 from bertgeom.pipelines.report import build as report
 from bertgeom.pipelines.run import stages
 from bertgeom.store.dataset import excluded
@@ -210,7 +210,7 @@ def test_every_command_with_the_option_is_tested_here() -> None:
     tested |= {"tracks", "export", "report"}
     taking = {
         name
-        for name, command in _command().commands.items()
+        for name, command in command_group().commands.items()
         if any("--exclude-flags" in parameter.opts for parameter in command.params)
     }
     assert taking == tested

@@ -108,9 +108,6 @@ def test_impossible_values_are_exit_code_two_and_one_line(
 def test_run_status_verify_and_json(
     command: Command, encoder: Any, fasta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bertgeom.pipelines.run import oracle as oracle_module
-
-    monkeypatch.setattr(oracle_module, "load_model", lambda *args, **options: encoder)
     out = tmp_path / "x.zarr"
     code, text, log = command(*run_options(fasta, out), "--json")
     assert code == 0
@@ -283,7 +280,7 @@ def test_a_plan_is_shown_and_nothing_is_written(
 
 def test_a_plan_takes_the_options_of_a_run() -> None:
     run, plan = (
-        {option.name: option for option in cli._command().commands[name].params}
+        {option.name: option for option in cli.command_group().commands[name].params}
         for name in ("run", "plan")
     )
     only_run, only_plan = {"out"}, {"measure"}

@@ -12,7 +12,6 @@ import pytest
 import bertgeom
 from bertgeom.pipelines.cli.main import main
 from bertgeom.pipelines.context import leases
-from bertgeom.pipelines.run import oracle
 from bertgeom.store import storage as storage_module
 
 Command = Callable[[str], list[str]]
@@ -24,7 +23,6 @@ def quick(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(storage_module, "_FIRST_PAUSE", 0.0005)
     monkeypatch.setattr(storage_module, "_LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(leases, "_SETTLE_SECONDS", 0.01)
-    monkeypatch.setattr(oracle, "load_model", lambda *args, **options: encoder)
     flaky.FAULTS.reset()
     yield
     flaky.FAULTS.reset()

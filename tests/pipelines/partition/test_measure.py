@@ -52,7 +52,7 @@ def test_statistics_stand_in_the_row_of_their_window(
     dataset = bertgeom.open(tmp_path / "x.zarr").load()
     fasta = (tmp_path / "x.fa").read_text().split(">")[1:]
     records = [text.split("\n", 1)[1].strip() for text in fasta]
-    from bertgeom.model.attention import MeasureSettings
+    from bertgeom.config import MeasureSettings
     from bertgeom.model.encoder import TokenBatch
     from bertgeom.variables import n_offset_side
 

@@ -151,14 +151,14 @@ _MEASURE = """
 import json, sys
 from pathlib import Path
 from bertgeom.pipelines.run import stages
-from bertgeom.pipelines.context.run_context import open_workplace, load_model, Workplace
+from bertgeom.pipelines.context.run_context import open_context, load_model, RunContext
 source, model, out = sys.argv[1:4]
 stages.run(source, model=model, out=out, threads=1, batch_tokens=16384, keep="tracks,block_map")
 # Of this program alone: `ru_maxrss` keeps the peak of the process that started it.
 peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
-place = open_workplace(out)
-place = Workplace(place.storage, place.facts, load_model(model, place.settings))
-print(json.dumps([peak, stages.project(place, 1).total, vars(stages.project(place, 1))]))
+context = open_context(out)
+context = RunContext(context.storage, context.facts, load_model(model, context.settings))
+print(json.dumps([peak, stages.project(context, 1).total, vars(stages.project(context, 1))]))
 """
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import bertgeom
 from bertgeom.errors import PlanError, StoreError
 from bertgeom.kernels.kmers import reverse_complement
-from bertgeom.pipelines.context.run_context import open_workplace
+from bertgeom.pipelines.context.run_context import open_context
 from bertgeom.pipelines.plan import token_windows
 from bertgeom.pipelines.plan.token_windows import TokenWindows, cut_windows
 from bertgeom.pipelines.run import stages
@@ -266,15 +266,15 @@ def test_a_plan_tells_the_figures_of_the_run(
     command = ["plan", str(source), "-m", str(model), "--partition-windows", "8", "--json"]
     assert main([*command, "--workers", str(workers), "--threads", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
-    place = open_workplace(str(done))
+    context = open_context(str(done))
     ran = stages.status(str(done))
     assert found["workers"] == workers
     assert (found["records"], found["bases"]) == (4, 4920)
     assert found["windows"] == ran.windows
     assert found["tokens"] == ran.counts["tokens"]
     assert (found["partitions"], found["row_groups"]) == (ran.partitions, ran.groups)
-    assert found["partition_windows"] == place.settings.partition_windows == 8
-    assert found["batch_tokens"] == place.settings.batch_tokens
+    assert found["partition_windows"] == context.settings.partition_windows == 8
+    assert found["batch_tokens"] == context.settings.batch_tokens
     chunks = [path for path in done.glob("*/c/**/*") if path.is_file()]
     dataset = bertgeom.open(done)
     arrays = {path.relative_to(done).parts[0] for path in chunks} & {*dataset.variables}
@@ -326,8 +326,8 @@ def test_a_damaged_file_of_windows_is_named_and_made_again(
     kept = out / "run" / "windows.safetensors"
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + b"\x7f")
-    with pytest.raises(StoreError, match="damaged file; the bertgeom run command"):
-        _ = open_workplace(str(out)).plan
+    with pytest.raises(StoreError, match="found a damaged file; the bertgeom run command"):
+        _ = open_context(str(out)).plan
     stages.run(source, model=model, out=out, threads=1, partition_windows=8)
     assert kept.read_bytes() == whole
 

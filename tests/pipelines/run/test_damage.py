@@ -65,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, fake: Any) -> Iterator[dict[
         **OPTIONS,
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "load_model", lambda *args, **options: fake.FakeEncoder())
+        fake.take_the_place_of_models(patch, fake.FakeEncoder())
         patch.setattr(prepare, "row_group", lambda shape, size, n: 2 * size)
         for name, more in (("full", {"tier": "core"}), ("means", {"reduce": True})):
             stages.run(source, out=folder / f"{name}.zarr", **asked, **more)
@@ -326,9 +326,9 @@ def test_every_file_has_an_owner_and_an_entry(store: Path, world: dict[str, Any]
     assert files is not None
     unlisted = {k for k in world["contents"](store) if not manifest.is_listed(k)}
     assert files.keys() | unlisted == world["contents"](store).keys()
-    from bertgeom.pipelines.context.run_context import open_workplace
+    from bertgeom.pipelines.context.run_context import open_context
 
-    place = open_workplace(str(store))
-    owners = {key: inventory.owner(place, key)[0] for key in files}
+    context = open_context(str(store))
+    owners = {key: inventory.owner(context, key)[0] for key in files}
     assert inventory.Kind.LEFTOVER not in owners.values()
     assert owners["zarr.json"] is inventory.Kind.ROOT

@@ -116,7 +116,7 @@ def world(
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "load_model", lambda *args, **options: encoder)
+        fake.take_the_place_of_models(patch, encoder)
         patch.setattr(prepare, "row_group", lambda shape, size, n: 2 * size)
         start(place / "whole.zarr")
         whole = fake.contents(place / "whole.zarr")

@@ -55,7 +55,7 @@ def whole(start: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """Address of a cluster of two workers that runs find and leave."""
-    with executors._local_cluster(2, 1, "cpu") as cluster:
+    with executors.local_cluster(2, 1, "cpu") as cluster:
         yield cluster.scheduler_address
 
 
@@ -129,9 +129,9 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
     original = stages.set_up
 
     def set_up_and_lose_the_bookkeeping(drawn: Any) -> Any:
-        place = original(drawn)
-        place.storage.remove("run/run.json")
-        return place
+        context = original(drawn)
+        context.storage.remove("run/run.json")
+        return context
 
     monkeypatch.setattr(stages, "set_up", set_up_and_lose_the_bookkeeping)
     with pytest.raises(StoreError, match=r"run\.json: expected what the run is"):
@@ -143,7 +143,7 @@ def test_a_local_cluster_listens_on_loopback_alone() -> None:
     import psutil
     from distributed import Client
 
-    with executors._local_cluster(1, 1, "cpu") as cluster, Client(cluster):
+    with executors.local_cluster(1, 1, "cpu") as cluster, Client(cluster):
         me = psutil.Process()
         listening = [
             connection.laddr.ip

@@ -15,7 +15,7 @@ import bertgeom
 from bertgeom.errors import InputError, MismatchError, PlanError, StoreError, UsageError
 from bertgeom.pipelines.context import events
 from bertgeom.pipelines.context.folder import RunFolder
-from bertgeom.pipelines.context.run_context import Workplace
+from bertgeom.pipelines.context.run_context import RunContext
 from bertgeom.pipelines.partition.write import rounded, run_partition
 from bertgeom.pipelines.run import prepare, stages
 from bertgeom.pipelines.run.executors import InProcess
@@ -119,9 +119,9 @@ def test_partitions_can_be_run_one_by_one_in_any_order_and_twice(
         run(subscribers=[stop_after(1)])
     url = str(tmp_path / "x.zarr")
     facts = RunFolder(Storage(url)).read_run()
-    place = Workplace(Storage(url), facts, encoder)
+    context = RunContext(Storage(url), facts, encoder)
     for partition in (6, 3, 3, 0, 1, 2, 5, 4, 6):
-        run_partition(place, partition)
+        run_partition(context, partition)
     assert stages.finalise(url).complete
     assert stages.finalise(url).complete
     assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
@@ -381,6 +381,6 @@ def test_rounded_stores_are_within_the_bits(run: Run, whole: Path, tmp_path: Pat
 def test_choosing_in_process_needs_no_cluster(run: Run, encoder: Any) -> None:
     from bertgeom.pipelines.run.executors import choose
 
-    place = Workplace(Storage("nowhere"), {"model": "x"}, encoder)
-    assert isinstance(choose(place, 1, 2, None), InProcess)
-    assert choose(place, 1, None, None).threads >= 1
+    context = RunContext(Storage("nowhere"), {"model": "x"}, encoder)
+    assert isinstance(choose(context, 1, 2, None), InProcess)
+    assert choose(context, 1, None, None).threads >= 1

@@ -13,7 +13,6 @@ from bertgeom import _version
 from bertgeom.errors import MismatchError, StoreError
 from bertgeom.pipelines.cli.main import main
 from bertgeom.pipelines.context.events import PartitionDone
-from bertgeom.pipelines.run import oracle as module
 from bertgeom.pipelines.run.stages import Status
 from bertgeom.pipelines.run.verify import verify
 from bertgeom.store import manifest
@@ -24,9 +23,7 @@ from bertgeom.tokens.select import DnabertKmer
 Run = Callable[..., Status]
 
 
-@pytest.fixture(autouse=True)
-def oracle(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load_model", lambda *args, **options: encoder)
+pytestmark = pytest.mark.usefixtures("encoder")
 
 
 def test_a_sound_store_agrees(run: Run, tmp_path: Path) -> None:
