@@ -9,7 +9,7 @@ import bertgeom
 
 project = "bertgeom"
 author = "The bertgeom developers"
-copyright = author  # noqa: A001
+copyright = author
 version = release = bertgeom.__version__
 
 extensions = [
