@@ -1,9 +1,18 @@
-"""All code in the README and the docs: Python runs, commands are those of the command line."""
+"""All code in the README and the docs: Python runs, commands are those of the command line.
+
+Blocks of a page of `docs/` run in order, in a folder of their own: `python` is executed, `pycon`
+is a session whose output is compared, `console` are commands, `sh` are commands that need other
+machines or minutes, of which names and options are checked alone.
+"""
 
 from __future__ import annotations
 
+import doctest
 import gzip
+import importlib
+import inspect
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -20,18 +29,24 @@ from bertgeom.pipelines.run import stages
 from bertgeom.testing import save_tiny_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts),
     *sorted((ROOT / "bertgeom").glob("*.md")),
 ]
 #: Not of this command line: make, pip, python and the like.
 _OTHERS = {"make", "pip", "python", "git", "cd", "zcat", "cat", "uv", "pytest"}
 
 
+#: Pages outside of the documentation site; their blocks of Python run each on its own.
+APART = [page for page in PAGES if page.parent != DOCS and DOCS not in page.parents]
+SITE = [page for page in PAGES if page not in APART]
+
+
 def blocks(language: str) -> list[Any]:
     found = []
-    for page in PAGES:
+    for page in APART:
         text = page.read_text("utf-8")
         for match in re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S):
             line = text[: match.start()].count("\n") + 1
@@ -91,6 +106,52 @@ def test_python_of_the_docs_runs(code: str, names: dict[str, Any]) -> None:
     exec(compile(code, "docs", "exec"), names)
 
 
+def steps(page: Path) -> list[tuple[str, str, int]]:
+    """Language, text and line of every block of a page that runs."""
+    text = page.read_text("utf-8")
+    found = re.finditer(r"^```(python|pycon|console)\n(.*?)^```", text, flags=re.M | re.S)
+    return [(m[1], m[2], text[: m.start()].count("\n") + 1) for m in found]
+
+
+def in_session(text: str, names: dict[str, Any], where: str) -> None:
+    """Run a session of `>>>` lines; what it prints must be what stands there."""
+    test = doctest.DocTestParser().get_doctest(text, {}, where, where, 0)
+    test.globs = names
+    told: list[str] = []
+    options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    result = doctest.DocTestRunner(optionflags=options).run(test, out=told.append, clear_globs=False)
+    assert result.attempted, f"{where}: no example"
+    assert not result.failed, f"{where}:\n{''.join(told)}"
+
+
+def commands_of(text: str) -> list[str]:
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line[2:] for line in lines if line.startswith("$ ")]
+
+
+@pytest.mark.parametrize("page", [p for p in SITE if steps(p)], ids=lambda p: p.stem)
+def test_a_page_runs_from_top_to_bottom(
+    page: Path,
+    folder: Path,
+    names: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for language, text, line in steps(page):
+        where = f"{page.name}:{line}"
+        if language == "python":
+            exec(compile(text, where, "exec"), names)
+        elif language == "pycon":
+            in_session(text, names, where)
+        else:
+            for command in commands_of(text):
+                if command.startswith("bertgeom "):
+                    done(command, capsys)
+
+
 def commands() -> list[Any]:
     found = []
     for page in PAGES:
@@ -100,6 +161,12 @@ def commands() -> list[Any]:
             for match in re.finditer(r"^```console\n(.*?)^```", text, flags=re.M | re.S)
             for line in match[1].replace("\\\n", " ").splitlines()
             if line.startswith("$ ")
+        ]
+        lines += [
+            line
+            for match in re.finditer(r"^```sh\n(.*?)^```", text, flags=re.M | re.S)
+            for line in match[1].replace("\\\n", " ").splitlines()
+            if line.startswith("bertgeom ")
         ]
         inline = re.findall(r"`(bertgeom [a-z]+[^`\n]*)`", text)
         found += [
@@ -208,4 +275,5 @@ def test_the_commands_of_the_readmes_table_run_on_a_finished_store(
 
 def test_there_is_code_to_run() -> None:
     assert len(blocks("python")) >= 3
+    assert len([page for page in SITE if steps(page)]) >= 10
     assert len(commands()) >= 8
