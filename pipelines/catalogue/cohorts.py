@@ -54,7 +54,7 @@ def cohort_dataset(
         >>> from bertgeom.pipelines.catalogue.cohorts import cohort_dataset
         >>> found = cohort_dataset("run.zarr", bertgeom.open("run.zarr"), unit="record")
         >>> found.attention_entropy_count.sel(cohort="a").values.max().item()
-        2.0
+        2
     """
     if unit not in ("window", "record"):
         raise UsageError(f"expected --unit out of window, record, found {unit!r}")
