@@ -30,6 +30,9 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+#: Straight quotes and two hyphens are code, mostly.
+smartquotes = False
 #: A word in single backticks is code.
 default_role = "code"
 #: The prompts of a session are shown, and left out of what is copied.

@@ -8,6 +8,7 @@ machines or minutes, of which names and options are checked alone.
 from __future__ import annotations
 
 import doctest
+import functools
 import gzip
 import importlib
 import inspect
@@ -36,6 +37,9 @@ PAGES = [
     *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts),
     *sorted((ROOT / "bertgeom").glob("*.md")),
 ]
+#: The command line, built once.
+command_line = functools.cache(_command)
+
 #: Not of this command line: make, pip, python and the like.
 _OTHERS = {"make", "pip", "python", "git", "cd", "zcat", "cat", "uv", "pytest"}
 
@@ -192,7 +196,7 @@ def test_commands_of_the_docs_are_those_of_the_command_line(line: str) -> None:
     if words[0] in _OTHERS:
         return
     assert words[0] == "bertgeom", line
-    command = _command()
+    command = command_line()
     for i, word in enumerate(words[1:]):
         children = getattr(command, "commands", None)
         if children is None or word.startswith("-"):
@@ -220,7 +224,7 @@ def leaves(command: Any) -> Iterator[Any]:
 def test_options_and_targets_that_a_page_names_exist(page: Path) -> None:
     """Wherever they stand: in a table, in a sentence, in a block."""
     options = {"--help", "--debug", "--version"}
-    for command in leaves(_command()):
+    for command in leaves(command_line()):
         options |= {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
     text = page.read_text("utf-8").replace("\\\n", " ")
     text = re.sub(r"^(srun|dask) .*$", "", text, flags=re.M)  # options of other programs
@@ -280,7 +284,7 @@ def test_the_commands_of_the_readmes_table_run_on_a_finished_store(
     cells = re.findall(r"^\| `bertgeom [^|]*\|", PAGES[0].read_text("utf-8"), flags=re.M)
     names = [name for cell in cells for name in re.findall(r"`([a-z]+)`", cell)]
     assert names
-    assert set(names) <= set(_command().commands)
+    assert set(names) <= set(command_line().commands)
 
 
 def documented() -> dict[str, str]:
