@@ -4,7 +4,7 @@ A threshold t is narrowed between `high`, above which the weights do not hold th
 above which they do; mass and count above both are known. Of r = 0.9 - mass(high) still wanted,
 every weight between gives at most `high`, the largest give at least the mean of those between, and
 each that is left out keeps at least `low`: once both bounds name one count, that is the answer,
-long before the thresholds meet. `GPU.md` counts the steps.
+long before the thresholds meet. `README.md` counts the steps.
 
 The first threshold is that of a row whose logits are normally distributed and whose entropy is
 this row's; the next come from the slope there, until both sides are known, and then in turn from

@@ -1,6 +1,6 @@
 """Attention statistics on the GPU: the order of the launches, and what they leave behind.
 
-`GPU.md` derives the passes and counts their work. Every launch reads Q and K; none leaves more
+`README.md` derives the passes and counts their work. Every launch reads Q and K; none leaves more
 than O(N) numbers of a head behind.
 """
 
