@@ -7,12 +7,13 @@ DEMO   ?= demo
 # Processes that share the test files. Files stay whole: their fixtures are made once.
 JOBS   ?= 2
 
-.PHONY: help demo test lint wheel bench bench-quick clean
+.PHONY: help demo test lint wheel bench docs clean
 
 help:
 	@echo "make demo   install, run the main job on the shipped genomes, print what was found"
 	@echo "make test   install, lint, check types, run all tests"
 	@echo "make bench  run the benchmarks; uses a GPU when there is one"
+	@echo "make docs   build the documentation into docs/_build/html; warnings are errors"
 	@echo "make wheel  build the wheel into dist/"
 	@echo "make clean  remove what these targets made"
 
@@ -26,6 +27,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[test,lint,report,casestudy,bench]"
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[docs,report,casestudy]"
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
@@ -42,8 +47,11 @@ test: lint
 bench: $(VENV)/.test
 	$(BIN)/python -m bench.run
 
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
 wheel: $(VENV)/.test
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps -w dist .
 
 clean:
-	rm -rf $(VENV) build dist bertgeom.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build bertgeom.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache

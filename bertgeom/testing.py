@@ -30,6 +30,11 @@ def tiny_model(
 
     Raises:
         ValueError: for an unknown kind.
+
+    Example:
+        >>> from bertgeom.testing import tiny_model
+        >>> tiny_model("esm", n_layers=3).config.num_hidden_layers
+        3
     """
     import transformers as t
 
@@ -100,6 +105,14 @@ def save_tiny_classifier(
     """Write a random DNABERT-like sequence classifier with its vocabulary into `folder`.
 
     The vocabulary holds the special tokens and all k-mers over A, T, C, G.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import bertgeom
+        >>> from bertgeom.testing import save_tiny_classifier
+        >>> folder = save_tiny_classifier(Path("tiny"), n_classes=5)
+        >>> len(bertgeom.load_encoder(folder).class_names)
+        5
     """
     from itertools import product
 

@@ -1,14 +1,25 @@
-"""All code in the README and the docs: Python runs, commands are those of the command line."""
+"""All code in the README and the docs: Python runs, commands are those of the command line.
+
+Blocks of a page of `docs/` run in order, in a folder of their own: `python` is executed, `pycon`
+is a session whose output is compared, `console` are commands, `sh` are commands that need other
+machines or minutes, of which names and options are checked alone.
+"""
 
 from __future__ import annotations
 
+import doctest
+import functools
 import gzip
+import importlib
+import inspect
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,18 +31,27 @@ from bertgeom.pipelines.run import stages
 from bertgeom.testing import save_tiny_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *(page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts),
     *sorted((ROOT / "bertgeom").glob("*.md")),
 ]
+#: The command line, built once.
+command_line = functools.cache(command_group)
+
 #: Not of this command line: make, pip, python and the like.
 _OTHERS = {"make", "pip", "python", "git", "cd", "zcat", "cat", "uv", "pytest"}
 
 
+#: Pages outside of the documentation site; their blocks of Python run each on its own.
+APART = [page for page in PAGES if page.parent != DOCS and DOCS not in page.parents]
+SITE = [page for page in PAGES if page not in APART]
+
+
 def blocks(language: str) -> list[Any]:
     found = []
-    for page in PAGES:
+    for page in APART:
         text = page.read_text("utf-8")
         for match in re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S):
             line = text[: match.start()].count("\n") + 1
@@ -54,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=folder / "run.zarr",
         labels=folder / "labels.tsv",
         window=50,
-        keep="cls",
+        keep="cls,tracks",
         impl="reference",
         threads=1,
     )
@@ -91,6 +111,60 @@ def test_python_of_the_docs_runs(code: str, names: dict[str, Any]) -> None:
     exec(compile(code, "docs", "exec"), names)
 
 
+def steps(page: Path) -> list[tuple[str, str, int]]:
+    """Language, text and line of every block of a page that runs."""
+    text = page.read_text("utf-8")
+    found = re.finditer(r"^```(python|pycon|console)\n(.*?)^```", text, flags=re.M | re.S)
+    return [(m[1], m[2], text[: m.start()].count("\n") + 1) for m in found]
+
+
+def in_session(text: str, names: dict[str, Any], where: str) -> None:
+    """Run a session of `>>>` lines; what it prints must be what stands there."""
+    test = doctest.DocTestParser().get_doctest(text, {}, where, where, 0)
+    test.globs = names
+    told: list[str] = []
+    options = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    result = doctest.DocTestRunner(optionflags=options).run(
+        test, out=told.append, clear_globs=False
+    )
+    assert result.attempted, f"{where}: no example"
+    assert not result.failed, f"{where}:\n{''.join(told)}"
+
+
+def commands_of(text: str) -> list[str]:
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line[2:] for line in lines if line.startswith("$ ")]
+
+
+def running() -> list[Any]:
+    marks = {"tutorial": [pytest.mark.slow]}
+    pages = [page for page in SITE if steps(page)]
+    return [pytest.param(p, id=p.stem, marks=marks.get(p.stem, [])) for p in pages]
+
+
+@pytest.mark.parametrize("page", running())
+def test_a_page_runs_from_top_to_bottom(
+    page: Path,
+    folder: Path,
+    names: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for language, text, line in steps(page):
+        where = f"{page.name}:{line}"
+        if language == "python":
+            exec(compile(text, where, "exec"), names)
+        elif language == "pycon":
+            in_session(text, names, where)
+        else:
+            for command in commands_of(text):
+                if command.startswith("bertgeom "):
+                    done(command, capsys)
+
+
 def commands() -> list[Any]:
     found = []
     for page in PAGES:
@@ -100,6 +174,12 @@ def commands() -> list[Any]:
             for match in re.finditer(r"^```console\n(.*?)^```", text, flags=re.M | re.S)
             for line in match[1].replace("\\\n", " ").splitlines()
             if line.startswith("$ ")
+        ]
+        lines += [
+            line
+            for match in re.finditer(r"^```sh\n(.*?)^```", text, flags=re.M | re.S)
+            for line in match[1].replace("\\\n", " ").splitlines()
+            if line.startswith("bertgeom ")
         ]
         inline = re.findall(r"`(bertgeom [a-z]+[^`\n]*)`", text)
         found += [
@@ -116,7 +196,7 @@ def test_commands_of_the_docs_are_those_of_the_command_line(line: str) -> None:
     if words[0] in _OTHERS:
         return
     assert words[0] == "bertgeom", line
-    command = command_group()
+    command = command_line()
     for i, word in enumerate(words[1:]):
         children = getattr(command, "commands", None)
         if children is None or word.startswith("-"):
@@ -144,9 +224,10 @@ def leaves(command: Any) -> Iterator[Any]:
 def test_options_and_targets_that_a_page_names_exist(page: Path) -> None:
     """Wherever they stand: in a table, in a sentence, in a block."""
     options = {"--help", "--debug", "--version"}
-    for command in leaves(command_group()):
+    for command in leaves(command_line()):
         options |= {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
-    text = page.read_text("utf-8")
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    text = re.sub(r"^(srun|dask) .*$", "", text, flags=re.M)  # options of other programs
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= options
     made = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     named = re.findall(r"(?:^\$ |`)make ([a-z-]+)", text, flags=re.M)
@@ -203,9 +284,109 @@ def test_the_commands_of_the_readmes_table_run_on_a_finished_store(
     cells = re.findall(r"^\| `bertgeom [^|]*\|", PAGES[0].read_text("utf-8"), flags=re.M)
     names = [name for cell in cells for name in re.findall(r"`([a-z]+)`", cell)]
     assert names
-    assert set(names) <= set(command_group().commands)
+    assert set(names) <= set(command_line().commands)
+
+
+def documented() -> dict[str, str]:
+    """Kind of every object of the reference by its full name."""
+    pages = "".join(page.read_text("utf-8") for page in sorted((DOCS / "reference").glob("*.md")))
+    return {name: kind for kind, name in re.findall(r"^\.\. auto(\w+):: (\S+)$", pages, flags=re.M)}
+
+
+def found(name: str) -> Any:
+    home, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(home), attribute)
+
+
+@pytest.mark.parametrize("name", [n for n, kind in documented().items() if kind == "function"])
+def test_a_function_of_the_reference_has_an_example_that_runs(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name.endswith("report"):
+        pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    text = inspect.getdoc(found(name)) or ""
+    assert "\nExample:\n" in text, f"{name}: no example in its docstring"
+    in_session(text, {}, name)
+
+
+def test_what_the_package_exports_is_in_the_reference() -> None:
+    names = documented()
+    assert all(found(name).__doc__ for name in names)
+    exported = {f"bertgeom.{name}" for name in bertgeom.__all__ if not name.startswith("_")}
+    exported |= {f"bertgeom.kernels.{name}" for name in bertgeom.kernels.__all__}
+    assert exported <= {*names}
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = set()
+    for page in SITE:
+        for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+            entries = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / f"{entry}.md").resolve() for entry in entries}
+    assert listed == {page for page in SITE if page.name != "index.md"}
+
+
+#: Texts with links and paths: the pages, what they include, and the READMEs of the kernels.
+TEXTS = [
+    *PAGES,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "bertgeom" / "data" / "README.md",
+    *sorted((ROOT / "kernels").rglob("README.md")),
+]
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=label)
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```(?!\{).*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    links += re.findall(r"^```\{(?:literal)?include\} (\S+)", text, flags=re.M)
+    for link in links:
+        target = link.partition("#")[0]
+        if target and "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), f"{label(page)}: {link}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=label)
+def test_paths_that_a_text_names_exist(page: Path) -> None:
+    """Paths of the repository in backticks: from the root, or from the folder of the text."""
+    rooms = ("kernels/", "bertgeom/", "pipelines/", "tests/", "bench/", "docs/", "../")
+    for path in re.findall(r"`([\w./-]+)`", page.read_text("utf-8")):
+        if path.startswith(rooms) and not path.startswith(("docs/_build", "bench/results/")):
+            assert (ROOT / path).exists() or (page.parent / path).exists(), f"{label(page)}: {path}"
+    if page.name == "README.md" and ROOT / "kernels" in page.parents:
+        files = re.findall(r"`([\w./]+\.(?:py|md))`", page.read_text("utf-8"))
+        for file in files:
+            near = [page.parent / file, ROOT / file, *page.parent.rglob(Path(file).name)]
+            assert any(path.exists() for path in near), f"{label(page)}: {file}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=label)
+def test_lines_are_short(page: Path) -> None:
+    """Below 120 characters; a row of a table cannot be broken."""
+    lines = enumerate(page.read_text("utf-8").splitlines(), 1)
+    long = [i for i, line in lines if len(line) >= 120 and not line.startswith(("|", "> |"))]
+    assert not long, f"{label(page)}: lines {long}"
+
+
+def test_the_pictures_are_those_of_their_script_and_small() -> None:
+    script = runpy.run_path(str(DOCS / "pictures.py"))
+    drawn = {f"{name}.svg": draw() for name, draw in script["PICTURES"].items()}
+    kept = {path.name: path.read_text("utf-8") for path in (DOCS / "pictures").iterdir()}
+    assert kept == drawn, "run: python docs/pictures.py"
+    shown = "".join(page.read_text("utf-8") for page in SITE)
+    for name, text in drawn.items():
+        assert len(text.encode()) < 15_000
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert f"pictures/{name})" in shown, f"{name} is on no page"
 
 
 def test_there_is_code_to_run() -> None:
     assert len(blocks("python")) >= 3
+    assert len([page for page in SITE if steps(page)]) >= 10
     assert len(commands()) >= 8

@@ -194,6 +194,13 @@ def read_annotations(path: str | Path, *, group_by: str = "name") -> Annotations
     Raises:
         InputError: for a malformed line, no region, or more than 16 groups.
         UsageError: for another `group_by`, or "type" with BED.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from bertgeom.analysis.annotations import read_annotations
+        >>> written = Path("genes.bed").write_text("r0\\t0\\t30\\thead\\nr0\\t60\\t90\\ttail\\n")
+        >>> read_annotations("genes.bed").names
+        ('head', 'tail')
     """
     if group_by not in GROUP_BY:
         raise UsageError(f"expected group_by 'name' or 'type', found {group_by!r}")
@@ -286,6 +293,12 @@ def token_share(groups: np.ndarray, n_groups: int) -> np.ndarray:
     """Share of the n valid tokens (special ones included) in every group, (n_groups,).
 
     The attention mass of a group divided by this is 1 where attention ignores the region.
+
+    Example:
+        >>> import numpy as np
+        >>> from bertgeom.analysis.annotations import token_share
+        >>> token_share(np.array([0, 1, 1, 3]), 2).tolist()  # bits: group 0, group 1
+        [0.75, 0.25]
     """
     bits = (groups[:, None] >> np.arange(n_groups)) & 1
     return bits.mean(axis=0) if len(groups) else np.full(n_groups, np.nan)
@@ -321,6 +334,14 @@ def region_attention(
         `confident_count` of weights >= theta; `relative_mass` = mass over the region's share
         of tokens; `confident_share` = confident_mass over the head's confident mass; NaN
         where the denominator is 0.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.analysis.annotations import region_attention
+        >>> query = key = torch.zeros(2, 10, 8)  # even attention
+        >>> groups = torch.tensor([1] * 3 + [0] * 7, dtype=torch.int32)
+        >>> region_attention(query, key, groups, 1)["mass"].round(decimals=4).tolist()
+        [[0.3], [0.3]]
     """
     import torch
 

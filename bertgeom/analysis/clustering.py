@@ -79,6 +79,14 @@ def cluster_layers(
     Raises:
         UsageError: without scikit-learn, without labels and n_clusters, or with fewer windows
             than clusters.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.clustering import ClusterSettings, cluster_layers
+        >>> ds = bertgeom.open("run.zarr")  # of a run with --keep cls
+        >>> found = cluster_layers(ds.cls, ds.label_code.values, ClusterSettings(n_components=2))
+        >>> found.homogeneity.sizes["hidden_state"]
+        3
     """
     import xarray
 

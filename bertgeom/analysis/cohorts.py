@@ -106,6 +106,11 @@ def statistics_of(names: Iterable[str]) -> list[str]:
     """Those of `names` that cohorts summarise, `gate_share` for `gate`, in declared order.
 
     Left out: identities of windows, vectors of the first token, and per-token tracks.
+
+    Example:
+        >>> from bertgeom.analysis.cohorts import statistics_of
+        >>> statistics_of(["gate", "cls", "attention_entropy"])
+        ['attention_entropy', 'gate_share']
     """
     present = set(names)
     out = []
@@ -131,6 +136,14 @@ def cohort_sums(
         codes: (B,) cohort of every window, -1 for none.
         n_cohorts: number of cohorts.
         statistics: which ones; default `statistics_of(arrays)`.
+
+    Example:
+        >>> import numpy as np
+        >>> from bertgeom.analysis.cohorts import cohort_sums
+        >>> values = np.array([1.0, 3.0, 10.0]).reshape(3, 1, 1)  # window, layer, head
+        >>> sums = cohort_sums({"attention_entropy": values}, np.array([0, 0, 1]), 2)
+        >>> sums["attention_entropy"].mean.ravel().tolist()
+        [2.0, 10.0]
     """
     codes = _without_missing(codes, arrays.get("flags"))
     wanted = statistics_of(arrays) if statistics is None else statistics
@@ -142,6 +155,15 @@ def merge_sums(parts: Iterable[Sums]) -> Sums:
 
     Raises:
         UsageError: for no parts, or parts with unequal statistics.
+
+    Example:
+        >>> import numpy as np
+        >>> from bertgeom.analysis.cohorts import cohort_sums, merge_sums
+        >>> x = np.arange(4.0).reshape(4, 1, 1)
+        >>> code = np.zeros(2, dtype=int)
+        >>> parts = [cohort_sums({"attention_entropy": half}, code, 1) for half in (x[:2], x[2:])]
+        >>> merge_sums(parts)["attention_entropy"].mean.item()
+        1.5
     """
     total: Sums | None = None
     for part in parts:
@@ -182,6 +204,13 @@ def store_sums(
     Raises:
         UsageError: for an unknown unit or statistic, or codes of another length.
         StoreError: with unit "record", if the windows of a record are not contiguous.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.cohorts import store_sums
+        >>> sums = store_sums(bertgeom.open("run.zarr"), statistics=["attention_entropy"])
+        >>> sums["attention_entropy"].mean.shape  # cohort, layer, head
+        (2, 2, 2)
     """
     if unit not in ("window", "record"):
         raise UsageError(f"expected unit 'window' or 'record', found {unit!r}")
@@ -238,6 +267,13 @@ def sums_dataset(
     """Sums as a Dataset: `<statistic>_count`, `_mean` and `_m2` with dimension cohort first.
 
     Mean and m2 are NaN where the count is 0.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.cohorts import store_sums, sums_dataset
+        >>> sums = store_sums(bertgeom.open("run.zarr"), statistics=["attention_entropy"])
+        >>> sorted(sums_dataset(sums, ["a", "b"]).data_vars)
+        ['attention_entropy_count', 'attention_entropy_m2', 'attention_entropy_mean']
     """
     import xarray
 

@@ -54,6 +54,15 @@ def contrast(
 
     Raises:
         UsageError: for an unknown cohort, statistic or family.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.cohorts import store_sums, sums_dataset
+        >>> from bertgeom.analysis.contrasts import contrast
+        >>> sums = store_sums(bertgeom.open("run.zarr"), unit="record")
+        >>> found = contrast(sums_dataset(sums, ["a", "b"]), "a", "b")
+        >>> found.attention_entropy_cohens_d.dims
+        ('layer', 'head')
     """
     import xarray
 
@@ -94,6 +103,15 @@ def welch(
     Args:
         moments: of one statistic, cohort first. first, second: positions of two cohorts.
         least: standard deviations up to this are rounding (`rounding`): nothing varies.
+
+    Example:
+        >>> import numpy as np
+        >>> from bertgeom.analysis.cohorts import Moments
+        >>> from bertgeom.analysis.contrasts import welch
+        >>> moments = Moments.of(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), np.repeat([0, 1], 3), 2)
+        >>> found = welch(moments, 0, 1)
+        >>> found["difference"].item(), round(found["cohens_d"].item(), 6), found["df"].item()
+        (-3.0, -3.0, 4.0)
     """
     from scipy.special import stdtr
 
@@ -137,7 +155,14 @@ def rounding(name: str, moments: Moments, dtype: str | None = None) -> np.ndarra
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """q values of a family of tests; NaN is no test and stays NaN."""
+    """q values of a family of tests; NaN is no test and stays NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from bertgeom.analysis.contrasts import benjamini_hochberg
+        >>> benjamini_hochberg(np.array([0.01, 0.02, 0.5, np.nan])).round(3).tolist()
+        [0.03, 0.03, 0.5, nan]
+    """
     from scipy.stats import false_discovery_control
 
     q = np.full(p.shape, np.nan)

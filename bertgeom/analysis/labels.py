@@ -102,6 +102,11 @@ def read_labels(path: str | Path) -> Labels:
     Raises:
         InputError: for a file that cannot be read as text, a line without two fields, a key
             with two labels, or an empty table.
+
+    Example:
+        >>> from bertgeom.analysis.labels import read_labels
+        >>> read_labels("labels.tsv").names
+        ('a', 'b')
     """
     source = str(path)
     by_key: dict[str, str] = {}
@@ -155,6 +160,11 @@ def assign_labels(labels: Labels, record_ids: Sequence[str]) -> np.ndarray:
     Raises:
         InputError: if no record has a label, an index is beyond the last record, or two keys
             of one record have two labels.
+
+    Example:
+        >>> from bertgeom.analysis.labels import assign_labels, read_labels
+        >>> assign_labels(read_labels("labels.tsv"), ["r1", "r0", "unknown"]).tolist()
+        [1, 0, -1]
     """
     return _assigned(labels, record_ids)[0]
 

@@ -120,7 +120,14 @@ class FourMoments:
 
 
 def jarque_bera(count: np.ndarray, skewness: np.ndarray, kurtosis: np.ndarray) -> np.ndarray:
-    """JB = n/6 (S^2 + K^2/4) with the excess kurtosis K."""
+    """JB = n/6 (S^2 + K^2/4) with the excess kurtosis K.
+
+    Example:
+        >>> import numpy as np
+        >>> from bertgeom.analysis.moments import jarque_bera
+        >>> jarque_bera(np.array(600), np.array(0.1), np.array(0.2)).round(6).item()
+        2.0
+    """
     return count / 6 * (np.square(skewness) + np.square(kurtosis) / 4)
 
 
@@ -149,6 +156,13 @@ def distribution_analysis(
 
     Raises:
         StoreError: if the store lacks an array.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.moments import distribution_analysis
+        >>> found = distribution_analysis(bertgeom.open("run.zarr"), hidden=32)
+        >>> found.stream_jarque_bera_per_entry.dims
+        ('cohort', 'station')
     """
     import xarray
 

@@ -53,6 +53,13 @@ def attention_rollout(
     Raises:
         UsageError: for no layers, unequal shapes, a row that no window has, or a
             residual outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.analysis.rollout import attention_rollout
+        >>> layers = [(torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)) for _ in range(3)]
+        >>> round(attention_rollout(layers).sum().item(), 6)
+        1.0
     """
     _check(layers, windows, residual)
     batch, _, n, d = layers[0][0].shape

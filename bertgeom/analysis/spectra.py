@@ -65,6 +65,14 @@ def layer_spectra(
 
     Raises:
         UsageError: for shapes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.analysis.spectra import layer_spectra
+        >>> query, key, value = torch.randn(3, 2, 20, 8)
+        >>> found = layer_spectra(query, key, value)
+        >>> found["attention_singular_values"].shape, found["logit_singular_values"].shape
+        ((2, 20), (2, 8))
     """
     _check(query, key, value, output, head_output)
     heads, _, d = query.shape

@@ -62,6 +62,12 @@ def track_columns(
 
     Raises:
         UsageError: for a layer or head that the store does not have, or an unknown `mean`.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.tracks import track_columns
+        >>> track_columns(bertgeom.open("run.zarr"), layers=[1], mean="none")
+        ['layer1_head0', 'layer1_head1']
     """
     layers, heads = _selection(dataset, layers, heads, mean)
     if mean == "all":
@@ -94,6 +100,13 @@ def genome_tracks(
     Raises:
         UsageError: for an unknown variable, layer, head or mean.
         StoreError: if the store has no tracks, or windows of a record are not contiguous.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.tracks import genome_tracks
+        >>> blocks = genome_tracks(bertgeom.open("run.zarr"), "query_entropy", mean="all")
+        >>> next(iter(blocks)).record_id
+        'r0'
     """
     layers, heads = _selection(dataset, layers, heads, mean)
     _check_store(dataset, variable)
@@ -137,6 +150,13 @@ def export_tracks(
 
     Raises:
         UsageError: for another suffix, or as `genome_tracks`.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.tracks import export_tracks
+        >>> ds = bertgeom.open("run.zarr")
+        >>> [path.name for path in export_tracks(ds, "t.bedgraph", "query_entropy", mean="all")]
+        ['t.bedgraph']
     """
     path = Path(path)
     kind = next((s for s in reversed(path.suffixes) if s != ".gz"), "")
@@ -153,7 +173,14 @@ def export_tracks(
 
 
 def chromosome_sizes(dataset: xarray.Dataset) -> Iterator[tuple[str, int]]:
-    """Name and minimum length of every record: the end of its last window."""
+    """Name and minimum length of every record: the end of its last window.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.analysis.tracks import chromosome_sizes
+        >>> next(iter(chromosome_sizes(bertgeom.open("run.zarr"))))
+        ('r0', 90)
+    """
     record = np.asarray(dataset["record_index"]).astype(np.int64)
     ids, stop = dataset["record_id"].values, np.asarray(dataset["stop"]).astype(np.int64)
     names = _Names()

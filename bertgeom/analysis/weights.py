@@ -79,6 +79,12 @@ def head_projections(model: nn.Module) -> list[HeadProjections]:
     Raises:
         ModelError: if no self-attention with known projections is found, or if a projection
             is not an `nn.Linear` of floating-point weights.
+
+    Example:
+        >>> from bertgeom.analysis.weights import head_projections
+        >>> from bertgeom.testing import tiny_model
+        >>> [tuple(layer.query.shape) for layer in head_projections(tiny_model("bert"))]
+        [(2, 16, 32), (2, 16, 32)]
     """
     found = [_read(name, module, model) for name, module in _attention_modules(model)]
     if not found:
@@ -102,6 +108,12 @@ def weight_statistics(model: nn.Module) -> xarray.Dataset:
 
     Raises:
         ModelError: see `head_projections`.
+
+    Example:
+        >>> from bertgeom.analysis.weights import weight_statistics
+        >>> from bertgeom.testing import tiny_model
+        >>> weight_statistics(tiny_model("bert")).weight_symmetry.dims
+        ('layer', 'head')
     """
     import xarray
 

@@ -174,6 +174,16 @@ def record(
         ModelError: at the first forward pass, for causal, cross or differently masked attention,
             for unknown layers, and for forward passes of different models.
         UsageError: for a model in train mode with dropout.
+
+    Example:
+        >>> import torch
+        >>> import bertgeom
+        >>> from transformers import AutoModel
+        >>> model = AutoModel.from_pretrained("model", attn_implementation="bertgeom").eval()
+        >>> with bertgeom.record() as recorder:
+        ...     output = model(input_ids=torch.randint(5, 60, (2, 12)))
+        >>> dict(recorder.dataset().gate_mass.sizes)
+        {'window': 2, 'layer': 2, 'head': 2, 'gate': 8}
     """
     if settings is not None and overrides:
         raise UsageError("expected either settings or single options, found both")

@@ -247,6 +247,12 @@ def load_encoder(
     Raises:
         ModelError: no such model, no safetensors weights, missing weights, or an architecture
             whose attention cannot be observed.
+
+    Example:
+        >>> import bertgeom
+        >>> encoder = bertgeom.load_encoder("model", device="cpu")
+        >>> encoder.n_layers, encoder.n_heads, encoder.max_tokens
+        (2, 2, 64)
     """
     from bertgeom.tokens.select import load_tokenizer
 
@@ -373,6 +379,15 @@ def measure(
         ModelError: if the architecture does not use transformers' AttentionInterface, or its
             attention or its layers are not supported; see `record`.
         UsageError: for a mask of another shape, or logits of a model without a head.
+
+    Example:
+        >>> import torch
+        >>> import bertgeom
+        >>> from bertgeom.testing import tiny_model
+        >>> ids = torch.randint(5, 60, (2, 12))
+        >>> geometry = bertgeom.measure(tiny_model("bert"), input_ids=ids)
+        >>> geometry.attention_entropy.shape  # window, layer, head
+        (2, 2, 2)
     """
     from bertgeom.variables import n_offset_side
 

@@ -377,6 +377,14 @@ def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
     Raises:
         StoreError: no store there, not one of bertgeom, or of another major format version.
         DamagedError: here or when values are read: a file is missing or was changed.
+
+    Example:
+        >>> import bertgeom
+        >>> ds = bertgeom.open("run.zarr")
+        >>> ds.gate_mass.dims
+        ('window', 'layer', 'head', 'gate')
+        >>> sorted(set(ds.label.values))
+        ['a', 'b']
     """
     storage = Storage(str(path))
     attributes = check_format(storage, FORMAT)

@@ -125,6 +125,16 @@ def attention_stats(
         TypeError: for a tensor of another dtype.
         ValueError: for wrong shapes or settings, or tensors that require a gradient.
         ImplementationUnavailableError: where `impl` cannot run.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.kernels import attention_stats
+        >>> query, key, value = torch.randn(3, 2, 4, 50, 32)  # 2 windows, 4 heads, 50 tokens
+        >>> stats = attention_stats(query, key, value, lengths=torch.tensor([50, 20]))
+        >>> stats.output.shape, stats.values["attention_entropy"].shape
+        (torch.Size([2, 4, 50, 32]), torch.Size([2, 4]))
+        >>> bool(stats.values["gate_mass"].sum(-1).allclose(torch.ones(2, 4)))
+        True
     """
     _check_tensors(query, key, value)
     name = resolve(impl, query, key, value, lengths, mask, special, groups)

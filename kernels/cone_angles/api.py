@@ -46,6 +46,13 @@ def cone_sums(
         TypeError: for a tensor of another dtype.
         ValueError: for wrong shapes.
         ImplementationUnavailableError: where `impl` cannot run.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.kernels import cone_sums
+        >>> x = torch.eye(4)[None]  # four vectors, orthogonal
+        >>> round(cone_sums(x)["cone_index"].item(), 4)
+        2.0
     """
     check_vectors("x", x)
     if x.dim() < 3:
@@ -90,6 +97,13 @@ def pairwise_angle_histogram(
         TypeError: for a tensor of another dtype.
         ValueError: for wrong shapes or `bins`.
         ImplementationUnavailableError: where `impl` cannot run.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.kernels import pairwise_angle_histogram
+        >>> found = pairwise_angle_histogram(torch.eye(4))
+        >>> found["n_pairs"].item(), round(found["angle_mean"].item(), 3)
+        (6, 90.0)
     """
     single = x.dim() == 2
     check_vectors("x", x)

@@ -42,6 +42,13 @@ def station_statistics(
         TypeError: for a tensor of another dtype.
         ValueError: for wrong shapes.
         ImplementationUnavailableError: where `impl` cannot run.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.kernels import station_statistics
+        >>> found = station_statistics(torch.randn(2, 30, 16), angles=True)
+        >>> found["angle_histogram"].sum(-1).tolist()  # 30 * 29 / 2 pairs
+        [435, 435]
     """
     found = statistics_of_stations([x], lengths=lengths, mask=mask, angles=[angles], impl=impl)
     return {name: value[0] for name, value in found.items()}
@@ -71,6 +78,14 @@ def statistics_of_stations(
 
     Raises:
         TypeError, ValueError, ImplementationUnavailableError: as `station_statistics`.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.kernels import statistics_of_stations
+        >>> stations = [torch.randn(2, 30, 16) for _ in range(3)]
+        >>> found = statistics_of_stations(stations, angles=[True, False, True])
+        >>> found["cone_index"].shape, found["angle_mean"].shape
+        (torch.Size([3, 2]), torch.Size([2, 2]))
     """
     if not stations or len(stations) != len(angles):
         raise ValueError(

@@ -43,6 +43,14 @@ def stream_moments(
         TypeError: for a tensor of another dtype.
         ValueError: for wrong shapes.
         ImplementationUnavailableError: where `impl` cannot run.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.kernels import stream_moments
+        >>> x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+        >>> found = stream_moments(x)
+        >>> found["stream_mean"].item(), found["stream_variance"].item()
+        (2.5, 1.25)
     """
     check_vectors("x", x)
     if x.dim() != 3:

@@ -76,6 +76,13 @@ def database_angles(
 
     Raises:
         UsageError, StoreError, MismatchError: see `prepare` and `finalise`.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.pipelines.catalogue.angles import database_angles
+        >>> found = database_angles(bertgeom.open("run.zarr"), "work")
+        >>> int(found.all_n_pairs)  # of 8 windows
+        28
     """
     job = prepare(dataset, work, codes=codes, cohorts=cohorts, settings=settings)
     total = job.pairs_of_rows(range(len(job.tiles)))

@@ -48,6 +48,13 @@ def cohort_dataset(
     Raises:
         UsageError: for an unknown unit, statistic or flag; and for what a store made with
             --reduce cannot tell: windows by other labels, or without flagged ones.
+
+    Example:
+        >>> import bertgeom
+        >>> from bertgeom.pipelines.catalogue.cohorts import cohort_dataset
+        >>> found = cohort_dataset("run.zarr", bertgeom.open("run.zarr"), unit="record")
+        >>> found.attention_entropy_count.sel(cohort="a").values.max().item()
+        2
     """
     if unit not in ("window", "record"):
         raise UsageError(f"expected --unit out of window, record, found {unit!r}")

@@ -71,6 +71,11 @@ def export(
     Raises:
         UsageError: for an unknown level, flag or file ending, or if pyarrow is missing.
         StoreError: if there is no store.
+
+    Example:
+        >>> from bertgeom.pipelines.catalogue.export import export
+        >>> export("run.zarr", "heads.tsv")  # 8 windows, 2 layers, 2 heads
+        32
     """
     from bertgeom.pipelines.catalogue.results import inputs_of, open_written
 

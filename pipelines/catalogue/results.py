@@ -58,6 +58,12 @@ def write_dataset(dataset: xarray.Dataset, path: str | Path) -> Path:
     Raises:
         UsageError: for another suffix, or something else at `path`.
         StoreError: if the file cannot be written.
+
+    Example:
+        >>> from bertgeom.pipelines.catalogue.results import write_dataset
+        >>> from bertgeom.pipelines.catalogue.samples import store_rollout
+        >>> write_dataset(store_rollout("run.zarr", 2), "rollout.json").name
+        'rollout.json'
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:

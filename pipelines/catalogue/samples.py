@@ -105,7 +105,13 @@ def store_spectra(
     model: str | None = None,
     exclude_flags: Iterable[str] = (),
 ) -> xarray.Dataset:
-    """Spectra of `n` windows (`bertgeom.analysis.spectra`), with their place in the database."""
+    """Spectra of `n` windows (`bertgeom.analysis.spectra`), with their place in the database.
+
+    Example:
+        >>> from bertgeom.pipelines.catalogue.samples import store_spectra
+        >>> store_spectra("run.zarr", 2).spectral_entropy.dims
+        ('sample', 'layer', 'head', 'spectrum')
+    """
     samples, places = [], []
     for sample in sampled_windows(path, n, model=model, exclude_flags=exclude_flags):
         samples.append(captured_spectra(sample.captured))
@@ -125,6 +131,11 @@ def store_rollout(
 
     Returns:
         `rollout`, `token_start`, `token_stop` (sample, token); NaN and -1 beyond the tokens.
+
+    Example:
+        >>> from bertgeom.pipelines.catalogue.samples import store_rollout
+        >>> store_rollout("run.zarr", 2).rollout.sum("token").round(6).values.tolist()
+        [1.0, 1.0]
     """
     import xarray
 
@@ -182,6 +193,14 @@ def store_regions(
 
     Raises:
         InputError: if no record has regions.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from bertgeom.analysis.annotations import read_annotations
+        >>> from bertgeom.pipelines.catalogue.samples import store_regions
+        >>> written = Path("exon.bed").write_text("r0\\t0\\t30\\texon\\n")
+        >>> store_regions("run.zarr", read_annotations("exon.bed"), 2).region_mass.dims
+        ('sample', 'layer', 'head', 'group')
     """
     import torch
     import xarray

@@ -56,6 +56,11 @@ def report(
         ImplementationUnavailableError: matplotlib is not installed.
         UsageError: `out` is a folder, or lies in a folder that does not exist; an unknown flag
             or unit.
+
+    Example:
+        >>> from bertgeom.pipelines.report.build import report
+        >>> report("run.zarr", "report.html")["figures"] > 5
+        True
     """
     from bertgeom.pipelines.catalogue.results import inputs_of
     from bertgeom.pipelines.run.progress import counts_of

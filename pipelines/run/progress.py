@@ -119,6 +119,11 @@ def status(url: str) -> Status:
 
     Raises:
         StoreError: if there is no run at `url`.
+
+    Example:
+        >>> from bertgeom.pipelines.run.stages import status
+        >>> status("run.zarr").complete
+        True
     """
     context = open_context(str(url))
     attributes = store.check_format(context.storage, store.FORMAT)

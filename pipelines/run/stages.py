@@ -120,6 +120,12 @@ def run(
         MismatchError: if the store was made with another model, input or setting.
         PlanError: if the plan does not fit the memory.
         StoreError: if the store cannot be written.
+
+    Example:
+        >>> import bertgeom
+        >>> done = bertgeom.run("genomes.fasta", model="model", out="new.zarr", window=50)
+        >>> done.windows
+        8
     """
     begin, options = time.monotonic(), Settings.of(**settings)
     storage, elsewhere = Storage(str(out)), outside_shards(sources, sequences)
@@ -211,6 +217,12 @@ def ingest(
     Raises:
         InputError: for sources that cannot be read.
         MismatchError: if the shards are there and were made from other sources.
+
+    Example:
+        >>> from bertgeom.pipelines.run.stages import ingest
+        >>> sequences = ingest("genomes.fasta", "shards.zarr")
+        >>> len(sequences.lengths)
+        4
     """
     storage, bus = Storage(str(out)), Bus(list(subscribers))
     inputs = as_list(sources)
@@ -247,6 +259,11 @@ def repair(
         DamagedError: if the sources, labels or regions of the run are needed for it.
         MismatchError: if the model is not the one the store was made with.
         StoreError: if there is no store, or another process works on it.
+
+    Example:
+        >>> from bertgeom.pipelines.run.stages import repair
+        >>> repair("run.zarr")  # nothing is damaged
+        ()
     """
     url, bus = str(path), Bus(list(subscribers))
     context = open_context(url)

@@ -70,6 +70,11 @@ def verify(
     Raises:
         StoreError: if there is no store, or what the run is cannot be read.
         MismatchError: if the model is not the one the store was made with.
+
+    Example:
+        >>> from bertgeom.pipelines.run.verify import verify
+        >>> verify("run.zarr", windows=0).problems
+        ()
     """
     url = str(path)
     context = open_context(url)
