@@ -76,7 +76,7 @@ def attention_of_mixed_lengths() -> None:
         }  # fmt: skip
         counts = torch.tensor(lengths)
         plain = [x.nan_to_num(0) for x in (q, k, v)]
-        bounds = tolerance.bounds(*plain, counts, None, None, api._options(**options))
+        bounds = tolerance.bounds(*plain, counts, None, None, api.checked_options(**options))
         for unit in UNITS:
             with mock.patch.object(amx, "usable", return_value=unit):
                 found = attention_stats(q, k, v, lengths=counts, **options, impl="numba")

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from bertgeom.pipelines.cli.main import main
 from bertgeom.pipelines.run import stages
+from bertgeom.store import storage
 
 GOOD = b">r0 first\n" + b"ACGTTGCAAC" * 12 + b"\n>r1\n" + b"GATTACAGGC" * 5 + b"\n>r2\nACGTA\n"
 Content = bytes | Callable[[Path], None]
@@ -225,7 +226,7 @@ SOURCES = [
     Bad("source: unknown protocol", f"run nope://bucket/x.fa {RUN}", ("nope",)),
     Bad("source: S3 without its package", f"run s3://bucket/x.fa {RUN}", ("bertgeom[s3]",)),
     Bad("source: Google without its package", f"run gs://bucket/x.fa {RUN}", ("gcsfs",)),
-    Bad("source: HTTP without its package", f"run http://127.0.0.1:9/x.fa {RUN}", ("http",)),
+    Bad("source: HTTP that nobody answers", f"run http://127.0.0.1:9/x.fa {RUN}", ("http",)),
     Bad("source: a finished store", f"run done.zarr {RUN}", ("done.zarr",)),
     Bad("source: with shards too", f"run good.fa --sequences shards {RUN}", ("--sequences",)),
     Bad(
@@ -624,6 +625,7 @@ def test_bad_input_is_one_line_and_nothing_is_touched(
     case: Bad, workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workspace)
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.2)
     try:
         for name, content in case.files.items():
             path = workspace / name

@@ -124,7 +124,7 @@ def test_windows_shorter_than_the_head_dimension_have_spectra(
 def test_windows_without_statistics_have_no_spectra(
     tiny_model: Path, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampled_spectra, "measured", lambda flags: np.arange(0))
+    monkeypatch.setattr(sampled_spectra, "with_statistics", lambda flags: np.arange(0))
     path = run(tmp_path, "x.zarr", tiny_model, fake)
     assert not (path / "spectra").exists()
 
