@@ -10,8 +10,10 @@ from __future__ import annotations
 import gzip
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "REFERENCE_ID",
@@ -71,4 +73,6 @@ def _reference() -> np.ndarray:
     with gzip.open(reference_path(), "rt", encoding="ascii") as lines:
         next(lines)
         text = "".join(line.strip() for line in lines)
+    import numpy as np
+
     return np.frombuffer(text.encode("ascii"), np.uint8)

@@ -5,7 +5,8 @@ The store is created from these declarations, `FORMAT.md` is checked against the
 here does not exist. Definitions: `docs/statistics.md`.
 
 Read `declaration` first, then a family: `windows`, `attention`, `vectors`, `weights`, `spectra`.
-`axes` says what the axes count. Import every name from here. Imports only numpy.
+`axes` says what the axes count. Import every name from here.
+Imports nothing but numpy, and that late: the command line's help reads these names.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 GATES = (
     "closed",
@@ -43,12 +46,15 @@ LOST = flag_bit("empty") | flag_bit("quarantined")
 
 def offset_edges(n_side: int) -> np.ndarray:
     """Smallest |j - i| of the bins 1..n_side of one side: 1, 2, 3, 5, 9, 17, ... (int64)."""
+    import numpy as np
+
     return np.array([1, *(2**m + 1 for m in range(n_side - 1))], dtype=np.int64)
 
 
 def n_offset_side(max_tokens: int) -> int:
     """How many one-sided offset bins keep every offset of `max_tokens` tokens in its own bin."""
-    return max(1, int(np.ceil(np.log2(max(max_tokens - 1, 1)))) + 1)
+    # The bits of m - 1 are the logarithm of m, rounded up.
+    return max(1, (max(max_tokens - 1, 1) - 1).bit_length() + 1)
 
 
 def offset_labels(n_side: int) -> list[str]:

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bertgeom.errors import UsageError
-from bertgeom.pipelines.casestudy.genomes.lineages import CLASSES
 from bertgeom.store.files import check_target, replacing, write_text
 
 if TYPE_CHECKING:
@@ -262,6 +261,7 @@ def _evaluate_labelled(
 def _given(fasta: Path, labels: Path) -> LabelledSequences:
     from bertgeom.pipelines.casestudy.classifier.evaluate import read_labels
     from bertgeom.pipelines.casestudy.classifier.stream import LabelledSequences
+    from bertgeom.pipelines.casestudy.genomes.lineages import CLASSES
     from bertgeom.pipelines.casestudy.genomes.spike import Spike, extract_all
     from bertgeom.sequences.fasta import read_records
 

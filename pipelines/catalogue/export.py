@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.store.dataset import flag_names, without_flagged
@@ -25,28 +23,6 @@ LEVELS = {
 _ENDINGS = (".tsv", ".tsv.gz", ".parquet")
 #: Values in memory at a time.
 _AT_ONCE = 4 * 2**20
-
-
-def register(app: typer.Typer) -> None:
-    """Add `bertgeom export`."""
-
-    @app.command(name="export")
-    def command(
-        store: Annotated[str, typer.Argument(metavar="STORE", help="A store made by run.")],
-        out: Annotated[Path, typer.Option("--out", "-o", help="File: .tsv, .tsv.gz or .parquet.")],
-        level: Annotated[
-            str, typer.Option(metavar="|".join(LEVELS), help="What a row of the table is.")
-        ] = "head",
-        exclude_flags: Annotated[
-            str,
-            typer.Option(
-                metavar="LIST", help="Leave out windows with one of these flags, commas between."
-            ),
-        ] = "",
-    ) -> None:
-        """Write a flat table: a row a window, a station or a head, a column an array."""
-        rows = export(store, out, level, exclude_flags=exclude_flags)
-        typer.echo(f"{rows} rows in {out}")
 
 
 def export(

@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 #: Modules that add commands: each has `register(app)` and imports heavy things when called.
 COMMANDS: tuple[str, ...] = (
-    "bertgeom.pipelines.catalogue.export",
-    "bertgeom.pipelines.report.build",
+    "bertgeom.pipelines.cli.whole_store",
     "bertgeom.pipelines.cli.catalogue",
     "bertgeom.pipelines.casestudy.cli",
 )

@@ -11,10 +11,9 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.pipelines.report import sections
@@ -310,31 +309,3 @@ def _plain(value: object) -> str:
             if v is not None and v != []
         )
     return str(value)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command `report`."""
-
-    @app.command(name="report")
-    def command(
-        store: Annotated[str, typer.Argument(metavar="STORE", help="A store made by run.")],
-        out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path(
-            "report.html"
-        ),
-        sample: Annotated[
-            int, typer.Option(min=3, help="Windows in distributions and scatter plots at most.")
-        ] = SAMPLE,
-        exclude_flags: Annotated[
-            str,
-            typer.Option(
-                metavar="LIST", help="Leave out windows with one of these flags, commas between."
-            ),
-        ] = "",
-        unit: Annotated[
-            str,
-            typer.Option(metavar="window|record", help="What counts once in effect sizes."),
-        ] = "record",
-    ) -> None:
-        """Write one HTML file that says what the heads and layers do."""
-        found = report(store, out, n_sample=sample, exclude_flags=exclude_flags, unit=unit)
-        typer.echo(f"{out}: {found['figures']} figures, {found['bytes'] / 1e6:.1f} MB")
