@@ -63,17 +63,14 @@ def modules(root: Path, *folders: str) -> dict[str, Path]:
     return found
 
 
-def imported(name: str, path: Path, known: Iterable[str] = (), *, types: bool = True) -> set[str]:
+def imported(name: str, path: Path, known: Iterable[str] = ()) -> set[str]:
     """Absolute names of all modules that a module imports, inside functions and by strings too.
 
     Args:
         known: modules that an import `from package import name` may mean.
-        types: count what only annotations need (`if TYPE_CHECKING`).
     """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     tree = ast.parse(path.read_text())
-    if not types:
-        tree = _WithoutTypes().visit(tree)
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -87,11 +84,6 @@ def imported(name: str, path: Path, known: Iterable[str] = (), *, types: bool = 
             inner = {f"{base}.{alias.name}" for alias in node.names}
             found |= (inner & set(known)) or {base}
     return found | named_by_strings(tree, package, set(known))
-
-
-class _WithoutTypes(ast.NodeTransformer):
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
 
 
 def named_by_strings(tree: ast.Module, package: str, known: set[str]) -> set[str]:
@@ -154,7 +146,7 @@ def test_no_module_imports_itself_in_a_circle(root: Path) -> None:
     below: dict[str, set[str]] = {}
     for name, path in known.items():
         if name not in pages:
-            below[name] = imported(name, path, known, types=False) & set(known) - pages - {name}
+            below[name] = imported(name, path, known) & set(known) - pages - {name}
     while free := [name for name, others in below.items() if not others]:
         for name in free:
             del below[name]

@@ -6,13 +6,10 @@ import errno
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bertgeom.store.storage import Storage
 
 #: Ending of files that are being written, or were when a process was killed.
 PARTIAL = ".partial"
@@ -27,7 +24,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._paths: dict[Path, None] = {}
-        self._objects: dict[tuple[str, str], Storage] = {}
+        self._objects: dict[tuple[str, str], Callable[[], None]] = {}
         self._lock = Lock()
         self._closed = self._void = False
 
@@ -57,11 +54,11 @@ class Journal:
             if not os.path.lexists(path):
                 self._add(path)
 
-    def note_object(self, storage: Storage, key: str) -> None:
+    def note_object(self, url: str, key: str, remove: Callable[[], None]) -> None:
         """An object is about to be written to a place that was empty before."""
         if not self._is_closed():
             with self._lock:
-                self._objects[storage.url, key] = storage
+                self._objects[url, key] = remove
 
     def take_back(self) -> None:
         """Delete what was noted, one by one. What cannot be deleted stays; no error is raised."""
@@ -74,9 +71,9 @@ class Journal:
                 _delete(path)
             if not any(os.path.lexists(path) for path in paths):
                 break
-        for (_, key), storage in reversed(objects.items()):
+        for remove in reversed(objects.values()):
             with suppress(Exception):
-                storage.remove(key)
+                remove()
 
     def _is_closed(self) -> bool:
         # Other writes may still run in threads after a failed one; they must not start now.

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -226,7 +227,7 @@ class Storage:
         if self.folder is not None:
             self.journal.note_path(self.folder / key)
         else:
-            self.journal.note_object(self, key)
+            self.journal.note_object(self.url, key, partial(self.remove, key))
 
     def _listing(self, prefix: str) -> list[str]:
         try:
