@@ -25,6 +25,8 @@ from bertgeom.kernels._cpu import amx
 RECORDED = Path(__file__).parents[1] / "data" / "kernel_results.npz"
 #: Tracks and moments of a few hundred numbers: as far as sums in another order are.
 ROUNDINGS = {"rtol": 5e-5, "atol": 5e-6}
+#: Share of the numbers that may jump on another CPU: counts of what lies at a threshold.
+MOST_JUMPS = 1e-3
 
 
 def kind() -> str:
@@ -83,13 +85,22 @@ def test_results_are_those_recorded() -> None:
             by_kind.setdefault(of, {})[name] = recorded[key]
     found = results()
     same = by_kind.get(kind())
-    for expected in [same] if same else by_kind.values():
+    if same:
+        assert set(found) == set(same)
+        for name, value in same.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+        return
+    for expected in by_kind.values():
         assert set(found) == set(expected)
-        for name, value in expected.items():
-            if same:
-                np.testing.assert_array_equal(found[name], value, err_msg=name)
-            elif value.dtype.kind == "f":
-                np.testing.assert_allclose(found[name], value, **ROUNDINGS, err_msg=name)
+        apart = {name: far(found[name], value) for name, value in expected.items()}
+        n_numbers = sum(value.size for value in expected.values())
+        far_ones = {name: n for name, n in apart.items() if n}
+        assert sum(far_ones.values()) <= MOST_JUMPS * n_numbers, far_ones
+
+
+def far(found: np.ndarray, expected: np.ndarray) -> int:
+    """How many numbers are further apart than a few roundings."""
+    return int((~np.isclose(found, expected, **ROUNDINGS, equal_nan=True)).sum())
 
 
 if __name__ == "__main__":
