@@ -275,6 +275,19 @@ def bench(
 
 
 @app.command()
+def warm() -> None:
+    """Compile the CPU kernels ahead of the first run, once a machine."""
+    import time
+
+    from bertgeom.pipelines.run.warm import warm as compile_kernels
+
+    typer.echo("compiling the CPU kernels; a minute or two where none are kept", err=True)
+    begin = time.monotonic()
+    compile_kernels()
+    typer.echo(f"CPU kernels are ready: {time.monotonic() - begin:.0f} s")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the store.")] = Path("demo"),
     workers: WorkersOption = 1,
