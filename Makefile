@@ -34,6 +34,7 @@ $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
+	$(BIN)/bertgeom warm
 	$(BIN)/bertgeom demo --out $(DEMO)
 
 lint: $(VENV)/.test
