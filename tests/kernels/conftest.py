@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +24,24 @@ def products(request: pytest.FixtureRequest) -> Iterator[None]:
     """The tests of a module by BLAS, and again on the tile unit if the CPU has one."""
     with mock.patch.object(amx, "usable", return_value=request.param == "tile unit"):
         yield
+
+
+@pytest.fixture
+def in_interpreter(root: Path) -> Callable[[Path], subprocess.CompletedProcess[str]]:
+    """Runs a test file under Triton's interpreter, in a process that starts with it."""
+
+    def run(cases: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-k", "interpreter", str(cases)],
+            cwd=root,
+            env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+
+    return run
 
 
 @pytest.fixture

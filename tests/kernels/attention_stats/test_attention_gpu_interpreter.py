@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+Run = Callable[[Path], subprocess.CompletedProcess[str]]
 
-def test_the_triton_kernels_agree_with_the_oracle_in_the_interpreter(root: Path) -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    cases = Path(__file__).with_name("test_attention_gpu.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "interpreter", str(cases)],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+
+def test_the_triton_kernels_agree_with_the_oracle_in_the_interpreter(in_interpreter: Run) -> None:
+    done = in_interpreter(Path(__file__).with_name("test_attention_gpu.py"))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

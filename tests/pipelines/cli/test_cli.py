@@ -17,7 +17,7 @@ import pytest
 import bertgeom
 from bertgeom.config import Settings
 from bertgeom.pipelines.cli import main as cli
-from bertgeom.pipelines.cli.main import main
+from bertgeom.pipelines.cli.main import command_group, main
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -379,3 +379,15 @@ def test_bad_settings_files_are_one_line(
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "o").exists()
+
+
+def test_defaults_of_commands_are_those_of_what_they_call() -> None:
+    """They stand twice: help must not import what a report is made with."""
+    from bertgeom.pipelines.catalogue.export import LEVELS
+    from bertgeom.pipelines.report.summary import SAMPLE
+
+    commands = command_group().commands
+    (sample,) = [p for p in commands["report"].params if p.name == "sample"]
+    (level,) = [p for p in commands["export"].params if p.name == "level"]
+    assert sample.default == SAMPLE
+    assert level.metavar == "|".join(LEVELS)
