@@ -112,6 +112,11 @@ class Layout:
         return self.shape_of.variables()
 
     @cached_property
+    def by_name(self) -> dict[str, Variable]:
+        """`variables` by name."""
+        return {variable.name: variable for variable in self.variables}
+
+    @cached_property
     def measured(self) -> tuple[Variable, ...]:
         return self.shape_of.measured()
 

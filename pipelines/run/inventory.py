@@ -51,6 +51,10 @@ class Kind(StrEnum):
     ALIEN = "alien"
 
 
+#: What a run keeps in its folder beside its bookkeeping of groups and partitions.
+_KEPT = {RUN: Kind.RUN} | dict.fromkeys((LABELS, ANNOTATIONS, WINDOWS, INPUT), Kind.INPUT)
+
+
 @dataclass(frozen=True)
 class Damage:
     """A file that is not what was written.
@@ -201,8 +205,9 @@ def written_files(context: RunContext, tops: Collection[str]) -> dict[str, Entry
 
 def _is_ours(key: str) -> bool:
     """Whether a file has a name that a run writes; any other is somebody's."""
-    named = {f"{FOLDER}/{name}" for name in (RUN, LABELS, ANNOTATIONS, WINDOWS, INPUT)}
-    return key in named or bool(_OF_ROWS.fullmatch(key)) or zarr_io.is_of_zarr(key)
+    top, _, rest = key.partition("/")
+    kept = top == FOLDER and rest in _KEPT
+    return kept or bool(_OF_ROWS.fullmatch(key)) or zarr_io.is_of_zarr(key)
 
 
 def owner(context: RunContext, key: str) -> tuple[Kind, int | None]:
@@ -217,14 +222,13 @@ def owner(context: RunContext, key: str) -> tuple[Kind, int | None]:
         return Kind.LEFTOVER, None
     if key.startswith(_PARTITIONS) or _is_draft(key):
         return Kind.LEFTOVER, None
-    named = {RUN: Kind.RUN} | dict.fromkeys((LABELS, ANNOTATIONS, WINDOWS, INPUT), Kind.INPUT)
     if top == FOLDER:
-        return named.get(rest, Kind.SET_UP if rest == zarr_io.METADATA else Kind.DERIVED), None
+        return _KEPT.get(rest, Kind.SET_UP if rest == zarr_io.METADATA else Kind.DERIVED), None
     if top == SEQUENCES:
         return Kind.SEQUENCES, None
     if top in DERIVED:
         return Kind.DERIVED, None
-    variable = {v.name: v for v in context.layout.variables}.get(top)
+    variable = context.layout.by_name.get(top)
     if variable is not None and rest.startswith("c/"):
         number = rest.split("/")[1]
         rows = context.layout.chunks(variable)[0]

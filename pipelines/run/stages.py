@@ -102,7 +102,7 @@ def run(
         model: folder or hub name of a transformers encoder with safetensors weights.
         out: folder or fsspec URL of the store.
         sequences: sequence shards made by `ingest`, in place of `sources`.
-        labels: table `record<TAB>label`, see `bertgeom.analysis.cohorts.read_labels`.
+        labels: table `record<TAB>label`, see `bertgeom.analysis.labels.read_labels`.
         annotations: BED, GFF3 or GTF file of regions in record coordinates: the token groups of
             `attention_group_mass`, see `bertgeom.analysis.annotations.read_annotations`; the
             setting `group_by` says what makes regions one group.
