@@ -381,6 +381,14 @@ def test_a_function_of_the_reference_has_an_example_that_runs(
     in_session(text, {}, name)
 
 
+@pytest.mark.parametrize("name", [n for n, kind in documented().items() if kind == "function"])
+def test_a_docstring_of_the_reference_names_every_argument(name: str) -> None:
+    text = inspect.getdoc(found(name)) or ""
+    before, _, _ = text.partition("\nExample:\n")
+    named = set(re.findall(r"\w+", before))
+    assert not {*inspect.signature(found(name)).parameters} - named
+
+
 def test_what_the_package_exports_is_in_the_reference() -> None:
     names = documented()
     assert all(found(name).__doc__ for name in names)

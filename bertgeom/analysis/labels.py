@@ -99,6 +99,9 @@ def read_labels(path: str | Path) -> Labels:
     column; of more than two, in the one called `label`, `class` or `cohort`, if there is one.
     Empty lines and lines that start with # are skipped.
 
+    Args:
+        path: a text file, plain or compressed; a URL or a pipe too.
+
     Raises:
         InputError: for a file that cannot be read as text, a line without two fields, a key
             with two labels, or an empty table.
@@ -156,6 +159,9 @@ def assign_labels(labels: Labels, record_ids: Sequence[str]) -> np.ndarray:
     Without a header the keys are record ids, unless all of them are integers and none is a
     record id: then they are record indices. A key may include the rest of the record's header
     line. Records that share an id share its label.
+
+    Args:
+        labels: a table. record_ids: the ids of all R records, in the order of the store.
 
     Raises:
         InputError: if no record has a label, an index is beyond the last record, or two keys
