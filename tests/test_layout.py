@@ -242,6 +242,20 @@ def test_the_wheel_holds_one_namespace(wheel: Path) -> None:
     assert tops == {"bertgeom"}
 
 
+def test_the_wheel_holds_every_data_file(wheel: Path, root: Path) -> None:
+    command = ["git", "ls-files", "-co", "--exclude-standard", "--", *FOLDERS]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    data = [Path(line) for line in listed.splitlines() if not line.endswith(".py")]
+    assert Path("pipelines/report/templates/page.html") in data
+    missing = [
+        str(path)
+        for path in data
+        if (root / path).is_file()
+        and not (wheel / FOLDERS[path.parts[0]].replace(".", "/") / Path(*path.parts[1:])).is_file()
+    ]
+    assert missing == []
+
+
 def test_every_module_imports_from_the_wheel(wheel: Path, root: Path) -> None:
     expected = sorted(modules(root))
     code = f"""
