@@ -229,13 +229,8 @@ def _assigned(
         code = labels.by_key[key]
         other, other_code = by_id.setdefault(name, (key, code))
         if other_code != code:
-            raise InputError(
-                "one label per record",
-                f"{labels.names[other_code]!r} ({other!r}) and {labels.names[code]!r} ({key!r})",
-                source=labels.source,
-                record=name,
-                line=(labels.line or {}).get(key),
-            )
+            both = f"{labels.names[other_code]!r} ({other!r}) and {labels.names[code]!r} ({key!r})"
+            raise _two_labels(labels, key, name, both)
     if not by_id:
         raise _no_match(labels, record_ids)
     if header is not None and 2 * len(by_id) <= len(keys):
@@ -270,15 +265,20 @@ def _assign_by_index(labels: Labels, n_records: int, header: str | None) -> np.n
                 line=(labels.line or {}).get(key),
             )
         if codes[int(key)] not in (-1, code):
-            raise InputError(
-                "one label per record",
-                f"{labels.names[codes[int(key)]]!r} and {labels.names[code]!r}",
-                source=labels.source,
-                record=key,
-                line=(labels.line or {}).get(key),
-            )
+            both = f"{labels.names[codes[int(key)]]!r} and {labels.names[code]!r}"
+            raise _two_labels(labels, key, key, both)
         codes[int(key)] = code
     return codes
+
+
+def _two_labels(labels: Labels, key: str, record: str, both: str) -> InputError:
+    return InputError(
+        "one label per record",
+        both,
+        source=labels.source,
+        record=record,
+        line=(labels.line or {}).get(key),
+    )
 
 
 def _no_match(labels: Labels, record_ids: Sequence[str]) -> InputError:
