@@ -90,7 +90,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of torch: its name, the bytes it moves at least, its multiply-adds times two."""
+    """One operation of torch: its name, bytes moved at least, multiply-adds times two."""
 
     name: str
     n_bytes: int
@@ -273,7 +273,7 @@ def forward(shape: Shape, how: str, layers: int, angles: str = "default") -> Cou
     from transformers import BertConfig, BertModel
 
     from bertgeom.config import MeasureSettings
-    from bertgeom.model.attention import NAME, record
+    from bertgeom.model import attention
     from bertgeom.variables import n_offset_side
 
     config = BertConfig(
@@ -287,7 +287,7 @@ def forward(shape: Shape, how: str, layers: int, angles: str = "default") -> Cou
         model = BertModel(config, add_pooling_layer=False).eval().to(getattr(torch, shape.dtype))
         ids = torch.zeros(shape.batch, shape.tokens, dtype=torch.long)
         special = torch.zeros(shape.batch, shape.tokens, dtype=torch.bool)
-    model.set_attn_implementation("sdpa" if how == "bare" else NAME)
+    model.set_attn_implementation("sdpa" if how == "bare" else attention.NAME)
     with counting() as count:
         if how == "bare":
             model(input_ids=ids)
@@ -298,7 +298,7 @@ def forward(shape: Shape, how: str, layers: int, angles: str = "default") -> Cou
                 n_offset_side=n_offset_side(shape.tokens),
                 impl="triton",
             )
-            with record(special_tokens_mask=special, settings=settings):
+            with attention.record(special_tokens_mask=special, settings=settings):
                 model(input_ids=ids)
     return count
 
@@ -368,16 +368,28 @@ def in_interpreter(arguments: list[str]) -> str:
     return done.stdout
 
 
-def recorded(shape: Shape) -> dict[str, Count]:
-    """Parts and layers of a shape with every launch and operation, from a process of its own."""
-    words = [f"--{k.replace('_', '-')}={v}" for k, v in asdict(shape).items()]
-    read = json.loads(in_interpreter(["--record", *words]))
+def recorded(shapes: list[Shape], *, layers: bool = False) -> list[dict[str, Count]]:
+    """Every launch and operation of the parts of some shapes, from a process of its own.
+
+    Args:
+        layers: whether to add "layer ..." and "once ..." of every whole forward.
+    """
+    words = ["--record", json.dumps([asdict(shape) for shape in shapes])]
+    read = json.loads(in_interpreter(words + ["--with-layers"] * layers))
 
     def count(x: dict[str, Any]) -> Count:
         launches = [Launch(**(y | {"grid": tuple(y["grid"])})) for y in x["launches"]]
         return Count([Operation(**y) for y in x["operations"]], launches)
 
-    return {name: count(x) for name, x in read.items()}
+    return [{name: count(x) for name, x in parts.items()} for parts in read]
+
+
+def record(shape: Shape, *, layers: bool) -> dict[str, Any]:
+    """What `recorded` reads, of one shape."""
+    found = parts(shape)
+    for name, how in FORWARDS.items() if layers else ():
+        found[f"layer {name}"], found[f"once {name}"] = layer_and_rest(shape, *how)
+    return {name: asdict(count) for name, count in found.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -387,20 +399,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--record", action="store_true", help="print every launch as JSON")
+    parser.add_argument("--record", metavar="SHAPES", help="print every launch of JSON shapes")
+    parser.add_argument("--with-layers", action="store_true", help="... and of whole forwards")
     options = vars(parser.parse_args(arguments))
-    as_json, record, layers = (options.pop(k) for k in ("json", "record", "layers"))
+    as_json, shapes, layers = (options.pop(k) for k in ("json", "record", "layers"))
+    with_layers = options.pop("with_layers")
     if os.environ.get("TRITON_INTERPRET") != "1":
         print(in_interpreter(sys.argv[1:] if arguments is None else arguments), end="")
         return 0
-    shape = Shape(**options)
-    if record:
-        found = parts(shape)
-        for name, how in FORWARDS.items():
-            found[f"layer {name}"], found[f"once {name}"] = layer_and_rest(shape, *how)
-        print(json.dumps({name: asdict(count) for name, count in found.items()}))
+    if shapes:
+        found = [record(Shape(**shape), layers=with_layers) for shape in json.loads(shapes)]
+        print(json.dumps(found))
         return 0
-    counts = table(shape, layers)
+    counts = table(Shape(**options), layers)
     print(json.dumps(counts, indent=1) if as_json else text(counts))
     return 0
 
