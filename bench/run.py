@@ -129,7 +129,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile; of one value three times that value."""
     if len(values) == 1:
         return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
 
 
@@ -161,8 +161,8 @@ def unsteady(table: dict[str, dict[str, float]], rounds: int) -> str | None:
     if not wide:
         return None
     return (
-        f"warning: quartiles more than {STEADY:.0%} apart ({', '.join(wide)}): the machine was busy "
-        "or the rounds were few; take more with --rounds"
+        f"warning: quartiles more than {STEADY:.0%} apart ({', '.join(wide)}): the machine was "
+        "busy or the rounds were few; take more with --rounds"
     )
 
 
@@ -258,9 +258,7 @@ def print_table(results: dict[str, Any]) -> None:
         print(f"\n{entry['name']}, {entry['dtype']}, {entry['rounds']} rounds")
         if entry["oracle_max_abs_error"]:
             print("  oracle: largest error", entry["oracle_max_abs_error"])
-        print(
-            f"  {'variant':16} {'median s':>9} {'x bare':>7}  quartiles (of the ratios within rounds)"
-        )
+        print(f"  {'variant':16} {'median s':>9} {'x bare':>7}  quartiles of ratios within rounds")
         for name, row in entry["variants"].items():
             print(
                 f"  {name:16} {row['seconds_median']:9.4f} {row['ratio_median']:7.3f}"
