@@ -1,4 +1,4 @@
-"""Kernels compiled ahead, many at a time: the compiler needs no GPU, and a device time is short."""
+"""Kernels compiled ahead, many at a time: the compiler needs no GPU, and time on a GPU is short."""
 
 from __future__ import annotations
 
