@@ -33,24 +33,38 @@ LAYERS = 12
 
 
 def work_of(code: Code, passes: Passes | None) -> tuple[Pass, list[str]]:
-    """What one warp of the mean program issues, and loops whose passes nobody counted."""
+    """What one warp of the mean program issues, and loops whose passes nobody counted.
+
+    The latter are made by the compiler, for sums within a tile as an example: they are passed once
+    at least in every pass of the loop around them, and are taken so.
+    """
     total, unknown = Pass(), []
     _add(total, code.once, 1.0)
+    entered = {place[0] for place in passes.loops} if passes else set()
     same: dict[Any, list[Loop]] = defaultdict(list)
     for loop in code.loops:
         same[loop.place].append(loop)
-    entered = {place[0] for place in passes.loops} if passes else set()
-    for place, loops in same.items():
-        n = passes.a_program(place) if passes else None
-        if n is None and place and place[0] not in entered:
-            # Not a loop of the source: made by the compiler, passed once at least.
-            unknown.append(f"{place[0][0].rsplit('/', 1)[-1]}:{place[0][1]}")
-            n = 1.0
-        # Of two loops of one place, the larger is the smaller several times, for all but a rest.
-        largest = max(loops, key=lambda loop: loop.inner.issued)
-        smallest = min(loop.inner.issued for loop in loops)
-        times = max(1, round(largest.inner.issued / max(1, smallest)))
-        _add(total, largest.inner, (n or 0.0) / times)
+
+    def counted_passes(loop: Loop) -> float | None:
+        n = passes.a_program(loop.place) if passes else None
+        # A loop of the source that was never entered by this way is passed by.
+        return 0.0 if n is None and loop.place and loop.place[0] in entered else n
+
+    def times(loop: Loop) -> float:
+        n = counted_passes(loop)
+        if n is not None:
+            # Of two loops of one place, the larger is the smaller several times, but for a rest.
+            sizes = [x.inner.issued for x in same[loop.place]]
+            if loop is not max(same[loop.place], key=lambda x: x.inner.issued):
+                return 0.0
+            return n / max(1, round(max(sizes) / max(1, min(sizes))))
+        return 1.0 if loop.around is None else times(code.loops[loop.around])
+
+    for loop in code.loops:
+        if counted_passes(loop) is None:
+            file, line = loop.place[0] if loop.place else ("?", 0)
+            unknown.append(f"{file.rsplit('/', 1)[-1]}:{line}")
+        _add(total, loop.inner, times(loop))
     return total, unknown
 
 

@@ -64,11 +64,13 @@ class Loop:
         place: of its header.
         inner: instructions of one pass, without the loops inside of it.
         depth: 0 for an outermost loop.
+        around: index of the loop that it lies in, None for an outermost one.
     """
 
     place: Place
     inner: Pass = field(default_factory=Pass)
     depth: int = 0
+    around: int | None = None
 
 
 @dataclass
@@ -122,7 +124,9 @@ def read(text: str) -> Code:
         owner = next((k for k, (a, b, _) in enumerate(spans) if a <= i <= b), None)
         (code.once if owner is None else code.loops[owner].inner).add(text_)
     for k, (a, b, _) in enumerate(spans):
-        code.loops[k].depth = sum(c < a and b <= d for c, d, _ in spans[k + 1 :])
+        around = [j for j, (c, d, _) in enumerate(spans) if j > k and c <= a and b <= d]
+        code.loops[k].depth = len(around)
+        code.loops[k].around = around[0] if around else None
     return code
 
 
