@@ -7,7 +7,6 @@ read-only file system is reported at once.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
@@ -369,6 +368,9 @@ def with_retries(action: Callable[[], T], place: str) -> T:
 
 async def with_retries_async(action: Callable[[], Awaitable[T]], place: str) -> T:
     """`with_retries` for coroutines."""
+    # Whoever awaits this has asyncio; commands that read local files alone need it not.
+    import asyncio
+
     retries = _Retries(place)
     while True:
         try:
