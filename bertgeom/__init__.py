@@ -16,6 +16,7 @@ Importing the package loads neither torch nor transformers. The attention implem
 """
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -33,6 +34,10 @@ _HOME = {
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
+
+
+# A library keeps silent until the program that uses it asks for its log records.
+logging.getLogger("bertgeom").addHandler(logging.NullHandler())
 
 
 def _register_attention(_: Any) -> None:

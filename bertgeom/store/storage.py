@@ -8,6 +8,7 @@ read-only file system is reported at once.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import time
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_LOG = logging.getLogger("bertgeom.store")
 
 #: Failed remote requests are retried for this many seconds, with growing pauses.
 RETRY_SECONDS = 60.0
@@ -335,6 +337,7 @@ class _Retries:
             ) from error
         pause = min(self._pause, max(0.0, RETRY_SECONDS - spent))
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        _LOG.info("%s: %s; again in %.1f s", self._place, _short(error), pause)
         return pause
 
 
