@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertgeom.errors import StoreError, UsageError
 from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file, zarr_io
 from bertgeom.store.dataset import written_windows
 from bertgeom.store.files import check_folder, check_target, replacing_folder, write_text
 from bertgeom.store.storage import Storage
@@ -120,7 +120,7 @@ def inputs_of(*given: str | Path | None) -> list[str]:
 
 
 def _is_result(folder: Path) -> bool:
-    return zarr_io.is_store(Storage(str(folder)), FORMAT)
+    return root_file.is_store(Storage(str(folder)), FORMAT)
 
 
 def as_json(dataset: xarray.Dataset) -> dict[str, Any]:

@@ -126,25 +126,19 @@ class WindowIndex:
         return windows_of(length, self.size, self.stride, self.min_length)
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A run, cut into pieces.
+@dataclass(frozen=True)
+class Pieces:
+    """So many windows, cut into partitions and row groups.
 
     Attributes:
-        index: the windows.
+        n_windows: windows of all records.
         partition_windows: windows of a partition; the last one has what is left.
         group_windows: windows of a row group, a multiple of `partition_windows`.
-        batch_tokens: padded tokens of a batch at most, but at least one window.
     """
 
-    index: Index
+    n_windows: int
     partition_windows: int
     group_windows: int
-    batch_tokens: int
-
-    @property
-    def n_windows(self) -> int:
-        return self.index.n_windows
 
     @property
     def n_partitions(self) -> int:
@@ -172,6 +166,26 @@ class Plan:
         """The partitions of a row group."""
         first, stop = self.group(group)
         return range(first // self.partition_windows, -(-stop // self.partition_windows))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Pieces):
+    """A run, cut into pieces, with its windows.
+
+    Attributes:
+        index: the windows.
+        batch_tokens: padded tokens of a batch at most, but at least one window.
+    """
+
+    index: Index
+    batch_tokens: int
+
+    @classmethod
+    def of(
+        cls, index: Index, partition_windows: int, group_windows: int, batch_tokens: int
+    ) -> Plan:
+        """The plan of all windows of an index."""
+        return cls(index.n_windows, partition_windows, group_windows, index, batch_tokens)
 
 
 def batches(n_tokens: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 
 from bertgeom import formatdoc
 from bertgeom.store.layout import Layout, Shape
-from bertgeom.store.zarr_io import FORMAT_VERSION
+from bertgeom.store.root_file import FORMAT_VERSION
 from bertgeom.variables import FLAGS, KEEP, VARIABLES
 
 TEXT = formatdoc.PATH.read_text("utf-8")
