@@ -34,6 +34,7 @@ from bertgeom.store.zarr_stores import NotingStore, zarr_store
 
 if TYPE_CHECKING:
     import xarray
+    from zarr.types import AnyArray
 
     from bertgeom.store.layout import Coordinate, Layout
 
@@ -70,7 +71,7 @@ class Arrays:
     read_only: bool = False
     format_version: str = FORMAT_VERSION
     _store: NotingStore = field(init=False, repr=False)
-    _opened: dict[str, zarr.Array] = field(default_factory=dict, repr=False)
+    _opened: dict[str, AnyArray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.read_only:
@@ -116,7 +117,7 @@ class Arrays:
         clear(self.storage.child(name))
         self._opened[name] = zarr.create_array(self._store, **options)
 
-    def array(self, name: str) -> zarr.Array:
+    def array(self, name: str) -> AnyArray:
         """The zarr array `name`.
 
         Raises:
@@ -159,7 +160,7 @@ class Arrays:
         Raises:
             StoreError: if there is no zarr group.
         """
-        return _group_metadata(self.storage)["attributes"]
+        return _group_attributes(self.storage)
 
     def update_attributes(self, changes: Mapping[str, Any]) -> None:
         """Set attributes of the group in one atomic write."""
@@ -288,7 +289,7 @@ def writers() -> dict[str, str]:
 def written_by(storage: Storage) -> dict[str, str] | None:
     """The same attributes of an existing store; None if it cannot be read."""
     try:
-        attributes = _group_metadata(storage)["attributes"]
+        attributes = _group_attributes(storage)
     except StoreError:
         return None
     return {name: str(attributes[name]) for name in writers() if name in attributes} or None
@@ -409,7 +410,7 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
         remedy = "" if complete else "; the run has not finished, which writes it last"
         raise StoreError(f"{storage.shown}: expected a group {group!r}, found none{remedy}")
     try:
-        return xarray.open_zarr(
+        dataset: xarray.Dataset = xarray.open_zarr(
             zarr_store(storage, read_only=True), group=group, consolidated=complete
         )
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
@@ -417,6 +418,7 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
             f"{storage.shown}: expected metadata of zarr arrays, found what cannot be read "
             f"({' '.join(str(error).split())}); {REMEDY}"
         ) from error
+    return dataset
 
 
 def check_format(storage: Storage, kind: str) -> dict[str, Any]:
@@ -425,7 +427,7 @@ def check_format(storage: Storage, kind: str) -> dict[str, Any]:
     Raises:
         StoreError: otherwise.
     """
-    attributes = _group_metadata(storage)["attributes"]
+    attributes = _group_attributes(storage)
     found = attributes.get("format")
     if found != kind:
         raise StoreError(
@@ -444,9 +446,13 @@ def check_format(storage: Storage, kind: str) -> dict[str, Any]:
 def is_store(storage: Storage, kind: str) -> bool:
     """Whether there is a zarr group of `kind`, of any version."""
     try:
-        return _group_metadata(storage)["attributes"].get("format") == kind
+        return bool(_group_attributes(storage).get("format") == kind)
     except StoreError:
         return False
+
+
+def _group_attributes(storage: Storage) -> dict[str, Any]:
+    return dict(_group_metadata(storage)["attributes"])
 
 
 def _group_metadata(storage: Storage) -> dict[str, Any]:

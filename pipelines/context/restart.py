@@ -10,7 +10,6 @@ from bertgeom.errors import StoreError
 from bertgeom.pipelines.context.claims import LEASES, LOCKS
 from bertgeom.pipelines.context.folder import (
     ANNOTATIONS,
-    FOLDER,
     HISTORY,
     INPUT,
     LABELS,
@@ -21,6 +20,7 @@ from bertgeom.pipelines.context.folder import (
 from bertgeom.pipelines.context.run_context import SEQUENCES
 from bertgeom.store import manifest, zarr_io
 from bertgeom.store.journal import DRAFT
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage
 
 _BOOKKEEPING = {f"{FOLDER}/{name}" for name in (RUN, LABELS, ANNOTATIONS, WINDOWS, INPUT)}

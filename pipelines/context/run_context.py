@@ -15,12 +15,13 @@ import numpy as np
 from bertgeom.config import MeasureSettings, ResolvedSettings, Settings, check_same
 from bertgeom.errors import DamagedError, ModelError, StoreError
 from bertgeom.pipelines.context.facts import ModelIdentity, RunFacts
-from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
+from bertgeom.pipelines.context.folder import RUN, RunFolder
 from bertgeom.pipelines.plan.partitions import Index, Plan, window_index
 from bertgeom.pipelines.plan.token_windows import TokenWindows
 from bertgeom.sequences.shards import Sequences, open_sequences
 from bertgeom.store import zarr_io
 from bertgeom.store.layout import Layout, Shape
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage
 
 if TYPE_CHECKING:
