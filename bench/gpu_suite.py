@@ -139,13 +139,15 @@ def _launches(setup: Setup, x: tuple[Tensor, Tensor, Tensor]) -> dict[str, Calla
     low = torch.zeros(size.batch, size.heads, device=setup.device)
     high = rows.top.amax(-1)
     return {
-        "launch rows": lambda x: _gpu_rows.row_values(*x, lengths, options),
-        "launch columns": lambda x: columns.column_sums(*x[:2], rows.lse, lengths, None, options),
-        "launch pairs": lambda x: _gpu_pairs.pair_sums(
-            *x[:2], rows.lse, low, high, lengths, options
+        "launch rows": lambda x: _gpu_rows.row_values(x[0], x[1], x[2], lengths, options),
+        "launch columns": lambda x: columns.column_sums(
+            x[0], x[1], rows.lse, lengths, None, options
         ),
-        "launch k90": lambda x: k90.k90_counts(*x[:2], rows, lengths, options),
-        "launch gram": lambda x: gram.logit_sums(*x[:2], lengths),
+        "launch pairs": lambda x: _gpu_pairs.pair_sums(
+            x[0], x[1], rows.lse, low, high, lengths, options
+        ),
+        "launch k90": lambda x: k90.k90_counts(x[0], x[1], rows, lengths, options),
+        "launch gram": lambda x: gram.logit_sums(x[0], x[1], lengths),
     }
 
 
@@ -262,7 +264,7 @@ def flex(setup: Setup) -> dict[str, Any]:
 
     if not setup.cuda:
         raise RuntimeError("FlexAttention is compiled for a GPU; none here")
-    compiled = torch.compile(flex_attention)
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
     inputs = [_heads(setup, i) for i in range(N_INPUTS)]
 
     def twice(x: tuple[Tensor, Tensor, Tensor]) -> Any:

@@ -120,7 +120,9 @@ class FourMoments:
         return FourMoments(*(x[rows] for x in self._all()))
 
 
-def jarque_bera(count: np.ndarray, skewness: np.ndarray, kurtosis: np.ndarray) -> Float64Array:
+def jarque_bera(
+    count: np.ndarray | float, skewness: np.ndarray | float, kurtosis: np.ndarray | float
+) -> Float64Array:
     """JB = n/6 (S^2 + K^2/4) with the excess kurtosis K.
 
     Example:
