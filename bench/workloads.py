@@ -112,7 +112,7 @@ def variants(work: Workload) -> dict[str, Callable[[Tensor], Any]]:
     The second and third again by BLAS alone, where the CPU has a tile unit (AMX).
     """
     settings = MeasureSettings(n_offset_side=n_offset_side(work.special.shape[1]))
-    ours = {
+    ours: dict[str, Callable[[Tensor], Any]] = {
         "attention": attention(work),
         "everything": partial(_everything, work, settings),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def ratios(setup: Setup) -> dict[str, Any]:
                 return found | {"stopped": "no time left"}
             work = _work(make, n, setup)
             gate = oracle(work, setup)
-            entry = facts | {"name": work.name, "oracle": gate}
+            entry: dict[str, Any] = facts | {"name": work.name, "oracle": gate}
             whole = n == sizes.tokens
             # Maps of a whole batch of longer windows do not fit on a device.
             todo = variants(work, setup, compiled=whole, materialised=whole and make is bert)
@@ -131,7 +132,7 @@ def variants(
         todo["bare, compiled"] = _compiled(work, setup)
     for tier in ("core", "full"):
         todo[f"attention, {tier}"] = workloads.attention(work, tier, "triton")
-        todo[f"everything, {tier}"] = lambda ids, tier=tier: everything(work, tier, "triton", ids)
+        todo[f"everything, {tier}"] = partial(everything, work, tier, "triton")
     if materialised:
         todo["materialised"] = workloads.materialised_way(work)
     return todo
@@ -154,9 +155,7 @@ def _without_fetch(work: Workload) -> dict[str, Callable[[Tensor], Any]]:
     """What a graph can hold: forwards whose results stay on the device."""
     todo: dict[str, Callable[[Tensor], Any]] = {"bare": workloads.bare(work)}
     for tier in ("core", "full"):
-        todo[f"everything, {tier}"] = lambda ids, tier=tier: everything(
-            work, tier, "triton", ids, fetch=False
-        )
+        todo[f"everything, {tier}"] = partial(everything, work, tier, "triton", fetch=False)
     return todo
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -248,6 +249,6 @@ def _each(call: Callable[[], Any], setup: Setup) -> dict[str, Any]:
             found[name]["times"] += 1
             continue
         run = kernel[grid]
-        found[name] = timing.one(lambda run=run, a=args, k=kwargs: run(*a, **k), setup)
+        found[name] = timing.one(functools.partial(run, *args, **kwargs), setup)
         found[name]["times"] = 1
     return found

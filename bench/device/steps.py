@@ -162,9 +162,9 @@ def run(setup: Setup, steps: dict[str, Callable[[Setup], dict[str, Any]]]) -> in
 
 
 def _done(found: dict[str, Any] | None) -> bool:
-    return (
-        bool(found) and "wall_seconds" in found and not {"error", "skipped", "stopped"} & set(found)
-    )
+    if not found:
+        return False
+    return "wall_seconds" in found and not {"error", "skipped", "stopped"} & set(found)
 
 
 def sources() -> str:

@@ -64,7 +64,7 @@ def attributes_of(storage: Storage) -> dict[str, Any]:
     Raises:
         StoreError: if there is no zarr group. DamagedError: if its file cannot be read.
     """
-    return group_metadata(storage)["attributes"]
+    return dict(group_metadata(storage)["attributes"])
 
 
 def update_attributes(storage: Storage, changes: Mapping[str, Any]) -> None:

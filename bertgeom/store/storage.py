@@ -102,7 +102,8 @@ class Storage:
                     return file.read(-1 if stop is None else stop - start)
             except (IsADirectoryError, NotADirectoryError) as error:
                 raise FileNotFoundError(errno.ENOENT, "no file there", str(path)) from error
-        return self._asked(lambda fs, path: fs.cat_file(path, start=start, end=stop), key)
+        data = self._asked(lambda fs, path: fs.cat_file(path, start=start, end=stop), key)
+        return bytes(data)
 
     def write(self, key: str, data: bytes) -> None:
         """Write `data` to `key` atomically."""
@@ -265,7 +266,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(url)
+        system, root = url_to_fs(url)
+        return system, root
     except ImportError as error:
         scheme = url.rpartition("::")[2].partition("://")[0]
         extra = _EXTRAS.get(scheme)

@@ -43,6 +43,7 @@ from bertgeom.store.zarr_stores import NotingStore, zarr_store
 
 if TYPE_CHECKING:
     import xarray
+    from zarr.types import AnyArray
 
     from bertgeom.store.layout import Coordinate, Layout
 
@@ -69,7 +70,7 @@ class Arrays:
     read_only: bool = False
     format_version: str = FORMAT_VERSION
     _store: NotingStore = field(init=False, repr=False)
-    _opened: dict[str, zarr.Array] = field(default_factory=dict, repr=False)
+    _opened: dict[str, AnyArray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.read_only:
@@ -115,7 +116,7 @@ class Arrays:
         clear(self.storage.child(name))
         self._opened[name] = zarr.create_array(self._store, **options)
 
-    def array(self, name: str) -> zarr.Array:
+    def array(self, name: str) -> AnyArray:
         """The zarr array `name`.
 
         Raises:
@@ -355,7 +356,7 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
         remedy = "" if complete else "; the run has not finished, which writes it last"
         raise StoreError(f"{storage.shown}: expected a group {group!r}, found none{remedy}")
     try:
-        return xarray.open_zarr(
+        dataset: xarray.Dataset = xarray.open_zarr(
             zarr_store(storage, read_only=True), group=group, consolidated=complete
         )
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
@@ -363,3 +364,4 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
             f"{storage.shown}: expected metadata of zarr arrays, found what cannot be read "
             f"({' '.join(str(error).split())}); {REMEDY}"
         ) from error
+    return dataset

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from bertgeom.errors import BertgeomError, DamagedError, StoreError, UsageError
-from bertgeom.pipelines.context.folder import FOLDER, RunFolder
+from bertgeom.pipelines.context.folder import RunFolder
 from bertgeom.pipelines.context.leases import LEASE, lease
 from bertgeom.sequences.shards import is_complete
 from bertgeom.store import root_file
 from bertgeom.store.journal import DRAFT, Journal
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage, explain_write_errors, reason
 
 #: Where the lock lies: that of a run stays, that of an ingest goes with it.

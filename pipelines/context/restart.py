@@ -10,7 +10,6 @@ from bertgeom.errors import StoreError
 from bertgeom.pipelines.context.claims import LEASES, LOCKS
 from bertgeom.pipelines.context.folder import (
     ANNOTATIONS,
-    FOLDER,
     HISTORY,
     INPUT,
     LABELS,
@@ -21,6 +20,7 @@ from bertgeom.pipelines.context.folder import (
 from bertgeom.pipelines.context.run_context import SEQUENCES
 from bertgeom.store import manifest, root_file
 from bertgeom.store.journal import DRAFT
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage
 from bertgeom.store.zarr_io import create_root
 

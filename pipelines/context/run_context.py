@@ -15,11 +15,12 @@ import numpy as np
 from bertgeom.config import MeasureSettings, ResolvedSettings, Settings, check_same
 from bertgeom.errors import DamagedError, ModelError, StoreError
 from bertgeom.pipelines.context.facts import ModelIdentity, RunFacts
-from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
+from bertgeom.pipelines.context.folder import RUN, RunFolder
 from bertgeom.pipelines.plan.partitions import Index, Pieces, Plan, window_index
 from bertgeom.sequences.shards import Sequences, open_sequences
 from bertgeom.store import root_file
 from bertgeom.store.layout import Layout, Shape
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage
 
 if TYPE_CHECKING:

@@ -14,8 +14,10 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from bertgeom.config import Settings
+from bertgeom.kernels.arrays import BoolArray, Int64Array
 from bertgeom.sequences.windows import count_windows, windows_of
 from bertgeom.tokens.encoded import Tokenizer
 
@@ -31,16 +33,16 @@ class Windows:
         n_tokens: int64 (n,), tokens of the windows where they were cut by tokens, else None.
     """
 
-    record: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    strand: np.ndarray
-    n_tokens: np.ndarray | None = None
+    record: Int64Array
+    start: Int64Array
+    stop: Int64Array
+    strand: npt.NDArray[np.int8]
+    n_tokens: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.record)
 
-    def take(self, rows: np.ndarray) -> Windows:
+    def take(self, rows: Int64Array) -> Windows:
         """Those at `rows`, in that order."""
         tokens = None if self.n_tokens is None else self.n_tokens[rows]
         return Windows(
@@ -62,7 +64,7 @@ class Index(Protocol):
         """Windows number first..stop."""
         ...
 
-    def short(self, windows: Windows) -> np.ndarray:
+    def short(self, windows: Windows) -> BoolArray:
         """bool: the only window of a record, shorter than others."""
         ...
 
@@ -102,9 +104,10 @@ class WindowIndex:
         """Bases of a whole window."""
         return self.size
 
-    def short(self, windows: Windows) -> np.ndarray:
+    def short(self, windows: Windows) -> BoolArray:
         """bool: the only window of a record, shorter than a whole one."""
-        return (windows.stop - windows.start < self.size) & (windows.start == 0)
+        found: BoolArray = (windows.stop - windows.start < self.size) & (windows.start == 0)
+        return found
 
     def windows(self, first: int, stop: int) -> Windows:
         """Windows number first..stop."""

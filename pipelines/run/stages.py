@@ -25,7 +25,7 @@ from bertgeom.pipelines.context.events import (
     Subscriber,
     history,
 )
-from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
+from bertgeom.pipelines.context.folder import RUN, RunFolder
 from bertgeom.pipelines.context.restart import forget_unstarted
 from bertgeom.pipelines.context.run_context import (
     SEQUENCES,
@@ -58,6 +58,7 @@ from bertgeom.pipelines.run.progress import Status, Tracker, status
 from bertgeom.pipelines.run.repair import CHECKED_WHOLE, mend
 from bertgeom.sequences.shards import MEMBERS, Sequences
 from bertgeom.store import manifest, root_file, zarr_io
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage, explain_write_errors
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ a statistic counts weights above a threshold, weights within the band of it may 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def test_agrees_with_the_oracle_within_the_derived_budget(case: Case, device: st
     assert_output(case, inputs, found.output, exact.output)
 
 
-def assert_k90(case: Case, inputs: dict[str, Any], values: dict[str, Tensor]) -> None:
+def assert_k90(case: Case, inputs: dict[str, Any], values: Mapping[str, Tensor]) -> None:
     if case.tier != "full":
         return
     for b in range(case.batch):
@@ -233,7 +234,7 @@ def assert_k90(case: Case, inputs: dict[str, Any], values: dict[str, Tensor]) ->
             assert (have <= of(high)).all(), name
 
 
-def assert_gate(values: dict[str, Tensor]) -> None:
+def assert_gate(values: Mapping[str, Tensor]) -> None:
     mass, code = values["gate_mass"], values["gate"].long()
     pure = mass.amax(-1) > 0.5
     assert torch.equal(code[pure], mass.argmax(-1)[pure])
@@ -304,7 +305,7 @@ def test_integer_values_come_out_exactly(n: int, dtype: torch.dtype, device: str
     assert found.values["attention_k90_min"].item() == ninety.min().item()
 
 
-def assert_dyadic(values: dict[str, Tensor], name: str, cells: Tensor) -> None:
+def assert_dyadic(values: Mapping[str, Tensor], name: str, cells: Tensor) -> None:
     """Sums of multiples of 1/64 are exact in fp32; only the division by n rounds, once or twice."""
     mean = cells.sum().item() / cells.shape[-1]
     assert values[name].item() == pytest.approx(mean, rel=2e-7, abs=0), name
@@ -313,7 +314,7 @@ def assert_dyadic(values: dict[str, Tensor], name: str, cells: Tensor) -> None:
 SMALL = Case(65, 24, HALF, batch=2, heads=2, lengths=(65, 33))
 
 
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
     """Names of values that differ in any bit, NaN being equal to NaN."""
     return [k for k in a if not torch.equal(a[k].nan_to_num(7.0), b[k].nan_to_num(7.0))]
 

@@ -69,7 +69,7 @@ def check(
         "columns": True,
     }
     known |= asked
-    slots = {"lengths": lengths, "special": special, "groups": groups}
+    slots: dict[str, Any] = {"lengths": lengths, "special": special, "groups": groups}
     found = attention_stats(q, k, v, **slots, **known, impl="numba")
     limits = bounds(q, k, v, lengths, special, groups, api.checked_options(**known))
     assert disagreements(limits, found.output, found.values) == []
@@ -174,12 +174,16 @@ def toward(c: Callable[[int], Tensor]) -> Callable[[int], list[Tensor]]:
     return lambda n: constructed(c(n))
 
 
+def shifted(s: int) -> Callable[[int], Tensor]:
+    return lambda n: (torch.arange(n) + s).clamp(0, n - 1)
+
+
 PATTERNS: dict[str, tuple[str, Callable[[int], list[Tensor]]]] = {
     "identity": ("open", toward(torch.arange)),
     **{
         f"shift {s:+d}": (
             "forward" if s > 0 else "backward",
-            toward(lambda n, s=s: (torch.arange(n) + s).clamp(0, n - 1)),
+            toward(shifted(s)),
         )
         for s in (-4, -3, -2, -1, 1, 2, 3, 4)
     },
@@ -220,7 +224,7 @@ def test_identities(
     special[0, :n_special] = True
     asked: dict[str, Any] = {"near": near, "window": window, "special": special}
     x = attention_stats(q, k, v, rows=True, columns=True, impl="numba", **asked).values
-    close = {"rtol": 0, "atol": 5e-6}
+    close: dict[str, Any] = {"rtol": 0, "atol": 5e-6}
     one = torch.ones(1, 2)
     parts = [x[f"attention_{name}"] for name in ("self", "forward", "backward")]
     assert torch.allclose(torch.stack(parts).sum(0), one, **close)
