@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-_LOG = logging.getLogger("bertgeom.pipelines.run")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

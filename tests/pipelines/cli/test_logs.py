@@ -57,7 +57,7 @@ def test_a_run_is_told_to_a_program_that_asks(
     kinds = {record.getMessage().partition("(")[0] for record in caplog.records}
     assert {"ModelLoaded", "Started", "PartitionDone", "Finished"} <= kinds
     assert kinds.isdisjoint({"Measured", "Cutting", "Ingesting"})
-    assert {record.name for record in caplog.records} == {"bertgeom.pipelines.run"}
+    assert {record.name for record in caplog.records} == {"bertgeom.pipelines.context.events"}
 
 
 @pytest.mark.parametrize(
