@@ -136,16 +136,12 @@ def _launches(setup: Setup, x: tuple[Tensor, Tensor, Tensor]) -> dict[str, Calla
     options = Options(size.head_dim**-0.5, None, True, 0.3, 4, 18, 0, False, False)
     lengths = torch.full((size.batch,), size.tokens, dtype=torch.int32, device=setup.device)
     rows = _gpu_rows.row_values(*x, lengths, options)[1]
-    low = torch.zeros(size.batch, size.heads, device=setup.device)
-    high = rows.top.amax(-1)
     return {
         "launch rows": lambda x: _gpu_rows.row_values(*x, lengths, options),
         "launch columns": lambda x: columns.column_sums(*x[:2], rows.lse, lengths, None, options),
-        "launch pairs": lambda x: _gpu_pairs.pair_sums(
-            *x[:2], rows.lse, low, high, lengths, options
-        ),
+        "launch pairs": lambda x: _gpu_pairs.pair_sums(*x[:2], rows, lengths, options),
         "launch k90": lambda x: k90.k90_counts(*x[:2], rows, lengths, options),
-        "launch gram": lambda x: gram.logit_sums(*x[:2], lengths),
+        "launch gram": lambda x: gram.gram_matrices(*x[:2], lengths),
     }
 
 

@@ -1,13 +1,13 @@
-"""Triton: the d x d products Q'Q, K'K and K'Q of a head, and the statistics of Q K^T from them."""
+"""Triton: the d x d products Q'Q, K'K and K'Q of a head, whose traces `finish` takes."""
 
 # mypy: ignore-errors
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from bertgeom.kernels._triton.programs import any_length, head_of, launch, tokens_of
 from bertgeom.kernels.attention_stats.gpu.tiles import (
     PRECISION,
     Tiles,
@@ -20,7 +20,7 @@ from bertgeom.kernels.attention_stats.gpu.tiles import (
 )
 
 
-@triton.jit
+@any_length
 def attention_gram(
     p_query,
     p_key,
@@ -34,6 +34,8 @@ def attention_gram(
     stride_kh,
     stride_kn,
     stride_kd,
+    n_slots,
+    n_heads,
     heads_per_key,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -41,11 +43,9 @@ def attention_gram(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Program (0, head, window) writes p_gram (B, H, 3, d, d): Q'Q, K'K, K'Q."""
-    i_head = tl.program_id(1).to(tl.int64)
-    i_batch = tl.program_id(2).to(tl.int64)
-    i_flat = i_batch * tl.num_programs(1) + i_head
-    n = tl.load(p_lengths + i_batch)
+    """One head of one window: p_gram (B, H, 3, d, d) takes Q'Q, K'K, K'Q."""
+    _, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, 1)
+    n = tokens_of(p_lengths, i_batch, n_slots)
     p_q = p_query + i_batch * stride_qb + i_head * stride_qh
     p_k = p_key + i_batch * stride_kb + (i_head // heads_per_key) * stride_kh
     o_q = tile_offsets(stride_qn, stride_qd, BLOCK, BLOCK_DIM)
@@ -78,31 +78,17 @@ def gram_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     return Tiles(64, 64, warps, 2)
 
 
-def logit_sums(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
-    """(B, H, 3): |S|^2, tr(S^2) and tr((Q'Q K'K)^2) in the unit |Q|^2 |K|^2 of every head."""
-    batch, n_heads, _, head_dim = query.shape
+def gram_matrices(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
+    """(B, H, 3, d, d) float32: Q'Q, K'K and K'Q of every head."""
+    batch, n_heads, n_slots, head_dim = query.shape
     tiles = gram_tiles(query.dtype, head_dim)
     gram = query.new_empty((batch, n_heads, 3, head_dim, head_dim), dtype=torch.float32)
-    attention_gram[(1, n_heads, batch)](
+    launch(
+        attention_gram, n_heads * batch,
         query, key, gram, lengths,
-        *query.stride(), *key.stride(), n_heads // key.shape[1],
+        *query.stride(), *key.stride(), n_slots, n_heads, n_heads // key.shape[1],
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
         PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
-    queries, keys, cross = gram.unbind(2)
-    size = [_trace(x).sqrt() for x in (queries, keys)]
-    unit = [torch.where(x > 0, x, 1.0)[..., None, None] for x in size]
-    queries = queries / unit[0] / unit[0]
-    keys = keys / unit[1] / unit[1]
-    cross = cross / unit[0] / unit[1]
-    product = queries @ keys
-    return torch.stack([_trace(product), _trace_of_square(cross), _trace_of_square(product)], -1)
-
-
-def _trace(x: Tensor) -> Tensor:
-    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _trace_of_square(x: Tensor) -> Tensor:
-    return (x * x.mT).sum((-2, -1))
+    return gram
