@@ -87,7 +87,8 @@ def attention_stats(
         lengths: (B,) integer; the first lengths[b] slots of window b are valid. On CUDA the
             numbers are clamped to [0, N], not checked, which would wait for the device.
         mask: (B, N) bool, or 0 and 1: the valid slots, in any place; an alternative to `lengths`.
-            Positions count valid tokens only. A mask on CUDA makes the call wait for the device.
+            Positions count valid tokens only. On CUDA rows are copied, valid ones first, without
+            a look at the mask: give `lengths` where valid slots come first anyway.
         special: (B, N) bool, special tokens; None: no token is special.
         groups: (B, N) int32, bit g set where a token belongs to group g.
         n_groups: number of groups, 0 to 16.

@@ -132,6 +132,15 @@ def test_a_layer_of_attention_is_seven_launches(launches: Launches, window: int 
     )
 
 
+def test_a_mask_does_not_wait_for_the_device(launches: Launches) -> None:
+    x = torch.empty(2, 12, 50, 64, dtype=torch.float16, device=DEVICE)
+    mask = torch.empty(2, 50, dtype=torch.bool, device=DEVICE)
+    found = attention_stats(x, x, x, mask=mask, rows=True, columns=True)
+    assert found.output.shape == x.shape
+    station_statistics(x.transpose(1, 2).flatten(2), mask=mask, angles=True)
+    assert len(launches.names) == 6 + 5
+
+
 def test_no_axis_of_a_grid_ends(launches: Launches) -> None:
     attention(9_000, 4)
     cone_sums(torch.empty(9_000, 12, 4, 64, dtype=torch.float16, device=DEVICE), axis_angles=True)
