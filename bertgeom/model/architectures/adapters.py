@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bertgeom import kernels
 from bertgeom.errors import ModelError
 from bertgeom.model.architectures.declaration import Attend, Replacement
-from bertgeom.model.masks import AttentionMask
+from bertgeom.model.masks import NAME, AttentionMask
 
 _lock = threading.Lock()
 #: Methods that have been replaced.
@@ -160,6 +161,76 @@ def _mixed_attention(
     return torch.cat([output, convolved], dim=2).flatten(2), None
 
 
+def _biased_attention(
+    attend: Attend,
+    original: Any,
+    module: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """MPNet's attention: a bias of relative positions is added to the logits."""
+    if args or not _ours(attention_mask, kwargs):
+        return original(module, hidden_states, attention_mask, position_bias, *args, **kwargs)
+    query, key, value = (
+        _heads(module, project(hidden_states)) for project in (module.q, module.k, module.v)
+    )
+    output, _ = attend(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=_dropout(module),
+        position_bias=position_bias,
+    )
+    return (module.o(output.flatten(2)),)
+
+
+def _mpnet_bias(
+    attend: Attend, original: Any, module: Any, x: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """MPNet's table of relative positions, in place of an N x N tensor."""
+    if args or kwargs or module.config._attn_implementation != NAME:
+        return original(module, x, *args, **kwargs)
+    return kernels.RelativeBias(
+        module.relative_attention_bias.weight.T, module.relative_position_bucket
+    )
+
+
+def _t5_bias(
+    attend: Attend, original: Any, module: Any, n_queries: int, n_keys: int, **kwargs: Any
+) -> Any:
+    """T5's table of relative positions, in place of an N x N tensor; layers hand it on."""
+    ours = module.config._attn_implementation == NAME and not module.is_decoder
+    if not ours or n_queries != n_keys or kwargs.get("past_seen_tokens"):
+        return original(module, n_queries, n_keys, **kwargs)
+    sizes = {
+        "num_buckets": module.relative_attention_num_buckets,
+        "max_distance": module.relative_attention_max_distance,
+    }
+
+    def buckets(offsets: Tensor) -> Tensor:
+        bucket: Tensor = module._relative_position_bucket(offsets, **sizes)
+        return bucket
+
+    return kernels.RelativeBias(module.relative_attention_bias.weight.T, buckets)
+
+
+def _umt5_bias(
+    attend: Attend, original: Any, module: Any, n_queries: int, n_keys: int, **kwargs: Any
+) -> Any:
+    """UMT5's table of relative positions, one a layer."""
+    ours = module.config._attn_implementation == NAME and not module.is_decoder
+    if not ours or n_queries != n_keys or kwargs.get("past_seen_tokens"):
+        return original(module, n_queries, n_keys, **kwargs)
+    return kernels.RelativeBias(
+        module.relative_attention_bias.weight.T, module._relative_position_bucket
+    )
+
+
 def _self_attention(model: str, owner: str, replacement: Replacement) -> dict[str, Replacement]:
     return {f"transformers.models.{model}.modeling_{model}.{owner}.forward": replacement}
 
@@ -169,3 +240,9 @@ MEGATRON = _self_attention("megatron_bert", "MegatronBertSelfAttention", _bert_a
 BIGBIRD = _self_attention("big_bird", "BigBirdSelfAttention", _bert_attention)
 ROFORMER = _self_attention("roformer", "RoFormerSelfAttention", _rotary_attention)
 CONVBERT = _self_attention("convbert", "ConvBertSelfAttention", _mixed_attention)
+MPNET = _self_attention("mpnet", "MPNetSelfAttention", _biased_attention) | {
+    "transformers.models.mpnet.modeling_mpnet.MPNetEncoder.compute_position_bias": _mpnet_bias
+}
+T5 = {"transformers.models.t5.modeling_t5.T5Attention.compute_bias": _t5_bias}
+MT5 = {"transformers.models.mt5.modeling_mt5.MT5Attention.compute_bias": _t5_bias}
+UMT5 = {"transformers.models.umt5.modeling_umt5.UMT5Attention.compute_bias": _umt5_bias}

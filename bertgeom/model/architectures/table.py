@@ -167,6 +167,33 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "and not in a run",
     ),
 )
+#: Architectures with a bias of relative positions. They belong to `ARCHITECTURES` as soon as the
+#: attention function takes a `position_bias`, and are refused until then.
+BIASED: tuple[Architecture, ...] = (
+    *(
+        Architecture(
+            name,
+            model_types=(name.lower(),),
+            layers=(f"{name}Block",),
+            norm="layer.1.layer_norm",
+            pre_norm=True,
+            final_norm="final_layer_norm",
+            loads=f"{name}EncoderModel",
+            adapters=adapter,
+            note="the encoder alone; logits have no scale, and a bias of relative positions",
+        )
+        for name, adapter in (("T5", adapters.T5), ("MT5", adapters.MT5), ("UMT5", adapters.UMT5))
+    ),
+    Architecture(
+        "MPNet",
+        model_types=("mpnet",),
+        layers=("MPNetLayer",),
+        norm="attention.LayerNorm",
+        pre_norm=False,
+        adapters=adapters.MPNET,
+        note="logits have a bias of relative positions",
+    ),
+)
 #: Model types that stay out, and why: their mixing of tokens is not softmax(S) V of one S = Q K^T.
 UNSUPPORTED: dict[str, str] = {
     **dict.fromkeys(
