@@ -14,13 +14,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.kmers import count_ambiguous
-from bertgeom.tokens.encoded import Encoded, EncodedBatch, stack
+from bertgeom.tokens.encoded import BatchTokenizer, Encoded, EncodedBatch, stack
 
 #: A token of letters only, with the marks that tokenizers put around pieces of a word.
 _LETTERS = re.compile(r"[^A-Za-z0-9<\[]*([ACGTUNRYSWKMBDHV]+)(</w>)?[^A-Za-z0-9]*", re.IGNORECASE)
@@ -56,7 +56,7 @@ class Spelling:
 
 
 @dataclass(frozen=True, eq=False)
-class HuggingFace:
+class HuggingFace(BatchTokenizer):
     """A transformers tokenizer that is given the bases as one string.
 
     Tokens beyond `max_tokens` are cut off before the closing special tokens.
@@ -169,14 +169,9 @@ class HuggingFace:
             text = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @overload
-    def count_tokens(self, n_bases: int) -> int: ...
-    @overload
-    def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
-    def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
+    def _counts(self, n_bases: np.ndarray) -> np.ndarray:
         """Upper bound: one token per base."""
-        counts = np.minimum(np.asarray(n_bases, dtype=np.int64) + self.n_special, self.max_tokens)
-        return counts if isinstance(n_bases, np.ndarray) else int(counts)
+        return np.minimum(n_bases + self.n_special, self.max_tokens)
 
     def window_bases(self) -> int:
         """Longest sequence that is guaranteed to fit: one token per base."""
