@@ -19,8 +19,8 @@ IMPLEMENTATIONS = ("auto", *KERNELS)
 #: What names a region: its own name, or (GFF3, GTF) its feature type.
 GROUP_BY = ("name", "type")
 #: Options that leave every number as it is: they may change from one start to the next. What
-#: `group_by` decides is compared with the regions themselves.
-_FREE = {"trust_remote_code", "allow_unknown", "group_by"}
+#: `group_by` decides is compared with the regions themselves, a `revision` with its weights.
+_FREE = {"trust_remote_code", "revision", "allow_unknown", "group_by"}
 #: Panels of the command line's help.
 CUT, WHAT, STORED = "Windows", "What to measure", "What to store"
 NUMBERS, MACHINE = "Precision", "Where to work"
@@ -118,6 +118,9 @@ class Settings:
         "Keep this many mantissa bits of floats: lossy, smaller stores.",
         STORED,
         metavar="BITS",
+    )
+    revision: str | None = _setting(
+        None, "Branch, tag or commit of a model on the hub; default: main.", MACHINE
     )
     trust_remote_code: bool = _setting(False, "Run code that the model brings.", MACHINE)
 

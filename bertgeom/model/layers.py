@@ -5,6 +5,7 @@ The residual after the attention block is
     the output of `attention`        BERT and its relatives, ALBERT, ESM: the block adds it
     the output of `sa_layer_norm`    DistilBERT
     the input of `mlp_norm`          ModernBERT
+    the input of `post_attention_ln` GENA-LM
 
 Other layers are not recognised: if a layer adds the residual after its `attention`, the output of
 `attention` is not the residual stream.
@@ -43,6 +44,8 @@ def attention_block(module: nn.Module) -> AttentionBlock | None:
     attention = children.get("attention")
     if attention is None:
         return None
+    if (norm := children.get("post_attention_ln")) is not None:
+        return AttentionBlock(norm, at_input=True)
     norm = children.get("sa_layer_norm")
     if norm is not None:
         return AttentionBlock(norm, at_input=False)
