@@ -28,6 +28,7 @@ _HOME = {
     "measure": "model.encoder",
     "record": "model.attention",
     "open": "store.zarr_io",
+    "register_architecture": "model.architectures",
     "run": "pipelines.run.stages",
 }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bertgeom.errors import ModelError
-from bertgeom.model.layers import is_layer
+from bertgeom.model.architectures import station_of
 from bertgeom.model.masks import plain_attention
 from bertgeom.model.recorder import active
 
@@ -75,7 +75,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
         if active.get() is captured:
             captured.outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    layers = [module for module in model.modules() if is_layer(module)]
+    layers = [module for module in model.modules() if station_of(module) is not None]
     handles = [layer.register_forward_hook(keep) for layer in layers]
     token = active.set(captured)
     try:

@@ -387,8 +387,8 @@ def _hugging_face(
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"expected a tokenizer at {model.name!r}, found: {reason}; choose one with --tokenizer, "
-            "such as kmer:k=12,stride=9, dnabert:k=6, nt:v2 or single"
+            f"expected a tokenizer at {model.name!r}, found: {reason}; choose one with "
+            "--tokenizer, such as kmer:k=12,stride=9, dnabert:k=6, nt:v2 or single"
         ) from error
     own = _sensible(tokenizer.model_max_length)
     limit = _limit({"max_tokens": own, **settings}, max_tokens, DEFAULT_MAX_TOKENS)

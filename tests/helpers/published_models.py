@@ -286,7 +286,7 @@ def _gena(config: dict[str, Any], w: Weights, ids: NDArray[np.int64]) -> Expecte
 
 
 def _turned(x: Array) -> Array:
-    """Rotary positions: pairs (i, i + d/2) as complex numbers, turned by position 10000^(-2 i/d)."""
+    """Rotary positions: pairs (i, i + d/2) as complex numbers, turned by their angles."""
     d = x.shape[-1]
     number = x[..., : d // 2] + 1j * x[..., d // 2 :]
     angle = np.outer(np.arange(x.shape[1]), 10_000.0 ** (-2.0 * np.arange(d // 2) / d))

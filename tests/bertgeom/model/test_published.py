@@ -14,11 +14,15 @@ import torch
 from published_models import CONFIGS, LAYERS, VOCABULARY
 
 import bertgeom
+from bertgeom.analysis.weights import head_projections
 from bertgeom.errors import ModelError
 from bertgeom.model.architectures.published import PUBLISHED, published
 from bertgeom.model.loading import read_model
+from bertgeom.testing import eager_attention_statistics, eager_forward
 
 LENGTHS = (23, 14)
+#: What the kernels can measure.
+OBSERVED = [name for name in CONFIGS if "mosaic" not in name]
 
 
 def batch(config: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -59,6 +63,62 @@ def test_states_and_maps_are_those_of_the_definition(
             maps = torch.stack(found.attentions)[:, b, :, :n, :n].numpy()
             np.testing.assert_allclose(maps, expected.maps, rtol=0, atol=1e-9)
             assert expected.maps.max() > 0.5, "attention is nearly uniform: nothing is tested"
+
+
+@pytest.mark.parametrize("name", OBSERVED)
+def test_statistics_and_stations_are_those_of_the_definition(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    model = bertgeom.load_model(folder_of(name, tmp_path))
+    inputs = batch(config)
+    mask = inputs["attention_mask"]
+    plain = eager_forward(model, inputs["input_ids"], mask)
+    special = torch.zeros_like(mask, dtype=torch.bool)
+    special[:, 0] = True
+    with bertgeom.record(special_tokens_mask=special) as recorder:
+        found = model(**inputs)
+    torch.testing.assert_close(found[0], plain[0], rtol=1e-4, atol=1e-4)
+    dataset = recorder.dataset()
+    expected = eager_attention_statistics(
+        plain.attentions, mask, special, dataset.sizes["offset"] // 2
+    )
+    for statistic in ("attention_entropy", "attention_top1", "gate_mass", "attention_distance"):
+        np.testing.assert_allclose(
+            dataset[statistic].values, expected[statistic], rtol=2e-4, atol=2e-4, err_msg=statistic
+        )
+    # The last hidden state is after the final norm, and no station.
+    for stage, state in enumerate(plain.hidden_states[:-1]):
+        norm = (state.norm(dim=-1) * mask).amax(1)
+        np.testing.assert_allclose(dataset.stream_norm_max[:, 2 * stage], norm, rtol=1e-5)
+    weights = published_models.random_weights(config)
+    for b, n in enumerate(LENGTHS):
+        one = {key: value[b : b + 1, :n] for key, value in inputs.items()}
+        alone = bertgeom.measure(model, **one, special_tokens_mask=special[b : b + 1, :n])
+        np.testing.assert_allclose(
+            alone.attention_entropy[0], dataset.attention_entropy[b], rtol=1e-4, atol=1e-5
+        )
+        maps = published_models.forward(config, weights, one["input_ids"][0].numpy()).maps
+        entropy = -np.where(maps > 0, maps * np.log(np.where(maps > 0, maps, 1)), 0).sum(-1)
+        np.testing.assert_allclose(
+            alone.attention_entropy[0], entropy.mean(-1), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_alibi_is_refused_by_name_where_the_kernels_have_none(tmp_path: Path) -> None:
+    model = bertgeom.load_model(folder_of("mosaic-4", tmp_path))
+    with pytest.raises(ModelError, match="'position_bias' in MosaicBertSelfAttention"):
+        bertgeom.measure(model, **batch(CONFIGS["mosaic-4"]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_weights_of_heads_are_found(name: str, tmp_path: Path) -> None:
+    model = bertgeom.load_model(folder_of(name, tmp_path))
+    heads = CONFIGS[name]["num_attention_heads"]
+    layers = head_projections(model)
+    assert [layer.query.shape for layer in layers] == [(heads, 48 // heads, 48)] * LAYERS
+    stored = published_models.random_weights(CONFIGS[name])
+    packed = stored.get("bert.encoder.layer.1.attention.self.Wqkv.weight")
+    if packed is not None:
+        np.testing.assert_array_equal(layers[1].key.flatten(0, 1), packed[48:96])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
