@@ -69,7 +69,8 @@ def convert(
         >>> convert("old", "new").n_weights
         1
     """
-    source = _fetch(os.fspath(model), revision)
+    model, out = os.fspath(model), os.fspath(out)
+    source = _fetch(model, revision)
     parts = _parts(source)
     written: dict[str, str] = {}
     n_bytes = 0
@@ -146,17 +147,10 @@ def _fetch(model: str, revision: str | None) -> Path:
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import tqdm
-
-    class Silent(tqdm):  # type: ignore[type-arg]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": True})
 
     wanted = [f"*{suffix}" for suffix in _SIDECARS] + ["pytorch_model*.bin"]
     try:
-        return Path(
-            snapshot_download(model, revision=revision, allow_patterns=wanted, tqdm_class=Silent)
-        )
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise ModelError(
             f"expected a model with pytorch_model.bin at {model!r}, found no such folder, and the "

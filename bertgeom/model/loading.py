@@ -168,7 +168,7 @@ def _reason(model: str, error: Exception, revision: str | None) -> str:
 
 def _has_pickle(model: str, revision: str | None) -> bool:
     """Whether a model on the hub, or in its cache, has weights as pickles."""
-    from transformers.utils import has_file
+    from transformers.utils.hub import has_file
 
     for name in PICKLES:
         try:

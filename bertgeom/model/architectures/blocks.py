@@ -73,7 +73,7 @@ def attention(
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """(B, N, H d) as (B, H, N, d)."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], n_heads, -1).transpose(1, 2)
 
 
 class ProjectedAttention(nn.Module):
@@ -130,6 +130,10 @@ class _UsesInterface(PreTrainedModel):
         # transformers looks for its interface in the source of a class's own module.
         return True
 
+    def post_init(self) -> None:
+        """What transformers does after a model is built."""
+        super().post_init()
+
 
 class PublishedEncoder(_UsesInterface):
     """The frame of an encoder: token ids and a mask in, hidden states out.
@@ -137,6 +141,9 @@ class PublishedEncoder(_UsesInterface):
     A subclass sets `embeddings` and `encoder`, whose `layer` is a list of layers. A layer takes the
     stream and the mask and returns the stream and the attention maps.
     """
+
+    embeddings: Any
+    encoder: Any
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of token embeddings."""
@@ -147,7 +154,7 @@ class PublishedEncoder(_UsesInterface):
         """Replace the table of token embeddings."""
         self.embeddings.word_embeddings = value
 
-    def prepare(self, x: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
+    def prepare(self, x: Tensor, mask: Any) -> tuple[Any, ...]:
         """What every layer gets beside the stream (B, N, D): the mask, and what depends on N."""
         return (mask,)
 

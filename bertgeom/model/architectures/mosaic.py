@@ -30,7 +30,8 @@ class MosaicBertConfig(BertConfig):
     model_type = "mosaicbert"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        base: Any = super()
+        base.__post_init__(**kwargs)
         # Published files say "absolute", which is not so.
         self.position_embedding_type = "alibi"
 
@@ -154,7 +155,7 @@ class MosaicBertModel(PublishedEncoder):
         self.encoder = MosaicBertLayers(config)
         self.post_init()
 
-    def prepare(self, x: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
+    def prepare(self, x: Tensor, mask: Any) -> tuple[Any, ...]:
         """The mask with ALiBi in it; this project's attention gets the slopes instead."""
         if self.config._attn_implementation == NAME:
             return (mask,)

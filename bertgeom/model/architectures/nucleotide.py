@@ -159,7 +159,7 @@ class NucleotideModel(PublishedEncoder):
         self.encoder = NucleotideLayers(config)
         self.post_init()
 
-    def prepare(self, x: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
+    def prepare(self, x: Tensor, mask: Any) -> tuple[Any, ...]:
         """The mask, and the rotary angles of all positions."""
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         return mask, rotary_angles(x.shape[1], head_dim, _BASE, x.dtype, x.device)

@@ -37,7 +37,7 @@ def pickled(folder: Path, *, parts: int = 1, seed: int = 0) -> dict[str, torch.T
     if parts == 1:
         torch.save(weights, folder / "pytorch_model.bin")
         return weights
-    where = {}
+    where: dict[str, str] = {}
     for i in range(parts):
         name = f"pytorch_model-{i + 1:05d}-of-{parts:05d}.bin"
         chosen = dict(list(weights.items())[i::parts])
