@@ -14,6 +14,10 @@ from bertgeom.kernels._dispatch import IMPLEMENTATIONS as KERNELS
 from bertgeom.kernels.attention_stats.options import fault as option_fault
 
 STRANDS = ("+", "-", "both")
+#: What sequences are made of; None is nucleotides, in the letters that the tokenizer knows.
+ALPHABETS = ("dna", "rna", "protein", "text")
+#: Those without a reverse complement.
+ONE_STRANDED = ("protein", "text")
 ANGLES = ("default", "all")
 IMPLEMENTATIONS = ("auto", *KERNELS)
 #: What names a region: its own name, or (GFF3, GTF) its feature type.
@@ -51,6 +55,13 @@ class Settings:
     min_length: int = _setting(1, "Leave out records and last windows shorter than this.", CUT)
     strand: str = _setting(
         "+", "As in the record, reverse complement, or one row each.", CUT, metavar="+|-|both"
+    )
+    alphabet: str | None = _setting(
+        None,
+        "What the input is made of; default: nucleotides, with T or U as the tokenizer knows them. "
+        "Text: a document a record, or a line where there are no headers.",
+        CUT,
+        metavar="dna|rna|protein|text",
     )
     max_tokens: int | None = _setting(
         None, "Most tokens of a window, at most the model's own limit.", CUT
@@ -132,6 +143,13 @@ class Settings:
         _at_least("min_length", self.min_length, 1)
         _at_least("spectra", self.spectra, 0)
         _one_of("--strand", self.strand, STRANDS)
+        if self.alphabet is not None:
+            _one_of("--alphabet", self.alphabet, ALPHABETS)
+        if self.alphabet in ONE_STRANDED and self.strand != "+":
+            raise UsageError(
+                f"expected --strand + with --alphabet {self.alphabet}, which has no reverse "
+                f"complement, found --strand {self.strand}"
+            )
         _one_of("--group-by", self.group_by, GROUP_BY)
         _check_what_to_measure(self, _option)
         if not 0 <= self.max_unknown <= 1:
@@ -169,7 +187,11 @@ class Settings:
 
     def identity_settings(self) -> dict[str, Any]:
         """The settings that must stay the same for a run to go on."""
-        return {name: value for name, value in self.to_json().items() if name not in _FREE}
+        found = {name: value for name, value in self.to_json().items() if name not in _FREE}
+        # Only if it is chosen, so that runs of older stores can be continued.
+        if self.alphabet is None:
+            del found["alphabet"]
+        return found
 
     def resolved(self, **decided: Any) -> ResolvedSettings:
         """The same settings with the values that were decided for this model and machine."""

@@ -231,6 +231,7 @@ def load_encoder(
     trust_remote_code: bool = False,
     max_tokens: int | None = None,
     tokenizer: str | None = None,
+    alphabet: str | None = None,
     attention_impl: str = "auto",
 ) -> Encoder:
     """Load a transformers encoder and its tokenizer.
@@ -244,6 +245,7 @@ def load_encoder(
         max_tokens: upper limit of tokens per window, at most the model's own.
         tokenizer: a tokenizer specification that overrides the model's, see
             `bertgeom.tokens.select`.
+        alphabet: what sequences are made of: "dna", "rna", "protein" or "text"; None: nucleotides.
         attention_impl: kernels to use: "auto", "triton", "numba" or "reference".
 
     Raises:
@@ -275,6 +277,7 @@ def load_encoder(
         override=tokenizer,
         trust_remote_code=trust_remote_code,
         revision=revision,
+        alphabet=alphabet,
     )
     _refuse_made_up(tokens, str(model))
     vocabulary = loaded.get_input_embeddings().num_embeddings

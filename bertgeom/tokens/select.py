@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bertgeom.config import ONE_STRANDED
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.sequences.alphabets import alphabet_of
 from bertgeom.tokens.bases import (
     NT_MAX_TOKENS,
     SINGLE_IDS,
@@ -92,6 +94,7 @@ def load_tokenizer(
     override: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    alphabet: str | None = None,
 ) -> Tokenizer:
     """The tokeniser that belongs to a model.
 
@@ -101,9 +104,11 @@ def load_tokenizer(
         override: a spec such as "kmer:k=12,stride=9" that overrides the files.
         trust_remote_code: whether AutoTokenizer may run code of the model's repository.
         revision: branch, tag or commit of a hub name; None: its main branch.
+        alphabet: "dna", "rna", "protein" or "text"; None: nucleotides, in the letters of the
+            vocabulary.
 
     Raises:
-        UsageError: for an invalid spec or limit.
+        UsageError: for an invalid spec or limit, or a tokenizer of bases for another alphabet.
         ModelError: for missing files, or files that are not a tokeniser's.
     """
     home = _Home(str(model), revision)
@@ -114,6 +119,11 @@ def load_tokenizer(
     else:
         settings = _recognise(home)
     kind = settings["kind"]
+    if alphabet in ONE_STRANDED and kind != "hf":
+        raise UsageError(
+            f"expected a tokenizer of {alphabet} for --alphabet {alphabet}, found {kind}, which "
+            "knows bases only; choose another model, or --tokenizer hf"
+        )
     if kind == "kmer":
         return _kmer(home, settings, max_tokens)
     if kind == "dnabert":
@@ -123,7 +133,7 @@ def load_tokenizer(
         return _nucleotide_transformer(home, settings, max_tokens)
     if kind == "single":
         return _single(home, settings, max_tokens)
-    return _hugging_face(home, settings, max_tokens, trust_remote_code)
+    return _hugging_face(home, settings, max_tokens, trust_remote_code, alphabet)
 
 
 def encode_batch(tokenizer: Tokenizer, sequences: Sequence[Any]) -> EncodedBatch:
@@ -374,7 +384,11 @@ def _listed_letters(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _hugging_face(
-    model: _Home, settings: Mapping[str, Any], max_tokens: int | None, trust_remote_code: bool
+    model: _Home,
+    settings: Mapping[str, Any],
+    max_tokens: int | None,
+    trust_remote_code: bool,
+    alphabet: str | None,
 ) -> Tokenizer:
     from transformers import AutoTokenizer
 
@@ -393,8 +407,18 @@ def _hugging_face(
     own = _sensible(tokenizer.model_max_length)
     limit = _limit({"max_tokens": own, **settings}, max_tokens, DEFAULT_MAX_TOKENS)
     name = Path(model.name).name or model.name
-    spelling = read_spelling(tokenizer, settings.get("case"))
-    return HuggingFace(tokenizer, limit, spelling.case, name, spelling.thymine)
+    thymine = {"dna": "T", "rna": "U"}.get(alphabet or "")
+    kind = alphabet_of(alphabet).name
+    spelling = read_spelling(tokenizer, settings.get("case"), thymine, kind)
+    return HuggingFace(
+        tokenizer,
+        limit,
+        spelling.case,
+        name,
+        spelling.thymine,
+        spelling.alphabet,
+        spelling.spaced,
+    )
 
 
 def _sensible(limit: Any) -> int | None:

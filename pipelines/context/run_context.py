@@ -293,6 +293,7 @@ def load_model(model: str, settings: Settings, impl: str | None = None) -> Encod
             trust_remote_code=settings.trust_remote_code,
             max_tokens=settings.max_tokens,
             tokenizer=settings.tokenizer,
+            alphabet=settings.alphabet,
             attention_impl=impl or settings.impl,
         )
     finally:
