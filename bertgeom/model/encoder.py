@@ -21,8 +21,9 @@ from transformers import PreTrainedConfig
 
 from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.model.architectures import architecture_of_config, refuse_by_name
 from bertgeom.model.attention import record
-from bertgeom.model.loading import max_positions, read_model
+from bertgeom.model.loading import max_positions, read_model, vocabulary_size
 from bertgeom.model.observed import observed
 from bertgeom.model.probe import probe
 from bertgeom.store.dataset import as_dataset
@@ -264,6 +265,7 @@ def load_encoder(
     kind = _dtype(dtype, where)
     loaded, absent = read_model(str(model), trust_remote_code, revision)
     config = loaded.config
+    architecture = architecture_of_config(config)
     fingerprint = _fingerprint(loaded, absent)
     loaded = loaded.to(where, kind).eval()
     limit = max_positions(loaded)
@@ -280,7 +282,7 @@ def load_encoder(
         alphabet=alphabet,
     )
     _refuse_made_up(tokens, str(model))
-    vocabulary = loaded.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(loaded)
     top = getattr(tokens, "vocab_size", None)
     if top is not None and top > vocabulary:
         raise ModelError(
@@ -294,7 +296,9 @@ def load_encoder(
         fingerprint=fingerprint,
         device=where,
         dtype=kind,
-        n_layers=config.num_hidden_layers,
+        n_layers=config.num_hidden_layers
+        if architecture is None
+        else architecture.n_layers(config),
         n_heads=config.num_attention_heads,
         head_dim=getattr(config, "head_dim", None)
         or config.hidden_size // config.num_attention_heads,
@@ -411,7 +415,7 @@ def measure(
                 f"expected {name} of shape {tuple(input_ids.shape)} like input_ids, found "
                 f"{tuple(mask.shape)}"
             )
-    _check_ids(model, input_ids)
+    _check_inputs(model, input_ids)
     with (
         torch.inference_mode(),
         record(
@@ -432,13 +436,13 @@ def measure(
     return as_dataset(arrays, n_offset_side=settings.n_offset_side, angles=settings.angles)
 
 
-def _check_ids(model: Any, input_ids: Tensor) -> None:
-    """Reject ids and lengths for which the model has no embedding."""
+def _check_inputs(model: Any, input_ids: Tensor) -> None:
+    """Reject ids and lengths for which the model has no embedding, and other kinds of models."""
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         return
-    table = model.get_input_embeddings()
-    top = getattr(table, "num_embeddings", None)
-    if top is not None and input_ids.numel() and not 0 <= int(input_ids.max()) < top:
+    refuse_by_name(model.config)
+    top = vocabulary_size(model)
+    if input_ids.numel() and not 0 <= int(input_ids.max()) < top:
         raise UsageError(f"expected token ids below {top}, found {int(input_ids.max())}")
     limit = max_positions(model)
     if limit is not None and input_ids.shape[1] > limit:

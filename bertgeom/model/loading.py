@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.model.architectures import architecture_of_config, refuse_by_name
 from bertgeom.model.masks import NAME
 
 _LFS = b"version https://git-lfs"
@@ -107,6 +108,7 @@ def read_model(
 def _from_pretrained(
     model: str, trust_remote_code: bool, revision: str | None
 ) -> tuple[Any, dict[str, Any]]:
+    import transformers
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -134,6 +136,9 @@ def _from_pretrained(
     classifies = any(
         name.endswith("ForSequenceClassification") for name in config.architectures or ()
     )
+    architecture = architecture_of_config(config)
+    if architecture is not None and architecture.loads:
+        encoder = classifier = getattr(transformers, architecture.loads)
     return (classifier if classifies else encoder).from_pretrained(  # type: ignore[no-any-return]
         model,
         config=config,
@@ -317,6 +322,7 @@ def _check_architecture(model: str, config: Any) -> None:
     """Reject a configuration whose architecture is of another model type."""
     import transformers
 
+    refuse_by_name(config)
     for name in config.architectures or ():
         kind = getattr(getattr(transformers, str(name), None), "config_class", None)
         wanted = getattr(kind, "model_type", None)
@@ -403,8 +409,25 @@ def _position_table(model: nn.Module) -> nn.Embedding | None:
     return None
 
 
+def vocabulary_size(model: Any) -> int:
+    """Token ids that a model has embeddings for."""
+    table = model.get_input_embeddings()
+    size = getattr(table, "num_embeddings", None) or model.config.vocab_size
+    return int(size)
+
+
 def max_positions(model: Any) -> int | None:
-    """Longest window in tokens that the positions of a model allow, None if unlimited."""
+    """Longest window in tokens that a model computes as observed, None if unlimited.
+
+    Its positions end there, or its attention is full up to there.
+    """
+    architecture = architecture_of_config(model.config)
+    full = architecture.full_up_to if architecture is not None else None
+    limits = (_positions(model), None if full is None else full(model.config))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _positions(model: Any) -> int | None:
     config = model.config
     if getattr(config, "position_embedding_type", "") in ("rotary", "alibi"):
         return None

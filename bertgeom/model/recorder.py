@@ -205,9 +205,9 @@ class Recorder:
         if forward is None or not forward.open_layers:
             owner = self._models[0] if self._models else module
             raise ModelError(
-                f"expected attention inside an encoder layer like those of BERT, DistilBERT or "
-                f"ModernBERT, found {type(module).__name__} in {type(owner).__name__}; the layers "
-                "of this architecture are not recognised"
+                f"expected attention inside a layer of a declared architecture, found "
+                f"{type(module).__name__} in {type(owner).__name__}, whose layers no declaration "
+                "names; declare them with bertgeom.register_architecture"
             )
         forward.open_layers[-1].n_calls += 1
         if query.dtype not in _DTYPES or value.shape[-1] != query.shape[-1]:

@@ -66,7 +66,7 @@ class Architecture:
         like: paths inside of a layer; a layer of an unknown class that has them all, and `norm`,
             is taken for one of this architecture.
         loads: class in transformers that holds the encoder alone; "" for AutoModel's.
-        inner: entry of the configuration that says how many layers make one hidden state.
+        inner: entry of the configuration that multiplies the number of layers.
         padding: whether a window's result is the same with and without padding.
         full_up_to: tokens up to which the attention is full, from the configuration; None: all.
         adapters: methods "package.module.Class.method" that are replaced, and by what.
@@ -125,9 +125,10 @@ class Architecture:
             and all(submodule(layer, path) is not None for path in (*self.like, self.norm))
         )
 
-    def layers_per_state(self, config: Any) -> int:
-        """Layers between two hidden states of transformers: 1, or what the configuration says."""
-        return int(getattr(config, self.inner, 1)) if self.inner else 1
+    def n_layers(self, config: Any) -> int:
+        """Layers that a model of this configuration runs, each with one attention call."""
+        inner = int(getattr(config, self.inner, 1)) if self.inner else 1
+        return int(config.num_hidden_layers) * inner
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from bertgeom.errors import UsageError
+from bertgeom.errors import ModelError, UsageError
 from bertgeom.model.architectures import adapters
 from bertgeom.model.architectures.declaration import Architecture, Station, submodule
 
@@ -105,9 +105,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         note="queries and keys are normalised before the logits",
     ),
     Architecture(
-        "EuroBERT",
-        model_types=("eurobert",),
-        layers=("EuroBertDecoderLayer",),
+        "EuroBERT, UltraBERT",
+        model_types=("eurobert", "ultrabert"),
+        layers=("EuroBertDecoderLayer", "UltrabertDecoderLayer"),
         norm="post_attention_layernorm",
         pre_norm=True,
         final_norm="norm",
@@ -167,14 +167,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "and not in a run",
     ),
     Architecture(
-        "MosaicBERT: DNABERT-2, DNABERT-S, BiRNA-BERT",
-        model_types=("mosaicbert",),
-        layers=("MosaicBertLayer",),
-        norm="attention.output.LayerNorm",
-        pre_norm=False,
-        note="attention with ALiBi",
-    ),
-    Architecture(
         "GENA-LM",
         model_types=("gena-lm",),
         layers=("GenaLayer",),
@@ -192,6 +184,34 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         final_norm="emb_layer_norm_after",
     ),
 )
+#: Model types that stay out, and why: their mixing of tokens is not softmax(S) V of one S = Q K^T.
+UNSUPPORTED: dict[str, str] = {
+    **dict.fromkeys(
+        ("deberta", "deberta-v2"),
+        "its logits add products of queries and keys with embeddings of relative positions, which "
+        "differ between windows and are no part of Q K^T",
+    ),
+    "fnet": "it mixes tokens by Fourier transforms, without attention",
+    "longformer": "its attention is sparse, with global tokens of their own projections",
+    "nystromformer": "its attention is an approximation by landmarks",
+    "yoso": "its attention is an estimate by hashing, without softmax",
+    "mra": "its attention is an approximation in blocks of several resolutions",
+    "reformer": "its attention is among hashed tokens only",
+    "ibert": "it computes in integers, softmax included",
+    "squeezebert": "its layers keep tokens along the last axis, and convolve in groups",
+    "mobilebert": "its attention works in a bottleneck narrower than the residual stream",
+    "funnel": "it pools tokens between its layers",
+    "xlnet": "its two streams attend by permutations of the tokens",
+    "perceiver": "its latent vectors attend to tokens, not tokens to each other",
+    "canine": "it pools characters between its layers",
+    "hyenadna": "it mixes tokens by long convolutions, without attention",
+    "caduceus": "it mixes tokens by state spaces, without attention",
+    "mamba": "it mixes tokens by state spaces, without attention",
+    "evo": "it mixes tokens by convolutions and causal attention",
+    "enformer": "it pools tokens, and its attention has relative terms of its own",
+    "borzoi": "it pools tokens, and its attention has relative terms of its own",
+    "rnamsm": "its attention is over rows and columns of alignments",
+}
 _registered: list[Architecture] = []
 #: Declaration of a class of layers; None for a class that no declaration names.
 _by_class: dict[type, Architecture | None] = {}
@@ -226,6 +246,20 @@ def register_architecture(architecture: Architecture) -> None:
         *(other for other in _registered if other.name != architecture.name),
     ]
     _by_class.clear()
+
+
+def refuse_by_name(config: Any) -> None:
+    """Reject a configuration whose attention is of another kind, before anything is loaded.
+
+    Raises:
+        ModelError: for a model type in `UNSUPPORTED`, unless it has been registered.
+    """
+    kind = str(getattr(config, "model_type", ""))
+    if kind in UNSUPPORTED and architecture_of_config(config) is None:
+        raise ModelError(
+            f"expected an encoder in which every token attends to every other by softmax(Q K^T), "
+            f"found {kind!r}: {UNSUPPORTED[kind]}; it cannot be observed"
+        )
 
 
 def architectures() -> tuple[Architecture, ...]:

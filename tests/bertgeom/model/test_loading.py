@@ -209,7 +209,7 @@ def test_a_probe_accepts_what_is_observed(kind: str) -> None:
     probe(model, pad_id=0, max_tokens=60)
 
 
-@pytest.mark.parametrize(("name", "words"), [("MPNet", "mpnet"), ("NomicBert", "NomicBert")])
+@pytest.mark.parametrize(("name", "words"), [("MPNet", "mpnet"), ("Nystromformer", "landmarks")])
 def test_a_probe_refuses_by_name(name: str, words: str) -> None:
     import transformers
 
