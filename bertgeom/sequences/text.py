@@ -43,7 +43,8 @@ def read_text(read_line: Callable[[], bytes], url: str) -> Iterator[Piece]:
         yield _piece(str(first[0]), "", first[1])
         yield from (_piece(str(number), "", line) for number, line in lines)
         return
-    header, document, size = first[1], [], 0
+    header, size = first[1], 0
+    document: list[bytes] = []
     for number, line in lines:
         if line.startswith(b">"):
             yield _document(header, document)

@@ -60,7 +60,8 @@ class Spelling:
         if self.alphabet == "text" and (bases > 127).any():
             sizes = np.array([_size(letter) for letter in _characters(bases)], dtype=np.int32)
             edges = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-            return edges[np.clip(offsets, 0, len(sizes))]
+            found: np.ndarray = edges[np.clip(offsets, 0, len(sizes))]
+            return found
         return offsets
 
 

@@ -132,7 +132,8 @@ class _UsesInterface(PreTrainedModel):
 
     def post_init(self) -> None:
         """What transformers does after a model is built."""
-        super().post_init()
+        base: Any = super()
+        base.post_init()
 
 
 class PublishedEncoder(_UsesInterface):
