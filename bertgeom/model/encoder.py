@@ -24,7 +24,7 @@ from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.arrays import BoolArray
 from bertgeom.model.architectures import architecture_of_config, refuse_by_name
 from bertgeom.model.attention import record
-from bertgeom.model.loading import load_model, max_positions, vocabulary_size
+from bertgeom.model.loading import max_positions, read_model, vocabulary_size
 from bertgeom.model.observed import observed
 from bertgeom.model.probe import probe
 from bertgeom.store.dataset import as_dataset
@@ -231,9 +231,11 @@ def load_encoder(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    revision: str | None = None,
     trust_remote_code: bool = False,
     max_tokens: int | None = None,
     tokenizer: str | None = None,
+    alphabet: str | None = None,
     attention_impl: str = "auto",
 ) -> Encoder:
     """Load a transformers encoder and its tokenizer.
@@ -242,10 +244,12 @@ def load_encoder(
         model: a folder, or a hub name that transformers can resolve.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"...
         dtype: "auto" (float16 on CUDA, float32 on a CPU), "float32", "float16", "bfloat16".
+        revision: branch, tag or commit of a hub name; None: its main branch.
         trust_remote_code: run code from the model's repository; off by default.
         max_tokens: upper limit of tokens per window, at most the model's own.
         tokenizer: a tokenizer specification that overrides the model's, see
             `bertgeom.tokens.select`.
+        alphabet: what sequences are made of: "dna", "rna", "protein" or "text"; None: nucleotides.
         attention_impl: kernels to use: "auto", "triton", "numba" or "reference".
 
     Raises:
@@ -262,7 +266,7 @@ def load_encoder(
 
     where = _device(device)
     kind = _dtype(dtype, where)
-    loaded, absent = load_model(str(model), trust_remote_code)
+    loaded, absent = read_model(str(model), trust_remote_code, revision)
     config = loaded.config
     architecture = architecture_of_config(config)
     fingerprint = _fingerprint(loaded, absent)
@@ -273,7 +277,12 @@ def load_encoder(
             raise UsageError(f"expected --max-tokens of at most {limit}, found {max_tokens}")
         limit = max_tokens
     tokens = load_tokenizer(
-        model, max_tokens=limit, override=tokenizer, trust_remote_code=trust_remote_code
+        model,
+        max_tokens=limit,
+        override=tokenizer,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        alphabet=alphabet,
     )
     _refuse_made_up(tokens, str(model))
     vocabulary = vocabulary_size(loaded)

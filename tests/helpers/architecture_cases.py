@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import transformers
 
+from bertgeom.model.architectures.published import PUBLISHED
+
 #: Ids below this are special or padding.
 FIRST_ID, VOCABULARY = 5, 69
 _SIZES: dict[str, Any] = {
@@ -55,6 +57,29 @@ class Case:
         return eager, ours
 
 
+@dataclass(frozen=True, eq=False)
+class PublishedCase(Case):
+    """A model whose classes are part of this package, not of transformers."""
+
+    def config(self) -> Any:
+        return self._classes().config(**{**_SIZES, **self.more})
+
+    def build(self) -> tuple[Any, Any]:
+        built = []
+        for implementation in ("eager", "bertgeom"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = self._classes().encoder._from_config(
+                    self.config(), attn_implementation=implementation
+                )
+                like_trained(model)
+            built.append(model.eval())
+        return built[0], built[1]
+
+    def _classes(self) -> Any:
+        return next(p for p in PUBLISHED if p.name == self.name)
+
+
 def like_trained(model: torch.nn.Module) -> None:
     """Give biases and norms values of their own, and norms of queries and keys large ones."""
     with torch.no_grad():
@@ -73,6 +98,8 @@ _MODERN = {
     "global_attn_every_n_layers": 2,
 }
 _ALL = (
+    PublishedCase("GENA-LM"),
+    PublishedCase("Nucleotide Transformer v2", {"position_embedding_type": "rotary"}),
     Case("Bert"),
     Case("Roberta"),
     Case("XLMRoberta"),

@@ -166,6 +166,23 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         note="its attention heads; its convolution reads padding, so windows of one length only, "
         "and not in a run",
     ),
+    Architecture(
+        "GENA-LM",
+        model_types=("gena-lm",),
+        layers=("GenaLayer",),
+        norm="post_attention_ln",
+        pre_norm=True,
+        final_norm="last_layer_ln",
+        note="BERT with norms before the blocks; not the sparse variants",
+    ),
+    Architecture(
+        "Nucleotide Transformer v2",
+        model_types=("nucleotide-transformer-v2",),
+        layers=("NucleotideLayer",),
+        norm="LayerNorm",
+        pre_norm=True,
+        final_norm="emb_layer_norm_after",
+    ),
 )
 #: Architectures with a bias of relative positions. They belong to `ARCHITECTURES` as soon as the
 #: attention function takes a `position_bias`, and are refused until then.
