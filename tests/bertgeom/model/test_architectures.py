@@ -105,7 +105,8 @@ def paddings(case: Case) -> tuple[str, ...]:
 
 def output(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        return model(**inputs).last_hidden_state  # type: ignore[no-any-return]
+        found: torch.Tensor = model(**inputs).last_hidden_state
+        return found
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -262,10 +263,10 @@ def test_what_is_not_understood_is_refused_and_never_different(name: str) -> Non
         assert recorder.n_forwards == 0
         with pytest.raises(ModelError, match=r"expected .* found"):
             bertgeom.measure(eager, **inputs)
-    with pytest.raises(ModelError, match=r"^expected [^\n]* found [^\n]*$") as error:
+    with pytest.raises(ModelError, match=r"^expected [^\n]* found [^\n]*$") as refused:
         probe(ours, pad_id=0, max_tokens=60)
     if ours.config.model_type in UNSUPPORTED:
-        assert UNSUPPORTED[ours.config.model_type] in str(error.value)
+        assert UNSUPPORTED[ours.config.model_type] in str(refused.value)
 
 
 def test_other_kinds_of_attention_are_refused_by_their_configuration(tmp_path: Path) -> None:
@@ -298,14 +299,14 @@ def test_padding_that_a_convolution_reads_is_refused() -> None:
         probe(ours, pad_id=0, max_tokens=60)
 
 
-class OwnLayer(transformers.models.bert.modeling_bert.BertLayer):  # type: ignore[misc]
+class OwnLayer(transformers.models.bert.modeling_bert.BertLayer):
     """A BERT layer by another name is taken for one."""
 
 
 class Foreign(nn.Module):
     """A pre-norm layer that no declaration names."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.mixer = layer.self_attn
         self.norm1, self.norm2 = layer.input_layernorm, layer.post_attention_layernorm
@@ -313,7 +314,8 @@ class Foreign(nn.Module):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         x = x + self.mixer(self.norm1(x), *args, **kwargs)[0]
-        return x + self.ff(self.norm2(x))  # type: ignore[no-any-return]
+        found: torch.Tensor = x + self.ff(self.norm2(x))
+        return found
 
 
 def foreign_model() -> Any:

@@ -42,13 +42,14 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: AttentionMask,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Plain attention with a relative bias, written out."""
+    assert isinstance(attention_mask, AttentionMask)
     at = torch.arange(query.shape[2])
     bias = position_bias.table[:, position_bias.buckets(at[None, :] - at[:, None])]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -13,7 +13,7 @@ from bertgeom.sequences.alphabets import ALPHABETS, NUCLEOTIDES, PROTEINS, TEXT,
 from bertgeom.sequences.fasta import read_chunks
 from bertgeom.sequences.shards import Sequences, write_sequences
 from bertgeom.sequences.sources import expand_sources
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file, zarr_io
 from bertgeom.store.storage import Storage
 
 
@@ -110,7 +110,7 @@ def test_shards_know_their_alphabet_and_older_ones_are_nucleotides(tmp_path: Pat
         source = tmp_path / f"{name}.fa"
         source.write_bytes(b">a\nACGNX\n")
         storage = Storage(str(tmp_path / f"{name}.zarr"))
-        zarr_io.create_root(storage, zarr_io.SEQUENCE_FORMAT)
+        zarr_io.create_root(storage, root_file.SEQUENCE_FORMAT)
         write_sequences(storage, read_chunks(source, alphabet=alphabet), [], alphabet)
         shards = Sequences(storage)
         assert shards.alphabet == name

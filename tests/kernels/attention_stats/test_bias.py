@@ -54,13 +54,13 @@ def bias_of(kind: str, batch: int, heads: int, tokens: int, spread: float = 1.0)
 
 def heads_of(
     batch: int, heads: int, tokens: int, dim: int = 32, spread: float = 1.0, seed: int = 0
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (
         torch.randn(batch, tokens, heads, dim, generator=generator).transpose(1, 2)
         for _ in range(3)
     )
-    return [spread * q, k, v]
+    return spread * q, k, v
 
 
 def check(
