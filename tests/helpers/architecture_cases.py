@@ -60,9 +60,9 @@ def like_trained(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
-                weight += 0.3 * torch.randn_like(weight)
+                weight.add_(0.3 * torch.randn_like(weight))
             if "q_norm" in name or "k_norm" in name:
-                weight *= 2
+                weight.mul_(2)
 
 
 _EMBEDDING = {"embedding_size": 32}

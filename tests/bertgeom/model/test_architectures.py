@@ -262,10 +262,10 @@ def test_what_is_not_understood_is_refused_and_never_different(name: str) -> Non
         assert recorder.n_forwards == 0
         with pytest.raises(ModelError, match=r"expected .* found"):
             bertgeom.measure(eager, **inputs)
-    with pytest.raises(ModelError, match=r"^expected [^\n]* found [^\n]*$") as error:
+    with pytest.raises(ModelError, match=r"^expected [^\n]* found [^\n]*$") as refusal:
         probe(ours, pad_id=0, max_tokens=60)
     if ours.config.model_type in UNSUPPORTED:
-        assert UNSUPPORTED[ours.config.model_type] in str(error.value)
+        assert UNSUPPORTED[ours.config.model_type] in str(refusal.value)
 
 
 def test_other_kinds_of_attention_are_refused_by_their_configuration(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_padding_that_a_convolution_reads_is_refused() -> None:
         probe(ours, pad_id=0, max_tokens=60)
 
 
-class OwnLayer(transformers.models.bert.modeling_bert.BertLayer):  # type: ignore[misc]
+class OwnLayer(transformers.models.bert.modeling_bert.BertLayer):  # type: ignore[no-untyped-call]
     """A BERT layer by another name is taken for one."""
 
 
