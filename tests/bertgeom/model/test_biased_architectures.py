@@ -54,6 +54,7 @@ def attend(
     bias = position_bias.table[:, position_bias.buckets(at[None, :] - at[:, None])]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = scale * query @ key.mT + bias
+    assert isinstance(attention_mask, AttentionMask)
     valid = attention_mask.valid()
     if valid is not None:
         logits = logits.masked_fill(~valid[:, None, None, :], -torch.inf)
