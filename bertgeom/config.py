@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from bertgeom import variables
 from bertgeom.errors import MismatchError, UsageError
-from bertgeom.kernels._dispatch import IMPLEMENTATIONS as KERNELS
+from bertgeom.kernels.attention_stats.options import IMPLEMENTATIONS as KERNELS
 from bertgeom.kernels.attention_stats.options import fault as option_fault
 
 STRANDS = ("+", "-", "both")

@@ -26,6 +26,8 @@ def tiny_model(
 
     Args:
         kind: one of `TINY_MODELS`.
+        n_layers, n_heads, hidden, vocabulary: its size; hidden is a multiple of n_heads.
+        max_tokens: the longest window. seed: equal seeds give equal weights.
         spread: standard deviation of the weights; large enough that attention is not uniform.
 
     Raises:
@@ -105,6 +107,10 @@ def save_tiny_classifier(
     """Write a random DNABERT-like sequence classifier with its vocabulary into `folder`.
 
     The vocabulary holds the special tokens and all k-mers over A, T, C, G.
+
+    Args:
+        folder: made if absent. k: letters of a token. n_classes: labels of the classifier.
+        max_tokens, n_layers, n_heads, hidden, seed: as in `tiny_model`.
 
     Example:
         >>> from pathlib import Path

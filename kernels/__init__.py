@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bertgeom.kernels._dispatch import ImplementationUnavailableError
     from bertgeom.kernels.attention_stats.api import AttentionStats, attention_stats
+    from bertgeom.kernels.attention_stats.bias import AlibiBias, RelativeBias
     from bertgeom.kernels.cone_angles.api import cone_sums, pairwise_angle_histogram
     from bertgeom.kernels.stations.api import station_statistics, statistics_of_stations
     from bertgeom.kernels.stations.moments import stream_moments
 
 _HOMES = {
+    "AlibiBias": "attention_stats.bias",
     "AttentionStats": "attention_stats.api",
     "ImplementationUnavailableError": "_dispatch",
+    "RelativeBias": "attention_stats.bias",
     "attention_stats": "attention_stats.api",
     "cone_sums": "cone_angles.api",
     "pairwise_angle_histogram": "cone_angles.api",
@@ -30,8 +33,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlibiBias",
     "AttentionStats",
     "ImplementationUnavailableError",
+    "RelativeBias",
     "attention_stats",
     "cone_sums",
     "pairwise_angle_histogram",

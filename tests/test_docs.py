@@ -1,8 +1,9 @@
-"""All code in the README and the docs: Python runs, commands are those of the command line.
+"""All code in the README and the docs runs, or says on the page why it does not.
 
 Blocks of a page of `docs/` run in order, in a folder of their own: `python` is executed, `pycon`
-is a session whose output is compared, `console` are commands, `sh` are commands that need other
-machines or minutes, of which names and options are checked alone.
+is a session whose output is compared, `console` are commands, `sh` is a script for a shell, `r`
+runs where R is installed. A paragraph "*Not run by the tests: reason.*" above a block leaves the
+block out; names and options of its commands are checked all the same.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import functools
 import gzip
 import importlib
 import inspect
+import os
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -111,11 +115,33 @@ def test_python_of_the_docs_runs(code: str, names: dict[str, Any]) -> None:
     exec(compile(code, "docs", "exec"), names)
 
 
-def steps(page: Path) -> list[tuple[str, str, int]]:
-    """Language, text and line of every block of a page that runs."""
-    text = page.read_text("utf-8")
-    found = re.finditer(r"^```(python|pycon|console)\n(.*?)^```", text, flags=re.M | re.S)
-    return [(m[1], m[2], text[: m.start()].count("\n") + 1) for m in found]
+#: Languages of blocks that run. A block without a language is a picture or a listing.
+RUN = ("python", "pycon", "console", "sh", "r")
+#: What stands above a block that does not run.
+NOT_RUN = re.compile(r"\*Not run by the tests: [^*]+\.\*\n+\Z")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page; `line` is that of its fence."""
+
+    language: str
+    text: str
+    line: int
+    runs: bool
+
+
+def fenced(text: str) -> list[Block]:
+    found = re.finditer(r"^(`{3,})([^\s`]*)[^\n]*\n(.*?)^\1$", text, flags=re.M | re.S)
+    return [
+        Block(m[2], m[3], text[: m.start()].count("\n") + 1, not NOT_RUN.search(text[: m.start()]))
+        for m in found
+    ]
+
+
+def steps(page: Path) -> list[Block]:
+    """The blocks of a page that run, in order."""
+    found = fenced(page.read_text("utf-8"))
+    return [block for block in found if block.language in RUN and block.runs]
 
 
 def in_session(text: str, names: dict[str, Any], where: str) -> None:
@@ -131,13 +157,53 @@ def in_session(text: str, names: dict[str, Any], where: str) -> None:
     assert not result.failed, f"{where}:\n{''.join(told)}"
 
 
+def in_a_shell(text: str, where: str) -> None:
+    """Run a script as a user does: processes of its own, the first error ends it."""
+    bin_folder = Path("bin").absolute()
+    bin_folder.mkdir(exist_ok=True)
+    program = bin_folder / "bertgeom"
+    code = "import sys; from bertgeom.pipelines.cli.main import main; sys.exit(main())"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{code}" "$@"\n')
+    program.chmod(0o755)
+    finished(["sh", "-eu", "-c", text], where, PATH=f"{bin_folder}:{os.environ['PATH']}")
+
+
+def in_r(text: str, where: str) -> None:
+    """Run R where it is installed; elsewhere what the text reads is there."""
+    if program := shutil.which("Rscript"):
+        finished([program, "-e", text], where)
+    files = re.findall(r'"([\w.-]+\.(?:gz|tsv|zarr))"', text)
+    assert files, f"{where}: reads nothing"
+    for file in files:
+        assert Path(file).exists(), f"{where}: no {file}"
+    with gzip.open(files[0], "rt") as table:
+        columns = set(next(table).split())
+    named = {name for m in re.finditer(r"(\w[\w.]*) ~ ([\w. +]+)", text) for name in m.groups()}
+    named = {name for part in named for name in part.split(" + ")}
+    assert named, f"{where}: names no column"
+    assert named <= columns, f"{where}: no column {named - columns}"
+
+
+def finished(command: list[str], where: str, **environment: str) -> None:
+    done = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{where}: {done.stdout}{done.stderr}"
+
+
 def commands_of(text: str) -> list[str]:
     lines = text.replace("\\\n", " ").splitlines()
     return [line[2:] for line in lines if line.startswith("$ ")]
 
 
 def running() -> list[Any]:
-    marks = {"tutorial": [pytest.mark.slow]}
+    marks = {"tutorial": [pytest.mark.slow], "paper": [pytest.mark.slow]}
     pages = [page for page in SITE if steps(page)]
     return [pytest.param(p, id=p.stem, marks=marks.get(p.stem, [])) for p in pages]
 
@@ -153,12 +219,16 @@ def test_a_page_runs_from_top_to_bottom(
 ) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    for language, text, line in steps(page):
+    for language, text, line, _ in steps(page):
         where = f"{page.name}:{line}"
         if language == "python":
             exec(compile(text, where, "exec"), names)
         elif language == "pycon":
             in_session(text, names, where)
+        elif language == "sh":
+            in_a_shell(text, where)
+        elif language == "r":
+            in_r(text, where)
         else:
             for command in commands_of(text):
                 if command.startswith("bertgeom "):
@@ -311,6 +381,14 @@ def test_a_function_of_the_reference_has_an_example_that_runs(
     in_session(text, {}, name)
 
 
+@pytest.mark.parametrize("name", [n for n, kind in documented().items() if kind == "function"])
+def test_a_docstring_of_the_reference_names_every_argument(name: str) -> None:
+    text = inspect.getdoc(found(name)) or ""
+    before, _, _ = text.partition("\nExample:\n")
+    named = set(re.findall(r"\w+", before))
+    assert not {*inspect.signature(found(name)).parameters} - named
+
+
 def test_what_the_package_exports_is_in_the_reference() -> None:
     names = documented()
     assert all(found(name).__doc__ for name in names)
@@ -384,6 +462,21 @@ def test_the_pictures_are_those_of_their_script_and_small() -> None:
         assert len(text.encode()) < 15_000
         assert ElementTree.fromstring(text).tag.endswith("svg")
         assert f"pictures/{name})" in shown, f"{name} is on no page"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=label)
+def test_a_block_runs_or_says_why_not(page: Path) -> None:
+    """No block of code is left out without a reason that the reader sees."""
+    for block in fenced(page.read_text("utf-8")):
+        where = f"{label(page)}:{block.line}"
+        known = not block.language or block.language.startswith("{") or block.language in RUN
+        assert known, f"{where}: nothing runs {block.language!r}"
+        if not block.language:
+            assert block.runs, f"{where}: a listing needs no reason"
+            listed = re.search(r"^(\$ |bertgeom |>>> |import )", block.text, flags=re.M)
+            assert not listed, f"{where}: {listed} is code without a language"
+        elif block.runs and block.language != "console" and not block.language.startswith("{"):
+            assert page in SITE or block.language == "python", f"{where}: never runs"
 
 
 def test_there_is_code_to_run() -> None:

@@ -140,6 +140,74 @@ def test_arrows_go_down(arrows: Mapping[str, set[str]]) -> None:
     assert wrong == []
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(name: str, path: Path, known: Mapping[str, Path]) -> set[str]:
+    """Private names of other rooms' modules that a module imports, or takes from a module.
+
+    A private module or room, like `kernels._cpu`, is at home in the folder that holds it.
+    """
+
+    def home_of(module: str) -> str:
+        return module if known[module].name == "__init__.py" else module.rpartition(".")[0]
+
+    def is_foreign(module: str) -> bool:
+        return module in known and home_of(module) != home_of(name)
+
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    module_by_name: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                if whole in known:
+                    module_by_name[alias.asname or alias.name] = whole
+                elif is_private(alias.name) and is_foreign(node.module):
+                    found.add(whole)
+        elif isinstance(node, ast.Import):
+            module_by_name |= {alias.asname or alias.name: alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            module = module_by_name.get(ast.unparse(node.value), "")
+            if is_foreign(module) and f"{module}.{node.attr}" not in known:
+                found.add(f"{module}.{node.attr}")
+    for module in imported(name, path, known) & set(known):
+        parts = module.split(".")
+        homes = [".".join(parts[:i]) for i, part in enumerate(parts) if is_private(part)]
+        if not all(f"{name}.".startswith(f"{home}.") for home in homes):
+            found.add(module)
+    return found
+
+
+def test_no_private_name_is_used_across_rooms(root: Path) -> None:
+    known = modules(root)
+    used = {name: private_names(name, path, known) for name, path in known.items()}
+    assert {name: names for name, names in used.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from bertgeom.model.loading import _read", {"bertgeom.model.loading._read"}),
+        ("import bertgeom.model.loading as m; m._read()", {"bertgeom.model.loading._read"}),
+        ("import bertgeom.errors; bertgeom.errors._x", {"bertgeom.errors._x"}),
+        ("from bertgeom.model import loading as l\ndef f(): l._x", {"bertgeom.model.loading._x"}),
+        ("from bertgeom.kernels._cpu import rows", {"bertgeom.kernels._cpu.rows"}),
+        ("from bertgeom.store.files import _own", set()),
+        ("from bertgeom.store import files; files._own", set()),
+        ("from bertgeom.model import loading; loading.__name__", set()),
+        ("self._read", set()),
+    ],
+)
+def test_private_names_are_seen(root: Path, tmp_path: Path, line: str, found: set[str]) -> None:
+    known = modules(root)
+    (tmp_path / "x.py").write_text(line)
+    assert private_names("bertgeom.store.storage", tmp_path / "x.py", known) == found
+
+
 def test_no_module_imports_itself_in_a_circle(root: Path) -> None:
     known = modules(root)
     pages = {"bertgeom", "bertgeom.kernels", "bertgeom.pipelines"}
@@ -240,6 +308,20 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_one_namespace(wheel: Path) -> None:
     tops = {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")}
     assert tops == {"bertgeom"}
+
+
+def test_the_wheel_holds_every_data_file(wheel: Path, root: Path) -> None:
+    command = ["git", "ls-files", "-co", "--exclude-standard", "--", *FOLDERS]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    data = [Path(line) for line in listed.splitlines() if not line.endswith(".py")]
+    assert Path("pipelines/report/templates/page.html") in data
+    missing = [
+        str(path)
+        for path in data
+        if (root / path).is_file()
+        and not (wheel / FOLDERS[path.parts[0]].replace(".", "/") / Path(*path.parts[1:])).is_file()
+    ]
+    assert missing == []
 
 
 def test_every_module_imports_from_the_wheel(wheel: Path, root: Path) -> None:

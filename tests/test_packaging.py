@@ -74,6 +74,7 @@ def test_the_source_distribution_holds_what_a_packager_tests_with(
     wanted |= {"constraints.txt", "Makefile", "docs/statistics.md", "tests/conftest.py"}
     wanted |= {"bertgeom/data/model/model.safetensors", "kernels/attention_stats/README.md"}
     wanted |= {"packaging/conda/meta.yaml", "bench/run.py"}
+    wanted |= {f"pipelines/report/templates/{name}" for name in ("page.html", "page.css")}
     assert wanted - inside == set()
     tests = {str(p.relative_to(root)) for p in (root / "tests").rglob("*.py")}
     assert tests - inside == set()

@@ -294,6 +294,9 @@ def token_share(groups: np.ndarray, n_groups: int) -> np.ndarray:
 
     The attention mass of a group divided by this is 1 where attention ignores the region.
 
+    Args:
+        groups: (n,) integers, bit g set where the token is in group g. n_groups: at most 16.
+
     Example:
         >>> import numpy as np
         >>> from bertgeom.analysis.annotations import token_share

@@ -268,6 +268,10 @@ def sums_dataset(
 
     Mean and m2 are NaN where the count is 0.
 
+    Args:
+        sums: by statistic. cohorts: names, in the order of the sums.
+        coords: values of the other dimensions by name, such as station.
+
     Example:
         >>> import bertgeom
         >>> from bertgeom.analysis.cohorts import store_sums, sums_dataset

@@ -155,7 +155,10 @@ def rounding(name: str, moments: Moments, dtype: str | None = None) -> np.ndarra
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """q values of a family of tests; NaN is no test and stays NaN.
+    """q values of a family of tests, in the shape of the p values.
+
+    Args:
+        p: p values, of any shape; NaN is no test and stays NaN.
 
     Example:
         >>> import numpy as np

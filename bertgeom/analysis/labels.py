@@ -99,6 +99,9 @@ def read_labels(path: str | Path) -> Labels:
     column; of more than two, in the one called `label`, `class` or `cohort`, if there is one.
     Empty lines and lines that start with # are skipped.
 
+    Args:
+        path: a text file, plain or compressed; a URL or a pipe too.
+
     Raises:
         InputError: for a file that cannot be read as text, a line without two fields, a key
             with two labels, or an empty table.
@@ -156,6 +159,9 @@ def assign_labels(labels: Labels, record_ids: Sequence[str]) -> np.ndarray:
     Without a header the keys are record ids, unless all of them are integers and none is a
     record id: then they are record indices. A key may include the rest of the record's header
     line. Records that share an id share its label.
+
+    Args:
+        labels: a table. record_ids: the ids of all R records, in the order of the store.
 
     Raises:
         InputError: if no record has a label, an index is beyond the last record, or two keys
@@ -223,13 +229,8 @@ def _assigned(
         code = labels.by_key[key]
         other, other_code = by_id.setdefault(name, (key, code))
         if other_code != code:
-            raise InputError(
-                "one label per record",
-                f"{labels.names[other_code]!r} ({other!r}) and {labels.names[code]!r} ({key!r})",
-                source=labels.source,
-                record=name,
-                line=(labels.line or {}).get(key),
-            )
+            both = f"{labels.names[other_code]!r} ({other!r}) and {labels.names[code]!r} ({key!r})"
+            raise _two_labels(labels, key, name, both)
     if not by_id:
         raise _no_match(labels, record_ids)
     if header is not None and 2 * len(by_id) <= len(keys):
@@ -264,15 +265,20 @@ def _assign_by_index(labels: Labels, n_records: int, header: str | None) -> np.n
                 line=(labels.line or {}).get(key),
             )
         if codes[int(key)] not in (-1, code):
-            raise InputError(
-                "one label per record",
-                f"{labels.names[codes[int(key)]]!r} and {labels.names[code]!r}",
-                source=labels.source,
-                record=key,
-                line=(labels.line or {}).get(key),
-            )
+            both = f"{labels.names[codes[int(key)]]!r} and {labels.names[code]!r}"
+            raise _two_labels(labels, key, key, both)
         codes[int(key)] = code
     return codes
+
+
+def _two_labels(labels: Labels, key: str, record: str, both: str) -> InputError:
+    return InputError(
+        "one label per record",
+        both,
+        source=labels.source,
+        record=record,
+        line=(labels.line or {}).get(key),
+    )
 
 
 def _no_match(labels: Labels, record_ids: Sequence[str]) -> InputError:

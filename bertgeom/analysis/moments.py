@@ -120,7 +120,10 @@ class FourMoments:
 
 
 def jarque_bera(count: np.ndarray, skewness: np.ndarray, kurtosis: np.ndarray) -> np.ndarray:
-    """JB = n/6 (S^2 + K^2/4) with the excess kurtosis K.
+    """The Jarque-Bera statistic, JB = n/6 (S^2 + K^2/4): large where numbers are not normal.
+
+    Args:
+        count: n. skewness: S. kurtosis: the excess kurtosis K. Of one shape, or broadcast.
 
     Example:
         >>> import numpy as np

@@ -60,6 +60,9 @@ def track_columns(
 ) -> list[str]:
     """Names of the columns of `genome_tracks`, such as `layer3_head5`, `layer3` or `mean`.
 
+    Args:
+        dataset, layers, heads, mean: as in `genome_tracks`.
+
     Raises:
         UsageError: for a layer or head that the store does not have, or an unknown `mean`.
 
@@ -145,6 +148,10 @@ def export_tracks(
     within a record and carry no track header, as converters to BigWig need them. Records
     with the same id are named `id~index`.
 
+    Args:
+        path: the file to write; its suffix names the format.
+        dataset, variable, layers, heads, mean, records: as in `genome_tracks`.
+
     Returns:
         The files written.
 
@@ -174,6 +181,9 @@ def export_tracks(
 
 def chromosome_sizes(dataset: xarray.Dataset) -> Iterator[tuple[str, int]]:
     """Name and minimum length of every record: the end of its last window.
+
+    Args:
+        dataset: a store with windows, opened by xarray.
 
     Example:
         >>> import bertgeom

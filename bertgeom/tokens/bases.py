@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,15 @@ from bertgeom.kernels.kmers import (
     kmer_places,
     single_table,
 )
-from bertgeom.tokens.encoded import Encoded, EncodedBatch, digest, empty_ids, frame, join
+from bertgeom.tokens.encoded import (
+    BatchTokenizer,
+    EncodedBatch,
+    NamedSpecialIds,
+    digest,
+    empty_ids,
+    frame,
+    join,
+)
 from bertgeom.tokens.kmer import BASE_ORDER, all_kmers
 
 #: HyenaDNA and Caduceus.
@@ -53,7 +61,7 @@ def nt_vocabulary(version: str = "v2", k: int = 6) -> dict[str, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class NucleotideTransformer:
+class NucleotideTransformer(BatchTokenizer):
     """[CLS], then k-mers end to end and single bases where none fits.
 
     Attributes:
@@ -121,22 +129,13 @@ class NucleotideTransformer:
             "vocabulary_sha256": digest(self.vocabulary),
         }
 
-    @overload
-    def count_tokens(self, n_bases: int) -> int: ...
-    @overload
-    def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
-    def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
+    def _counts(self, n_bases: np.ndarray) -> np.ndarray:
         """Upper bound: one token per base, as next to N."""
-        counts = np.minimum(np.asarray(n_bases, dtype=np.int64) + 1, self.max_tokens)
-        return counts if isinstance(n_bases, np.ndarray) else int(counts)
+        return np.minimum(n_bases + 1, self.max_tokens)
 
     def window_bases(self) -> int:
         """Longest sequence of only A, C, G, T that fits; with N, fewer bases do."""
         return self.k * (self.max_tokens - 1)
-
-    def encode(self, bases: np.ndarray) -> Encoded:
-        """Tokens of uint8 ASCII bases (n,) of any case."""
-        return self.encode_batch([bases]).row(0)
 
     def encode_batch(self, sequences: Sequence[np.ndarray]) -> EncodedBatch:
         """Tokens of several sequences, each a row."""
@@ -173,7 +172,7 @@ class NucleotideTransformer:
 
 
 @dataclass(frozen=True, eq=False)
-class SingleNucleotide:
+class SingleNucleotide(NamedSpecialIds, BatchTokenizer):
     """One token per base.
 
     Attributes:
@@ -215,14 +214,6 @@ class SingleNucleotide:
         return single_table(self.letters)
 
     @property
-    def pad_id(self) -> int:
-        return self.special_ids["pad"]
-
-    @property
-    def unknown_ids(self) -> tuple[int, ...]:
-        return (self.special_ids["unk"],)
-
-    @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max([*self.letters.values(), *self.special_ids.values()]) + 1
@@ -240,22 +231,13 @@ class SingleNucleotide:
             **({"thymine": "U"} if "U" in upper and "T" not in upper else {}),
         }
 
-    @overload
-    def count_tokens(self, n_bases: int) -> int: ...
-    @overload
-    def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
-    def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
+    def _counts(self, n_bases: np.ndarray) -> np.ndarray:
         """Tokens of a sequence of n bases, special ones included; exact."""
-        counts = np.minimum(np.asarray(n_bases, dtype=np.int64) + self._extra, self.max_tokens)
-        return counts if isinstance(n_bases, np.ndarray) else int(counts)
+        return np.minimum(n_bases + self._extra, self.max_tokens)
 
     def window_bases(self) -> int:
         """Longest sequence of which no base is cut off."""
         return self.max_tokens - self._extra
-
-    def encode(self, bases: np.ndarray) -> Encoded:
-        """Tokens of uint8 ASCII bases (n,) of any case."""
-        return self.encode_batch([bases]).row(0)
 
     def encode_batch(self, sequences: Sequence[np.ndarray]) -> EncodedBatch:
         """Tokens of several sequences, each a row."""

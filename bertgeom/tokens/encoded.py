@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload, runtime_checkable
@@ -124,6 +125,45 @@ class Tokenizer(Protocol):
     def window_bases(self) -> int:
         """Longest sequence of A, C, G, T that is guaranteed to fit `max_tokens`."""
         ...
+
+
+class NamedSpecialIds:
+    """Padding and the unknown token, of a tokenizer that lists its special ids by name."""
+
+    special_ids: Mapping[str, int]
+
+    @property
+    def pad_id(self) -> int:
+        return self.special_ids["pad"]
+
+    @property
+    def unknown_ids(self) -> tuple[int, ...]:
+        return (self.special_ids["unk"],)
+
+
+class BatchTokenizer(ABC):
+    """What follows from `encode_batch` and from counts of whole arrays."""
+
+    @abstractmethod
+    def encode_batch(self, sequences: Sequence[np.ndarray]) -> EncodedBatch:
+        """Tokens of several sequences, each a row."""
+
+    @abstractmethod
+    def _counts(self, n_bases: np.ndarray) -> np.ndarray:
+        """Tokens of sequences of so many bases, int64."""
+
+    def encode(self, bases: np.ndarray) -> Encoded:
+        """Tokens of uint8 ASCII bases (n,) of any case."""
+        return self.encode_batch([bases]).row(0)
+
+    @overload
+    def count_tokens(self, n_bases: int) -> int: ...
+    @overload
+    def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
+    def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
+        """Tokens of a sequence of n bases, special ones included; see `exact_counts`."""
+        counts = self._counts(np.asarray(n_bases, dtype=np.int64))
+        return counts if isinstance(n_bases, np.ndarray) else int(counts)
 
 
 def stack(rows: Sequence[Encoded], pad_id: int) -> EncodedBatch:

@@ -18,14 +18,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.kmers import count_ambiguous
 from bertgeom.sequences.alphabets import ALPHABETS
-from bertgeom.tokens.encoded import Encoded, EncodedBatch, stack
+from bertgeom.tokens.encoded import BatchTokenizer, Encoded, EncodedBatch, stack
 from bertgeom.tokens.spelling import Spelling, best_spelling, probes
 
 #: A token of letters only, with the marks that tokenizers put around pieces of a word.
@@ -40,7 +40,7 @@ _PIECE = re.compile(r"^(##|\u2581|\u0120)|</w>$|@@$")
 
 
 @dataclass(frozen=True, eq=False)
-class HuggingFace:
+class HuggingFace(BatchTokenizer):
     """A transformers tokenizer that is given the bases as one string.
 
     Tokens beyond `max_tokens` are cut off before the closing special tokens.
@@ -162,14 +162,9 @@ class HuggingFace:
             text = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @overload
-    def count_tokens(self, n_bases: int) -> int: ...
-    @overload
-    def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
-    def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
+    def _counts(self, n_bases: np.ndarray) -> np.ndarray:
         """Upper bound: one token per base."""
-        counts = np.minimum(np.asarray(n_bases, dtype=np.int64) + self.n_special, self.max_tokens)
-        return counts if isinstance(n_bases, np.ndarray) else int(counts)
+        return np.minimum(n_bases + self.n_special, self.max_tokens)
 
     def window_bases(self) -> int:
         """Longest sequence that is guaranteed to fit: one token per base."""

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,15 @@ from bertgeom.kernels.kmers import (
     n_kmers,
     unpack_kmers,
 )
-from bertgeom.tokens.encoded import Encoded, EncodedBatch, digest, empty_ids, frame, join
+from bertgeom.tokens.encoded import (
+    BatchTokenizer,
+    EncodedBatch,
+    NamedSpecialIds,
+    digest,
+    empty_ids,
+    frame,
+    join,
+)
 
 SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
 #: The ids of bert-base-cased, whose vocabulary the paper's extends.
@@ -39,7 +47,7 @@ BASE_ORDER = "ATCG"
 
 
 @dataclass(frozen=True, eq=False)
-class KmerTokenizer:
+class KmerTokenizer(NamedSpecialIds, BatchTokenizer):
     """[CLS], k-mers looked up in a vocabulary, [SEP].
 
     Attributes:
@@ -85,14 +93,6 @@ class KmerTokenizer:
             raise ModelError(f"vocabulary of {self.name}: {error}") from error
 
     @property
-    def pad_id(self) -> int:
-        return self.special_ids["pad"]
-
-    @property
-    def unknown_ids(self) -> tuple[int, ...]:
-        return (self.special_ids["unk"],)
-
-    @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max([*self.special_ids.values(), *self.vocabulary.values()]) + 1
@@ -114,25 +114,16 @@ class KmerTokenizer:
     def _digest(self) -> str:
         return digest(self.table.vocabulary)
 
-    @overload
-    def count_tokens(self, n_bases: int) -> int: ...
-    @overload
-    def count_tokens(self, n_bases: np.ndarray) -> np.ndarray: ...
-    def count_tokens(self, n_bases: int | np.ndarray) -> int | np.ndarray:
+    def _counts(self, n_bases: np.ndarray) -> np.ndarray:
         """Tokens of a sequence of n bases, special ones included; exact."""
         counts = n_kmers(n_bases, self.k, self.stride, pad=self.pad_with_n) + 2
-        counts = np.minimum(counts, self.max_tokens)
-        return counts if isinstance(n_bases, np.ndarray) else int(counts)
+        return np.minimum(counts, self.max_tokens)
 
     def window_bases(self) -> int:
         """Longest sequence of which no k-mer is cut off."""
         room = self.max_tokens - 2
         longest = (room - 1) * self.stride + self.k + self.stride - 1
         return longest // self.k * self.k if self.pad_with_n else longest
-
-    def encode(self, bases: np.ndarray) -> Encoded:
-        """Tokens of uint8 ASCII bases (n,) of any case."""
-        return self.encode_batch([bases]).row(0)
 
     def encode_batch(self, sequences: Sequence[np.ndarray]) -> EncodedBatch:
         """Tokens of several sequences, each a row."""

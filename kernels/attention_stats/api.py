@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertgeom.kernels._dispatch import resolve
+from bertgeom.kernels._dispatch import ImplementationUnavailableError, resolve
 from bertgeom.kernels._valid import DTYPES, reordered, valid_first
+from bertgeom.kernels.attention_stats.bias import Bias, checked_bias, tensor_of
 from bertgeom.kernels.attention_stats.options import Options, fault
 
 _MODULES = {"triton": "gpu.run", "numba": "cpu.run", "reference": "reference"}
@@ -53,7 +54,7 @@ class AttentionStats:
     """The result of one attention call.
 
     Attributes:
-        output: (B, H, N, d) in the query's dtype, softmax(scale Q K^T) V; zero in padded slots.
+        output: (B, H, N, d) in the query's dtype, softmax(scale Q K^T + B) V; zero in padded slots.
             Laid out so that `output.transpose(1, 2)` is contiguous.
         values: statistics by name, as declared in `docs/statistics.md` section 1: (B, H) float32
             unless another shape is given in `attention_stats`.
@@ -75,6 +76,7 @@ def attention_stats(
     n_groups: int = 0,
     scale: float | None = None,
     window: int | None = None,
+    bias: Bias | None = None,
     tier: str = "full",
     theta: float = 0.3,
     near: int = 4,
@@ -98,6 +100,10 @@ def attention_stats(
         n_groups: number of groups, 0 to 16.
         scale: factor of Q K^T inside the softmax, d ** -0.5 by default.
         window: key j is visible to query i iff |i - j| <= window; None: every key is.
+        bias: added to scale Q K^T: `AlibiBias`, `RelativeBias`, or a tensor (1 or B, 1 or H, N, N)
+            of any floating dtype that is finite wherever query and key are valid (hidden keys
+            belong in `mask` or `window`). The first two count valid tokens, and need no N x N
+            numbers; of a tensor, row i and column j are slots. Not on a GPU yet.
         tier: "core" or "full".
         theta: weights of at least theta, in (0, 1], are confident.
         near: |i - j| <= near tokens is near, for the gates; 0 to 64.
@@ -137,8 +143,8 @@ def attention_stats(
         True
     """
     _check_tensors(query, key, value)
-    name = resolve(impl, query, key, value, lengths, mask, special, groups)
-    batch, _, n_slots, head_dim = query.shape
+    name = resolve(impl, query, key, value, lengths, mask, special, groups, tensor_of(bias))
+    batch, n_heads, n_slots, head_dim = query.shape
     options = checked_options(
         scale=head_dim**-0.5 if scale is None else float(scale),
         window=window,
@@ -157,6 +163,13 @@ def attention_stats(
         raise ValueError(f"n_groups={n_groups}: expected groups (B, N) int32, found None")
     if lengths is not None and mask is not None:
         raise ValueError("expected lengths or mask, found both; leave one out")
+    if bias is not None:
+        bias = checked_bias(bias, batch, n_heads, n_slots)
+        if name == "triton":
+            raise ImplementationUnavailableError(
+                "impl='triton': expected no bias, found one, which the GPU kernels do not add yet; "
+                "move the tensors to the CPU"
+            )
     run = _runner(name)
     slots = None
     mask = _slots("mask", mask, batch, n_slots, torch.bool)
@@ -167,7 +180,9 @@ def attention_stats(
         query, key, value = (reordered(x, slots) for x in (query, key, value))
         special = None if special is None else special.gather(1, slots)
         groups = None if groups is None else groups.gather(1, slots)
-    output, values = run(query, key, value, lengths, special, groups, options)
+        bias = _reordered_bias(bias, slots)
+    biased = () if bias is None else (bias,)
+    output, values = run(query, key, value, lengths, special, groups, options, *biased)
     if callable(values) and slots is None:
         return AttentionStats(output, NamedWhenRead(values))
     values = values() if callable(values) else values
@@ -266,6 +281,16 @@ def _slots(
     if x.is_floating_point() or x.is_complex():
         raise TypeError(f"{name}: expected {dtype} or another integer type, found {x.dtype}")
     return x if x.dtype == dtype else x.to(dtype)
+
+
+def _reordered_bias(bias: Bias | None, slots: Tensor) -> Bias | None:
+    """The bias of the slots (B, N) in their order; one by offset counts valid tokens anyway."""
+    if not isinstance(bias, Tensor):
+        return bias
+    batch, n = slots.shape
+    rows = slots[:, None, :, None].expand(-1, bias.shape[1], -1, n)
+    columns = slots[:, None, None, :].expand_as(rows)
+    return bias.expand(batch, -1, -1, -1).gather(2, rows).gather(3, columns)
 
 
 @functools.lru_cache(maxsize=16)

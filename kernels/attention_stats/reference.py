@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from bertgeom.kernels.attention_stats.bias import AlibiBias, Bias, RelativeBias
 from bertgeom.kernels.attention_stats.options import (
     FLAT,
     GATE_MIXED,
@@ -35,6 +36,7 @@ def run(
     special: Tensor | None,
     groups: Tensor | None,
     options: Options,
+    bias: Bias | None = None,
     *,
     slack: float = SLACK,
     dtype: torch.dtype = torch.float64,
@@ -57,10 +59,11 @@ def run(
         if special is not None:
             is_special = special[b, :n]
         member = groups[b, :n] if groups is not None else torch.zeros_like(is_special).int()
-        weights = attention_weights(q, k, options)
+        added = None if bias is None else bias_cells(bias, b, n, q)
+        weights = attention_weights(q, k, options, added)
         output[b, :, :n] = (weights @ v).to(query.dtype)
         if n:
-            found = head_statistics(q, k, weights, is_special, member, options, slack)
+            found = head_statistics(q, k, weights, is_special, member, options, slack, added)
         else:
             found = _no_tokens(query.new_zeros(n_heads, 1, 1).to(dtype), options)
         for name, x in found.items():
@@ -76,17 +79,38 @@ def head_statistics(
     groups: Tensor,
     options: Options,
     slack: float = SLACK,
+    bias: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """All statistics of the heads of one window: q, k (H, n, d), a (H, n, n), n >= 1."""
-    found = weight_statistics(a, special, options, slack) | logit_statistics(q, k)
+    """All statistics of the heads of one window: q, k (H, n, d), a, bias (H, n, n), n >= 1."""
+    found = weight_statistics(a, special, options, slack)
+    if bias is None:
+        found |= logit_statistics(q, k)
+    else:
+        found |= biased_logit_statistics(options.scale * (q @ k.mT) + bias)
     if options.n_groups:
         found["attention_group_mass"] = group_mass(a, groups, options.n_groups)
     return found
 
 
-def attention_weights(q: Tensor, k: Tensor, options: Options) -> Tensor:
-    """A = softmax(scale Q K^T) over the visible keys: (H, n, n) from (H, n, d)."""
+def bias_cells(bias: Bias, b: int, n: int, like: Tensor) -> Tensor:
+    """B of the n tokens of window b, (H, n, n), in the dtype of `like` (H, n, d)."""
+    offset = _offsets(like)
+    if isinstance(bias, AlibiBias):
+        cells = -bias.slopes.to(like)[:, None, None] * offset.abs()
+    elif isinstance(bias, RelativeBias):
+        middle = bias.table.shape[1] // 2
+        buckets = bias.buckets or (lambda o: o.clamp(-middle, middle) + middle)
+        cells = bias.table.to(like)[:, buckets(offset)]
+    else:
+        cells = bias[min(b, len(bias) - 1), :, :n, :n].to(like)
+    return cells.expand(len(like), n, n)
+
+
+def attention_weights(q: Tensor, k: Tensor, options: Options, bias: Tensor | None = None) -> Tensor:
+    """A = softmax(scale Q K^T + B) over the visible keys: (H, n, n) from (H, n, d)."""
     logits = options.scale * (q @ k.mT)
+    if bias is not None:
+        logits = logits + bias
     if options.window is not None:
         logits = logits.masked_fill(_offsets(q).abs() > options.window, -math.inf)
     return torch.softmax(logits, dim=-1)
@@ -237,6 +261,18 @@ def logit_statistics(q: Tensor, k: Tensor) -> dict[str, Tensor]:
     return {
         "logit_asymmetry": torch.where(empty, 0.0, skew / norm),
         "logit_effective_rank": torch.where(empty, 0.0, rank),
+    }
+
+
+def biased_logit_statistics(s: Tensor) -> dict[str, Tensor]:
+    """Asymmetry and effective rank (H,) of S = scale Q K^T + B (H, n, n), from S itself."""
+    norm = (s**2).sum((-2, -1))
+    skew = (((s - s.mT) / 2) ** 2).sum((-2, -1))
+    # The sum of the fourth powers of the singular values of S is |S' S|^2.
+    rank = norm**2 / ((s.mT @ s) ** 2).sum((-2, -1))
+    return {
+        "logit_asymmetry": torch.where(norm == 0, 0.0, skew / norm),
+        "logit_effective_rank": torch.where(norm == 0, 0.0, rank),
     }
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bertgeom.kernels.attention_stats import reference
+from bertgeom.kernels.attention_stats.bias import Bias
 from bertgeom.kernels.attention_stats.options import SLACK, Options
 
 _EPSILON = 2.0**-23
@@ -48,16 +49,19 @@ def bounds(
     special: Tensor | None,
     groups: Tensor | None,
     options: Options,
+    bias: Bias | None = None,
 ) -> Bounds:
     """The bounds for one input; arguments as those of `reference.run`."""
 
     def oracle(slack: float, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
-        return reference.run(q, k, v, lengths, special, groups, options, slack=slack, dtype=dtype)
+        return reference.run(
+            q, k, v, lengths, special, groups, options, bias, slack=slack, dtype=dtype
+        )
 
     output, exact = oracle(SLACK, torch.float64)
     plain_output, plain = oracle(SLACK, torch.float32)
-    relative = _weight_error(query, key, lengths, options)
+    relative = _weight_error(query, key, lengths, options, bias)
     shifted = [oracle(SLACK + by * relative, torch.float64)[1] for by in (-2, 2)]
     low, high = {}, {}
     for name, x in exact.items():
@@ -104,15 +108,24 @@ def disagreements(bound: Bounds, output: Tensor, values: dict[str, Tensor]) -> l
     return lines
 
 
-def _weight_error(query: Tensor, key: Tensor, lengths: Tensor, options: Options) -> float:
+def _weight_error(
+    query: Tensor, key: Tensor, lengths: Tensor, options: Options, bias: Bias | None
+) -> float:
     """Largest relative error of a float32 weight that matters to a threshold."""
     repeat = query.shape[1] // key.shape[1]
     worst = _EPSILON
     for b in range(query.shape[0]):
         n = int(lengths[b])
         q, k = query[b, :, :n], key[b, :, :n].repeat_interleave(repeat, dim=0)
-        exact = reference.attention_weights(q.double(), k.double(), options)
-        plain = reference.attention_weights(q.float(), k.float(), options)
+        exact, plain = (
+            reference.attention_weights(
+                q.to(dtype),
+                k.to(dtype),
+                options,
+                None if bias is None else reference.bias_cells(bias, b, n, q.to(dtype)),
+            )
+            for dtype in (torch.float64, torch.float32)
+        )
         worst = max(worst, _largest((plain - exact) / exact.clamp(min=1e-3)))
     return worst
 

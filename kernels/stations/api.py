@@ -71,6 +71,7 @@ def statistics_of_stations(
         stations: S tensors (B, N, D), of one shape, dtype and device.
         lengths, mask: of the windows, the same at every station.
         angles: whether to compute the angles, by station.
+        impl: as in `station_statistics`.
 
     Returns:
         The arrays of `station_statistics`, (S, B) or (S, B, 90); those of the angles have

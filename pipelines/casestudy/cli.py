@@ -35,6 +35,12 @@ def register(parent: typer.Typer) -> None:
 
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+ClassifierFolder = Annotated[
+    Path | None, typer.Option(help="Model folder; the shipped one if absent.")
+]
+Relabel = Annotated[
+    list[str] | None, typer.Option(help="CLASS=CLASS, e.g. gh=background; may be repeated.")
+]
 
 
 @app.command()
@@ -146,12 +152,8 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Argument(help="Table with the columns record_id and class.")
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model folder; the shipped one if absent.")
-    ] = None,
-    relabel: Annotated[
-        list[str] | None, typer.Option(help="CLASS=CLASS, e.g. gh=background; may be repeated.")
-    ] = None,
+    model: ClassifierFolder = None,
+    relabel: Relabel = None,
     count: Annotated[int, typer.Option(min=9, help="Simulated spikes of every quality.")] = 1800,
     out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
     as_json: AsJson = False,
@@ -187,12 +189,8 @@ def analyze(
     labels: Annotated[
         Path | None, typer.Option(help="Table record<TAB>class; needed with genomes.")
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model folder; the shipped one if absent.")
-    ] = None,
-    relabel: Annotated[
-        list[str] | None, typer.Option(help="CLASS=CLASS, e.g. gh=background; may be repeated.")
-    ] = None,
+    model: ClassifierFolder = None,
+    relabel: Relabel = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of the run.")] = 1,
     as_json: AsJson = False,
 ) -> None:

@@ -15,7 +15,7 @@ from bertgeom.pipelines.casestudy.genomes.domains import (
     domain_of,
 )
 from bertgeom.pipelines.report.figures import regions
-from bertgeom.pipelines.report.page import Html, Page, details, join, paragraph, table, tag
+from bertgeom.pipelines.report.page import Html, Page, bold, details, join, paragraph, table
 from bertgeom.pipelines.report.summary import Summary
 
 #: Amino acids from the middle of a step within which a change lies in an attended token.
@@ -141,7 +141,7 @@ def _peak_table(lines: Mapping[str, np.ndarray], position: np.ndarray, n: int = 
                 join(
                     [
                         f"{position[i]:.0f} ",
-                        tag("b", known) if here else known,
+                        bold(known) if here else known,
                         f" {values[i]:.0f}\u00d7",
                     ]
                 )

@@ -107,6 +107,15 @@ def store_spectra(
 ) -> xarray.Dataset:
     """Spectra of `n` windows (`bertgeom.analysis.spectra`), with their place in the database.
 
+    Args:
+        path: a store with its sequences. n: windows, at most.
+        model: where the model is now; default: where the run found it.
+        exclude_flags: names of flags; windows that have one are left out.
+
+    Raises:
+        StoreError: without windows that have statistics.
+        MismatchError: if the model is not the one that the store was made with.
+
     Example:
         >>> from bertgeom.pipelines.catalogue.samples import store_spectra
         >>> store_spectra("run.zarr", 2).spectral_entropy.dims
@@ -127,10 +136,21 @@ def store_rollout(
     row: int = 0,
     exclude_flags: Iterable[str] = (),
 ) -> xarray.Dataset:
-    """Rollout of the first token (`bertgeom.analysis.rollout`) of `n` windows, with tokens' bases.
+    """Rollout of one token (`bertgeom.analysis.rollout`) of `n` windows, with tokens' bases.
+
+    Args:
+        path: a store with its sequences. n: windows, at most.
+        model: where the model is now; default: where the run found it.
+        exclude_flags: names of flags; windows that have one are left out.
+        row: the query whose rollout it is; 0 is the first token.
 
     Returns:
         `rollout`, `token_start`, `token_stop` (sample, token); NaN and -1 beyond the tokens.
+
+    Raises:
+        UsageError: if no sampled window has a token `row`.
+        StoreError: without windows that have statistics.
+        MismatchError: if the model is not the one that the store was made with.
 
     Example:
         >>> from bertgeom.pipelines.catalogue.samples import store_rollout
@@ -186,6 +206,12 @@ def store_regions(
 ) -> xarray.Dataset:
     """Attention on annotated regions of `n` windows, by layer, head and region.
 
+    Args:
+        path: a store with its sequences. n: windows, at most.
+        model: where the model is now; default: where the run found it.
+        exclude_flags: names of flags; windows that have one are left out.
+        annotations: regions. theta: weights of at least this are confident.
+
     Returns:
         `region_mass`, `region_relative_mass`, `region_confident_mass`,
         `region_confident_count`, `region_confident_share` (sample, layer, head, group), and
@@ -193,6 +219,7 @@ def store_regions(
 
     Raises:
         InputError: if no record has regions.
+        StoreError, MismatchError: as `store_spectra`.
 
     Example:
         >>> from pathlib import Path

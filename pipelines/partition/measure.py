@@ -1,4 +1,4 @@
-"""The results of one partition: read, tokenise ahead, measure, and keep going when it hurts."""
+"""The results of one partition: read, tokenise ahead, measure; halve a batch on out-of-memory."""
 
 from __future__ import annotations
 

@@ -227,11 +227,9 @@ def check_disk(layout: Layout, storage: Storage, windows: int) -> None:
 
 def human(n_bytes: float) -> str:
     """Bytes for people: 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n_bytes) < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.4g} TB"
+    from rich.filesize import decimal
+
+    return decimal(round(n_bytes))
 
 
 def parse_bytes(text: str) -> int:

@@ -52,7 +52,7 @@ def report(
 
     Raises:
         StoreError: no store there, or of another format version.
-        ImplementationUnavailableError: matplotlib is not installed.
+        ImplementationUnavailableError: matplotlib or Jinja2 is not installed.
         UsageError: `out` is a folder, or lies in a folder that does not exist; an unknown flag
             or unit.
 
@@ -114,7 +114,7 @@ def analysed(summary: Summary) -> list[Html]:
     if "complete" in attributes and not attributes["complete"]:
         parts.append(
             paragraph(
-                "The run has not finished: windows still to come are missing here.", class_="warn"
+                "The run has not finished: windows still to come are missing here.", kind="warn"
             )
         )
     entries: list[tuple[str, object]] = [
@@ -174,7 +174,7 @@ def cautions(summary: Summary) -> list[Html]:
         )
     if not counts.measured:
         parts.append("No window has statistics: there is nothing to show.")
-    return [paragraph(text, class_="warn") for text in parts]
+    return [paragraph(text, kind="warn") for text in parts]
 
 
 def _kept(store: str | Path | xarray.Dataset, dataset: xarray.Dataset) -> Kept | None:

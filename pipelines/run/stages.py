@@ -220,6 +220,7 @@ def ingest(
     Args:
         sources: as in `run`. out: folder or fsspec URL of the shards.
         alphabet: "dna", "rna", "protein" or "text"; None: nucleotides.
+        subscribers: functions that are called with every event, such as a progress bar.
 
     Raises:
         InputError: for sources that cannot be read.

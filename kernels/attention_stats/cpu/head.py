@@ -11,6 +11,8 @@ from bertgeom.kernels._cpu.cones import cone_of
 from bertgeom.kernels._cpu.rows import ROWS, unit_rows
 from bertgeom.kernels._cpu.runtime import dgemm, inner, sgemm
 from bertgeom.kernels._cpu.vectors import floats_at, widest_vectors
+from bertgeom.kernels.attention_stats.cpu.bias import biased_products
+from bertgeom.kernels.attention_stats.cpu.products import in_double
 from bertgeom.kernels.attention_stats.cpu.work import PHASES
 from bertgeom.kernels.attention_stats.options import (
     FLAT,
@@ -298,27 +300,33 @@ def head_cone(n, d, address, row, out):
 
 
 @inner
-def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, out):
+def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, bias, out):
     """Asymmetry and effective rank of S = Q K^T, from S if n < d, else from d x d products.
 
     Args:
         blas: addresses of sgemm and dgemm.
         query, key: addresses; query_row, key_row: distances of their rows.
         gram: (4, d, d) float32 to work in.
+        bias: of the head, see `bias.HeadCells`; with one, S = scale Q K^T + B.
 
     Returns:
         a bound of the size of all entries of queries and keys, infinite or NaN if there is none.
     """
     largest = np.inf
-    if n < d:
+    if bias.address != 0:
+        q, k = in_double(n, d, query, query_row), in_double(n, d, key, key_row)
+        norm, square, quartic, total = biased_products(blas[1], bias, q, k)
+        if n >= d:
+            largest = math.sqrt(total)
+    elif n < d:
         norm, square, quartic = _of_scores(blas[0], n, d, query, query_row, key, key_row, gram)
     else:
         norm, square, quartic, total = _of_products(
             blas[0], n, d, query, query_row, key, key_row, gram
         )
         largest = math.sqrt(total)
-    if not norm >= _ORTHOGONAL:
-        q, k = _in_double(n, d, query, query_row), _in_double(n, d, key, key_row)
+    if bias.address == 0 and not norm >= _ORTHOGONAL:
+        q, k = in_double(n, d, query, query_row), in_double(n, d, key, key_row)
         norm, square, quartic = _of_double_products(blas[1], q, k)
     out[_LOGIT_ASYMMETRY] = 0.0
     out[_LOGIT_RANK] = 0.0
@@ -410,13 +418,3 @@ def _of_double_products(blas, q, k):
     qq /= q_trace
     dgemm(blas, 0, 0, d, d, d, 1.0, qq.ctypes.data, d, kk.ctypes.data, d, product.ctypes.data, d)
     return _traces(product, kq, 1 / q_trace, 1 / k_trace)
-
-
-@inner
-def _in_double(n, d, address, row):
-    x = numba.carray(floats_at(address), ((n - 1) * row + d,), np.float32)
-    copy = np.empty((n, d))
-    for i in range(n):
-        for c in range(d):
-            copy[i, c] = x[i * row + c]
-    return copy

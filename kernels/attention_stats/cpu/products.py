@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
 from bertgeom.kernels._cpu.amx import (
@@ -17,6 +18,7 @@ from bertgeom.kernels._cpu.amx import (
     strip_bytes,
 )
 from bertgeom.kernels._cpu.runtime import inner, sgemm
+from bertgeom.kernels._cpu.vectors import floats_at
 
 #: Rows whose logits the unit makes at a time: they are still in the cache when they are read.
 GROUP = 64
@@ -72,3 +74,14 @@ def logits(blas, pieces, scale, d, matrices, i0, i1, c0, c1, out, pitch):
         split_rows(query + 4 * i * query_row, 4 * query_row, rows, d, scale, pieces.queries)
         there = out + 4 * (i - i0) * pitch
         product(pieces.queries, keys, d, rows, c1 - c0, there, 4 * pitch)
+
+
+@inner
+def in_double(n, d, address, row):
+    """A copy (n, d) in float64 of rows of float32."""
+    x = numba.carray(floats_at(address), ((n - 1) * row + d,), np.float32)
+    copy = np.empty((n, d))
+    for i in range(n):
+        for c in range(d):
+            copy[i, c] = x[i * row + c]
+    return copy

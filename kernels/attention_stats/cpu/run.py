@@ -33,6 +33,8 @@ from bertgeom.kernels._cpu.runtime import (
     started,
 )
 from bertgeom.kernels._cpu.vectors import exp2, prefetch, prefetch_to_write
+from bertgeom.kernels.attention_stats.bias import Bias
+from bertgeom.kernels.attention_stats.cpu.bias import NO_BIAS, add_cells, of_head, placed
 from bertgeom.kernels.attention_stats.cpu.head import (
     ASYMMETRY,
     CONFIDENT_COUNT,
@@ -102,6 +104,7 @@ def run(
     special: Tensor | None,
     groups: Tensor | None,
     options: Options,
+    bias: Bias | None = None,
 ) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
     """Output and statistics of a batch; arguments as checked by `api.attention_stats`.
 
@@ -114,6 +117,9 @@ def run(
     batch, n_heads, n_slots, head_dim = query.shape
     q, k, v = (_readable(x) for x in (query, key, value))
     n_tokens = lengths.tolist()
+    cells, _owner = NO_BIAS, None
+    if bias is not None:
+        cells, _owner = placed(bias, n_heads, n_slots, n_tokens, options.scale)
     padded_batch = min(n_tokens) < n_slots
     output = _memory.tensor((batch, n_slots, n_heads, head_dim), zeroed=padded_batch)
     output = output.transpose(1, 2)
@@ -133,6 +139,7 @@ def run(
         lengths.numpy(),
         _slots(special, batch, n_slots, np.uint8),
         _slots(groups, batch, n_slots, np.int32),
+        cells,
         results.data_ptr(),
         shapes,
         scratch,
@@ -187,8 +194,8 @@ def _sweep(team, counters, *arguments):
     if started(team, (counters, arguments)):
         return
     (
-        blas, settings, sizes, tensors, lengths, special, groups, results, shapes, memory, n_floats,
-        n_places,
+        blas, settings, sizes, tensors, lengths, special, groups, cells, results, shapes, memory,
+        n_floats, n_places,
     ) = arguments  # fmt: skip
     values = values_at(results, shapes)
     batch, n_heads, repeat, d = sizes
@@ -217,9 +224,11 @@ def _sweep(team, counters, *arguments):
             _matrix(value, b, h // repeat),
             _matrix(output, b, h),
         )
+        bias = of_head(cells, b, h, n)
         _head(
-            blas, settings, n, d, matrices, special[b], groups[b], values, b, h, scratch, n_floats
-        )
+            blas, settings, n, d, matrices, bias, special[b], groups[b], values, b, h, scratch,
+            n_floats,
+        )  # fmt: skip
 
 
 @inner
@@ -245,7 +254,7 @@ def _matrix(heads, b, h):
 
 
 @inner
-def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch, n_floats):
+def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, scratch, n_floats):
     """All statistics of one head of n >= 1 tokens."""
     near = settings.near
     if scratch_floats(n, d, near, settings.theta, settings.reach) > n_floats:
@@ -256,13 +265,15 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
     out = np.zeros(values.scalars.shape[0])
     # Before the logits, because this loads queries and keys into the cache.
     (query, query_row), (key, key_row), _, _ = matrices
-    largest_entry = logit_statistics(blas, n, d, query, query_row, key, key_row, work.gram, out)
+    largest_entry = logit_statistics(
+        blas, n, d, query, query_row, key, key_row, work.gram, bias, out
+    )
     n_cones = values.cones.shape[3]
     for x in range(min(2, n_cones)):
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
     pieces = split_keys(settings.amx, largest_entry, n, d, key, key_row, work.pieces)
-    smallest, largest = _first_look(blas[0], pieces, settings, n, d, matrices, work, out)
+    smallest, largest = _first_look(blas[0], pieces, settings, n, d, matrices, bias, work, out)
     for x in range(2, n_cones):
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
@@ -275,7 +286,7 @@ def _head(blas, settings, n, d, matrices, special, groups, values, b, h, scratch
             values.block_map[b, h, g, c] = work.block_map[g, c] / n
     if settings.full:
         k90_summary(n, work.k_rows, values.k90[:, b, h])
-        _second_look(blas[0], pieces, settings, n, d, matrices, work, smallest, largest, out)
+        _second_look(blas[0], pieces, settings, n, d, matrices, bias, work, smallest, largest, out)
     for x in range(out.size):
         values.scalars[x, b, h] = out[x]
     for i in range(min(n, values.query_entropy.shape[2])):
@@ -305,7 +316,7 @@ def _check_blocks(work, address, rows, columns, pitch):
 
 
 @inner
-def _first_look(blas, pieces, settings, n, d, matrices, work, out):
+def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
     """The output and all sums of the first sweep; returns the extreme weights."""
     _, _, (value, value_row), (output, output_row) = matrices
     reach = min(settings.reach, n)
@@ -333,6 +344,8 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
                 if CHECKED and pieces.used:
                     _check_blocks(work, there, end - i, c1 - c0, pitch)
                 logits(blas, pieces, settings.scale, d, matrices, i, end, c0, c1, there, pitch)
+                if bias.address != 0:
+                    add_cells(bias, False, i, end, c0, c1, there, pitch)
             for line in range(0, 4 * d, 64):
                 prefetch(value + 4 * i * value_row + line)
                 prefetch_to_write(output + 4 * i * output_row + line)
@@ -398,7 +411,7 @@ def _first_look(blas, pieces, settings, n, d, matrices, work, out):
 
 
 @inner
-def _second_look(blas, pieces, settings, n, d, matrices, work, smallest, largest, out):
+def _second_look(blas, pieces, settings, n, d, matrices, bias, work, smallest, largest, out):
     """Value entropy and asymmetry."""
     reach = min(settings.reach, n)
     n_hidden = 0
@@ -411,7 +424,7 @@ def _second_look(blas, pieces, settings, n, d, matrices, work, smallest, largest
     if is_resident(n, reach):
         crossed = _look_at_weights(n, work, smallest, factor)
     else:
-        crossed = _look_again(blas, pieces, settings, n, d, matrices, work, smallest, factor)
+        crossed = _look_again(blas, pieces, settings, n, d, matrices, bias, work, smallest, factor)
     out[VALUE_ENTROPY] = value_entropy(n, smallest, largest, work.bins)
     out[ASYMMETRY] = min(max(1 - crossed / (out[PURITY] * n), 0.0), 1.0)
 
@@ -428,7 +441,7 @@ def _look_at_weights(n, work, smallest, factor):
 
 
 @inner
-def _look_again(blas, pieces, settings, n, d, matrices, work, smallest, factor):
+def _look_again(blas, pieces, settings, n, d, matrices, bias, work, smallest, factor):
     (query, query_row), (key, key_row), _, _ = matrices
     reach = min(settings.reach, n)
     half = _amx.in_blocks(rows_at_once(n, reach)) * block_width(n, reach)
@@ -442,11 +455,15 @@ def _look_again(blas, pieces, settings, n, d, matrices, work, smallest, factor):
         if CHECKED and pieces.used:
             _check_blocks(work, here, i1 - i0, c1 - c0, pitch)
         logits(blas, pieces, settings.scale, d, matrices, i0, i1, c0, c1, here, pitch)
+        if bias.address != 0:
+            add_cells(bias, False, i0, i1, c0, c1, here, pitch)
         sgemm(
             blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
             key + 4 * i0 * key_row, key_row, query + 4 * c0 * query_row, query_row,
             mirrored.ctypes.data, pitch,
         )  # fmt: skip
+        if bias.address != 0:
+            add_cells(bias, True, i0, i1, c0, c1, np.int64(mirrored.ctypes.data), pitch)
         for i in range(i0, i1):
             first, last = max(0, i - reach), min(n, i + reach + 1)
             row = block[i - i0]

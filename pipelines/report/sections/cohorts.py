@@ -97,7 +97,7 @@ def cohorts(
 def _largest_effect(summary: Summary) -> str:
     d = np.nan_to_num(figures.cohens_d(summary, "attention_entropy"))
     if not d.any():
-        return "None can be told: too few records, or no spread."
+        return "No difference can be tested: too few records, or no spread."
     cohort, layer, head = np.unravel_index(np.abs(d).argmax(), d.shape)
     return (
         f"The largest is {d[cohort, layer, head]:+.1f}, {summary.cohorts[cohort]} in head "

@@ -21,8 +21,8 @@ print(bytes(reverse_complement(np.frombuffer(b"AACG", np.uint8))).decode())
 """
 
 
-def compiles(cache: str | Path, temporary: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """A process that compiles, with no other folder than these two to keep code in."""
+def only_folders(cache: str | Path, temporary: Path) -> dict[str, str]:
+    """The environment of a process with no other folder than these two to keep code in."""
     environment = os.environ | {
         "NUMBA_CACHE_DIR": str(cache),
         "NUMBA_CACHE_LOCATOR_CLASSES": "",
@@ -30,6 +30,12 @@ def compiles(cache: str | Path, temporary: Path, **more: str) -> subprocess.Comp
         "HOME": "/proc/none",
     }
     environment.pop("XDG_CACHE_HOME", None)
+    return environment
+
+
+def compiles(cache: str | Path, temporary: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """A process that compiles, with no other folder than these two to keep code in."""
+    environment = only_folders(cache, temporary)
     code = more.get("before", "") + TASK
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
@@ -143,13 +149,7 @@ def tiny(
     text = TINY.replace("@jit", before + "@jit").replace("print(", between + "print(")
     if not script.exists() or script.read_text() != text:
         script.write_text(text)
-    environment = os.environ | {
-        "NUMBA_CACHE_DIR": str(cache),
-        "NUMBA_CACHE_LOCATOR_CLASSES": "",
-        "TMPDIR": str(folder),
-        "HOME": "/proc/none",
-    }
-    environment.pop("XDG_CACHE_HOME", None)
+    environment = only_folders(cache, folder)
     pipe = subprocess.PIPE
     command = [sys.executable, str(script), *arguments]
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)

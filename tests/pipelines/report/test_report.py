@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,15 +216,80 @@ def test_a_place_that_cannot_be_written_is_named_before_work(data, tmp_path):
         build.report(data, tmp_path)
 
 
-def test_without_matplotlib_the_error_says_what_to_install(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+def test_without_a_library_the_error_says_what_to_install(data, tmp_path, monkeypatch, missing):
+    page.templates.cache_clear()
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImplementationUnavailableError, match=r"bertgeom\[report\]"):
         build.report(data, tmp_path / "r.html")
 
 
-def test_html_builders_escape():
-    assert page.tag("p", "<&>", title='"') == '<p title="&quot;">&lt;&amp;&gt;</p>'
-    assert page.tag("p", page.Html("<b>x</b>")) == "<p><b>x</b></p>"
+EVIL = "<i>&\"'\x00"
+GOOD = "&lt;i&gt;&amp;&#34;&#39;\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (page.join([EVIL, page.Html("<b>x</b>")]), f"{GOOD}<b>x</b>"),
+        (page.paragraph(EVIL, 1), f"<p>{GOOD}1</p>"),
+        (page.paragraph("x", kind="warn"), '<p class="warn">x</p>'),
+        (page.bold(EVIL), f"<b>{GOOD}</b>"),
+        (page.codes([EVIL, "x"]), f"<code>{GOOD}</code>, <code>x</code>"),
+        (page.bullets([EVIL, page.bold("x")]), f"<ul><li>{GOOD}</li><li><b>x</b></li></ul>"),
+        (
+            page.tiles([(EVIL, EVIL)]),
+            f'<dl class="tiles"><div><dt>{GOOD}</dt><dd>{GOOD}</dd></div></dl>',
+        ),
+        (
+            page.facts([(EVIL, page.codes("x"))]),
+            '<div class="wide"><table class="facts"><tbody>'
+            f'<tr><th scope="row">{GOOD}</th><td><code>x</code></td></tr></tbody></table></div>',
+        ),
+        (
+            page.table(EVIL, [EVIL, "b", "c"], [(EVIL, EVIL, 1)], text=2),
+            f'<div class="wide"><table><caption>{GOOD}</caption><thead><tr><th scope="col">{GOOD}'
+            '</th><th scope="col">b</th><th scope="col" class="n">c</th></tr></thead><tbody><tr>'
+            f'<th scope="row">{GOOD}</th><td>{GOOD}</td><td class="n">1</td></tr></tbody></table>'
+            "</div>",
+        ),
+        (
+            page.details(EVIL, EVIL),
+            f"<details><summary>{GOOD}</summary>{GOOD}</details>",
+        ),
+    ],
+)
+def test_every_part_escapes_and_leaves_html_alone(part, expected):
+    assert isinstance(part, page.Html)
+    assert part == expected
+
+
+def test_a_figure_has_number_title_caption_arrays_and_alt_text(data):
+    whole = page.Page(EVIL, EVIL)
+    picture = style.new_figure(2, 1)
+    whole.figure(picture, "x", "y", ["a", "b"], "z")
+    figure = whole.figure(picture, EVIL, EVIL, [EVIL], EVIL)
+    image = re.search(r'^<figure id="figure-2"><img src="data:image/svg[^"]+" (.*?)>', figure)
+    assert image is not None
+    assert image[1] == f'alt="{GOOD}" width="192" height="96"'
+    assert figure.removeprefix(image[0]) == (
+        f"<figcaption><b>Figure 2. {GOOD}.</b> {GOOD} "
+        f'<span class="arrays">Array: <code>{GOOD}</code>.</span></figcaption></figure>'
+    )
+    whole.add("anchor", EVIL, figure)
+    whole.add("empty", "left out", "", page.Html())
+    parsed = outline(whole.render())
+    assert [a for _, a in parsed.found if "href" in a] == [{"href": "#anchor"}]
+    assert len(parsed.all("section")) == len(parsed.all("figure")) == 1
+    assert not parsed.all("i")
+
+
+def test_no_template_marks_a_value_as_safe():
+    """Only `Html` does, so that every text of a store is escaped."""
+    folder = Path(page.__file__).parent / "templates"
+    texts = [path.read_text("utf-8") for path in sorted(folder.iterdir())]
+    assert len(texts) >= 3
+    assert not [text for text in texts if re.search(r"\|\s*safe|autoescape|Markup", text)]
 
 
 def test_figures_leave_no_global_state(data):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damages import cut, empty, flip, longer
 
 import bertgeom
 from bertgeom.errors import DamagedError, MismatchError, StoreError
@@ -26,21 +27,7 @@ SEED = 5
 OPTIONS: dict[str, Any] = {"window": 30, "partition_windows": 2, "threads": 1, "keep": "cls"}
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-def longer(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"x")
-
-
-HARMS: list[Callable[[Path], Any]] = [flip, cut, longer, Path.unlink, lambda p: p.write_bytes(b"")]
+HARMS: list[Callable[[Path], Any]] = [flip, cut, longer, Path.unlink, empty]
 
 
 def kind_of(key: str) -> str:
@@ -158,14 +145,14 @@ def test_a_damaged_chunk_is_never_read_as_numbers(
 def test_readers_refuse_a_missing_or_superfluous_file(store: Path) -> None:
     dataset = bertgeom.open(store)
     # Chunks of the fill value alone have no file; a file in such a place is none of the store's.
-    empty = next(n for n in range(9) if not (store / f"truncated/c/{n}").exists())
+    absent = next(n for n in range(9) if not (store / f"truncated/c/{n}").exists())
     (store / "truncated/c").mkdir(exist_ok=True)
-    shutil.copy(store / "n_tokens/c/0", store / f"truncated/c/{empty}")
+    shutil.copy(store / "n_tokens/c/0", store / f"truncated/c/{absent}")
     (store / "attention_top1/c/1/0/0").unlink()
     with pytest.raises(DamagedError, match="attention_top1/c/1/0/0: the file is missing"):
         _ = dataset["attention_top1"].values
     # Arrays that say what a row is are read when the store is opened.
-    with pytest.raises(DamagedError, match=f"truncated/c/{empty}: the file is no part"):
+    with pytest.raises(DamagedError, match=f"truncated/c/{absent}: the file is no part"):
         bertgeom.open(store)
     flip(store / "cohorts/attention_entropy_mean/c/0/0/0")
     with pytest.raises(DamagedError, match="cohorts/attention_entropy_mean"):

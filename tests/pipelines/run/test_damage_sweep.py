@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damages import cut, empty, flip, longer
 
 from bertgeom.errors import StoreError
 from bertgeom.pipelines.cli.main import main
@@ -30,24 +31,6 @@ INPUTS = {
 HIDING = {"zarr.json", "run/run.json", "run/manifest.json", "run/windows.safetensors"}
 #: Files that no checksum covers: what has a clock or a process in it.
 UNLISTED = {"run/lock", "run/history.jsonl"}
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def longer(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"x")
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
 
 
 def unlink(path: Path) -> None:
