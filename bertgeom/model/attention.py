@@ -21,9 +21,18 @@ from transformers.utils import logging
 
 from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.kernels.attention_stats.bias import Bias, bias_matrix
 from bertgeom.model.architectures import architecture_of_config
 from bertgeom.model.architectures.adapters import install
-from bertgeom.model.masks import NAME, AttentionMask, attention_mask, hidden_tokens, plain_attention
+from bertgeom.model.biases import added, bias_of_call, by_offset, split_mask
+from bertgeom.model.masks import (
+    NAME,
+    AttentionMask,
+    attention_mask,
+    has_gaps,
+    hidden_tokens,
+    plain_attention,
+)
 from bertgeom.model.recorder import Recorder, active
 
 __all__ = ["NAME", "Recorder", "record", "register"]
@@ -56,27 +65,45 @@ def attend(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
+    position_bias: Bias | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers: (B, H, N, d) in, ((B, N, H, d), None) out."""
+    """Attention function for transformers: (B, H, N, d) in, ((B, N, H, d), None) out.
+
+    What is added to the logits may be handed over as `position_bias`, a tensor (1 or B, 1 or H, N,
+    N) or one of the kernels' biases, or be declared as the module's attribute `bertgeom_bias`.
+    """
     _refuse_unknown(module, kwargs)
     if key.shape[2] != query.shape[2]:
         raise ModelError(
             f"expected bidirectional self-attention, found cross attention in {_name(module)}"
         )
     valid, window = _visible(module, query, attention_mask, sliding_window, is_causal)
+    bias = bias_of_call(module, position_bias)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     recorder = active.get()
     if recorder is None:
         output = plain_attention(
-            query, key, value, valid=valid, scale=scale, window=window, dropout=dropout
+            query,
+            key,
+            value,
+            valid=valid,
+            scale=scale,
+            window=window,
+            dropout=dropout,
+            bias=bias,
         )
     else:
         if dropout:
             raise UsageError("expected model.eval(), found attention dropout; call model.eval()")
         if valid is not None and valid.ndim == 4:
-            valid = _as_padding(module, valid, query)
-        output = recorder.attend(module, query, key, value, valid, scale, window)
+            valid, own = _parts(module, valid, query)
+            bias = added(bias, own, query.shape[2])
+        if bias is not None:
+            # The kernels count valid tokens; the offset of slots is that of the model.
+            gaps = has_gaps(valid)
+            bias = bias_matrix(bias, query.shape[2]) if gaps else by_offset(bias, query.shape[1])
+        output = recorder.attend(module, query, key, value, valid, scale, window, bias)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -124,15 +151,19 @@ def _visible(
     return mask, None
 
 
-def _as_padding(module: nn.Module, mask: Tensor, query: Tensor) -> Tensor | None:
-    valid = hidden_tokens(mask, query.shape[2])
+def _parts(module: nn.Module, mask: Tensor, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Valid tokens (B, N) and the bias of a ready-made mask, each None if there is none."""
+    valid, bias = hidden_tokens(mask, query.shape[2]), None
     if valid is None:
-        raise ModelError(
-            f"expected an attention mask that hides padding, found one of shape "
-            f"{tuple(mask.shape)} that differs between queries, or adds to the logits, in "
-            f"{_name(module)}; pass the tokenizer's 2-D mask"
-        )
-    return None if bool(valid.all()) else valid.expand(len(query), -1)
+        parts = split_mask(mask)
+        if parts is None:
+            raise ModelError(
+                f"expected an attention mask that hides padding, or adds a bias, found one of "
+                f"shape {tuple(mask.shape)} in {_name(module)}, and what it hides differs between "
+                "queries; pass the tokenizer's 2-D mask"
+            )
+        valid, bias = parts
+    return None if bool(valid.all()) else valid.expand(len(query), -1), bias
 
 
 def _name(module: nn.Module) -> str:

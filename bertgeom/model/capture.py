@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bertgeom.errors import ModelError
+from bertgeom.kernels.attention_stats.bias import Bias
 from bertgeom.model.architectures import station_of
 from bertgeom.model.masks import plain_attention
 from bertgeom.model.recorder import active
@@ -57,8 +58,15 @@ class Capture:
         mask: Tensor | None,
         scale: float,
         window: int | None,
+        bias: Bias | None = None,
     ) -> Tensor:
         """The attention function's view of a recorder; the output is torch's."""
+        if bias is not None:
+            raise ModelError(
+                "expected attention without a position bias, found one in "
+                f"{type(module).__name__}: spectra, rollout, regions and exact maps do not add it "
+                "yet; leave them out for this model"
+            )
         self.calls.append(AttentionCall(query, key, value, scale, window))
         return plain_attention(query, key, value, valid=mask, scale=scale, window=window)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bertgeom.errors import ModelError
+from bertgeom.kernels.attention_stats.bias import Bias, bias_matrix
 
 #: Name under which the attention is registered with transformers.
 NAME = "bertgeom"
@@ -21,7 +22,7 @@ NAME = "bertgeom"
 #: Rows of a mask function that are evaluated together.
 _ROWS = 256
 #: An additive mask of at most this hides a token: exp(-10000) is 0 in every precision.
-_HIDDEN = -10_000.0
+HIDDEN = -10_000.0
 
 
 class AttentionMask(Tensor):
@@ -173,7 +174,7 @@ def hidden_tokens(mask: Tensor, n: int) -> Tensor | None:
         return None
     if mask.dtype == torch.bool:
         return row
-    if not mask.is_floating_point() or not bool(((row == 0) | (row <= _HIDDEN)).all()):
+    if not mask.is_floating_point() or not bool(((row == 0) | (row <= HIDDEN)).all()):
         return None
     return row == 0
 
@@ -188,6 +189,7 @@ def plain_attention(
     window: int | None = None,
     dropout: float = 0.0,
     rows: Tensor | None = None,
+    bias: Bias | None = None,
 ) -> Tensor:
     """Attention without statistics, by torch.
 
@@ -197,6 +199,7 @@ def plain_attention(
         valid: (B, N) bool, or a mask with four dimensions as torch takes it.
         window: key j is visible to query i iff |i - j| <= window.
         rows: (M,) positions of the queries; None: 0 to N - 1.
+        bias: added to the logits, its rows and columns all N slots.
 
     Returns:
         (B, H, M, d).
@@ -208,6 +211,8 @@ def plain_attention(
         queries = position if rows is None else rows
         near = (queries[:, None] - position[None, :]).abs() <= window
         allowed = near if allowed is None else near & allowed
+    if bias is not None:
+        allowed = _with_bias(allowed, bias, n, rows, query.dtype)
     return torch.nn.functional.scaled_dot_product_attention(
         query,
         _expand(key, query),
@@ -218,6 +223,21 @@ def plain_attention(
     )
 
 
+def _with_bias(
+    allowed: Tensor | None, bias: Bias, n: int, rows: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """An additive mask of what is visible and a bias."""
+    cells = bias_matrix(bias, n).to(dtype)
+    if rows is not None:
+        cells = cells[:, :, rows]
+    if allowed is None:
+        return cells
+    if allowed.dtype != torch.bool:
+        return allowed + cells
+    # Not infinite: a query that sees no key has no softmax then.
+    return torch.where(allowed, cells, torch.finfo(dtype).min)
+
+
 def fill_padding(
     output: Tensor,
     query: Tensor,
@@ -226,6 +246,7 @@ def fill_padding(
     mask: Tensor,
     scale: float,
     window: int | None,
+    bias: Bias | None = None,
 ) -> None:
     """Write the attention of padded queries, which has no statistics, into the output.
 
@@ -233,7 +254,14 @@ def fill_padding(
     """
     slots = (~mask).any(0).nonzero()[:, 0]
     rows = plain_attention(
-        query[:, :, slots], key, value, valid=mask, scale=scale, window=window, rows=slots
+        query[:, :, slots],
+        key,
+        value,
+        valid=mask,
+        scale=scale,
+        window=window,
+        rows=slots,
+        bias=bias,
     )
     output[:, :, slots] = torch.where(mask[:, None, slots, None], output[:, :, slots], rows)
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from bertgeom import kernels, variables
 from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.kernels.attention_stats.bias import Bias
 from bertgeom.model.architectures import Station, station_of
 from bertgeom.model.masks import NAME, fill_padding, has_gaps
 from bertgeom.store.dataset import as_dataset
@@ -161,6 +162,7 @@ class Recorder:
         mask: Tensor | None,
         scale: float,
         window: int | None,
+        bias: Bias | None = None,
     ) -> Tensor:
         """Attention output (B, H, N, d) of one call; appends its statistics."""
         forward, settings = self._receive(module, query, value), self.settings
@@ -185,6 +187,7 @@ class Recorder:
             n_groups=settings.n_groups,
             scale=scale,
             window=window,
+            bias=bias,
             tier=settings.tier,
             theta=settings.theta,
             near=settings.near,
@@ -196,7 +199,7 @@ class Recorder:
         )
         forward.layers.append(stats.values)
         if self._padded_rows and mask is not None:
-            fill_padding(stats.output, query, key, value, mask, scale, window)
+            fill_padding(stats.output, query, key, value, mask, scale, window, bias)
         return stats.output
 
     def _receive(self, module: nn.Module, query: Tensor, value: Tensor) -> _Forward:

@@ -98,6 +98,7 @@ _MODERN = {
     "global_attn_every_n_layers": 2,
 }
 _ALL = (
+    PublishedCase("MosaicBERT (DNABERT-2, DNABERT-S, BiRNA-BERT)", id="MosaicBERT"),
     PublishedCase("GENA-LM"),
     PublishedCase("Nucleotide Transformer v2", {"position_embedding_type": "rotary"}),
     Case("Bert"),

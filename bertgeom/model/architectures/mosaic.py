@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from bertgeom.kernels import AlibiBias
 from bertgeom.model.architectures.blocks import (
     BertClassifier,
     BertEmbeddings,
@@ -63,16 +64,18 @@ class MosaicBertSelfAttention(nn.Module):
         #: By head. Not a tensor: modules are built without memory when weights are loaded.
         self.slopes = alibi_slopes(config.num_attention_heads)
 
+    @property
+    def bertgeom_bias(self) -> AlibiBias:
+        """ALiBi, for this project's attention."""
+        return AlibiBias(torch.tensor(self.slopes, device=self.Wqkv.weight.device))
+
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, N, D) in; (B, N, D) and the maps out."""
         query, key, value = (
             split_heads(part, self.config.num_attention_heads)
             for part in self.Wqkv(x).chunk(3, dim=-1)
         )
-        options = {}
-        if self.config._attn_implementation == NAME:
-            options["position_bias"] = self.slopes
-        return attention(self, query, key, value, mask, scaling=query.shape[-1] ** -0.5, **options)
+        return attention(self, query, key, value, mask, scaling=query.shape[-1] ** -0.5)
 
 
 class MosaicBertSelfOutput(nn.Module):
@@ -156,7 +159,7 @@ class MosaicBertModel(PublishedEncoder):
         self.post_init()
 
     def prepare(self, x: Tensor, mask: Any) -> tuple[Any, ...]:
-        """The mask with ALiBi in it; this project's attention gets the slopes instead."""
+        """The mask with ALiBi in it; this project's attention gets `bertgeom_bias` instead."""
         if self.config._attn_implementation == NAME:
             return (mask,)
         place = torch.arange(x.shape[1], device=x.device)

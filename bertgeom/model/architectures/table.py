@@ -167,6 +167,14 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "and not in a run",
     ),
     Architecture(
+        "MosaicBERT (DNABERT-2, DNABERT-S, BiRNA-BERT)",
+        model_types=("mosaicbert",),
+        layers=("MosaicBertLayer",),
+        norm="attention.output.LayerNorm",
+        pre_norm=False,
+        note="attention with ALiBi; no spectra, rollout and regions",
+    ),
+    Architecture(
         "GENA-LM",
         model_types=("gena-lm",),
         layers=("GenaLayer",),

@@ -21,8 +21,6 @@ from bertgeom.model.loading import read_model
 from bertgeom.testing import eager_attention_statistics, eager_forward
 
 LENGTHS = (23, 14)
-#: What the kernels can measure.
-OBSERVED = [name for name in CONFIGS if "mosaic" not in name]
 
 
 def batch(config: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -65,7 +63,7 @@ def test_states_and_maps_are_those_of_the_definition(
             assert expected.maps.max() > 0.5, "attention is nearly uniform: nothing is tested"
 
 
-@pytest.mark.parametrize("name", OBSERVED)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_statistics_and_stations_are_those_of_the_definition(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     model = bertgeom.load_model(folder_of(name, tmp_path))
@@ -101,12 +99,6 @@ def test_statistics_and_stations_are_those_of_the_definition(name: str, tmp_path
         np.testing.assert_allclose(
             alone.attention_entropy[0], entropy.mean(-1), rtol=1e-4, atol=1e-5
         )
-
-
-def test_alibi_is_refused_by_name_where_the_kernels_have_none(tmp_path: Path) -> None:
-    model = bertgeom.load_model(folder_of("mosaic-4", tmp_path))
-    with pytest.raises(ModelError, match="'position_bias' in MosaicBertSelfAttention"):
-        bertgeom.measure(model, **batch(CONFIGS["mosaic-4"]))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

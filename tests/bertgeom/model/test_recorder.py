@@ -146,7 +146,6 @@ def test_a_ready_made_mask_of_padding_is_understood_and_another_one_refused() ->
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("position_bias", torch.ones(1, 2, 4, 4)),
         ("s_aux", torch.ones(2)),
         ("softcap", 30.0),
         ("cu_seq_lens_q", torch.tensor([0, 4])),
