@@ -308,9 +308,10 @@ class Foreign(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.mixer = layer.self_attn
-        self.norm1, self.norm2 = layer.input_layernorm, layer.post_attention_layernorm
-        self.ff = layer.mlp
+        self.mixer: Any = layer.self_attn
+        self.norm1: Any = layer.input_layernorm
+        self.norm2: Any = layer.post_attention_layernorm
+        self.ff: Any = layer.mlp
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         x = x + self.mixer(self.norm1(x), *args, **kwargs)[0]
@@ -356,7 +357,8 @@ def test_layers_of_another_class_are_known_by_their_build() -> None:
         "Unheard", (nn.Module,), dict(vars(OwnLayer.__bases__[0]))
     )
     assert architecture_of(bert.encoder.layer[0]) is ARCHITECTURES[0]
-    assert architecture_of(OwnLayer(bert.config)) is ARCHITECTURES[0]
+    own: Any = OwnLayer(bert.config)  # type: ignore[no-untyped-call]
+    assert architecture_of(own) is ARCHITECTURES[0]
 
 
 @pytest.mark.parametrize(
