@@ -6,12 +6,14 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 DEMO   ?= demo
 # Processes that share the test files. Files stay whole: their fixtures are made once.
 JOBS   ?= 2
+PYTEST  = $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test lint wheel bench docs clean
+.PHONY: help demo test warm coverage lint wheel bench docs clean
 
 help:
 	@echo "make demo   install, run the main job on the shipped genomes, print what was found"
 	@echo "make test   install, lint, check types, run all tests"
+	@echo "make coverage   the tests again, with what of the Python code they run; coverage.xml"
 	@echo "make bench  run the benchmarks; uses a GPU when there is one"
 	@echo "make docs   build the documentation into docs/_build/html; warnings are errors"
 	@echo "make wheel  build the wheel into dist/"
@@ -42,8 +44,19 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/types_of_wheel.py
 
-test: lint
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Once, ahead of the tests: two of their processes would compile the same functions side by side.
+warm: $(VENV)/.test
+	@$(BIN)/bertgeom warm
+
+test: lint warm
+	$(PYTEST)
+
+$(VENV)/.coverage: $(VENV)/.test
+	$(PIP) -e ".[coverage]"
+	@touch $@
+
+coverage: $(VENV)/.coverage warm
+	$(PYTEST) --cov --cov-report=term --cov-report=xml
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench.run
@@ -55,4 +68,5 @@ wheel: $(VENV)/.test
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps -w dist .
 
 clean:
+	rm -rf .coverage* coverage.xml
 	rm -rf $(VENV) build dist docs/_build bertgeom.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache

@@ -86,7 +86,7 @@ def variants(batch: int, tokens: int) -> dict[str, Callable[[list[Tensor]], Any]
         return a @ v, materialised.attention(a, special), materialised.logits(q, k)
 
     return {
-        "sdpa": lambda x: torch.nn.functional.scaled_dot_product_attention(*x),
+        "sdpa": lambda x: torch.nn.functional.scaled_dot_product_attention(x[0], x[1], x[2]),
         "core": ours("core"),
         "full": ours("full"),
         "materialised": stored,

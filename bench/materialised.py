@@ -38,7 +38,8 @@ def forward(model: Any, ids: Tensor, special: Tensor) -> dict[str, Tensor]:
     heads = model.config.num_attention_heads
     layers = []
     for i, a in enumerate(out.attentions):
-        q, k, v = (_split(seen[name][i], heads) for name in ("query", "key", "value"))
+        q, k, v = (_split(seen[name][i].float(), heads) for name in ("query", "key", "value"))
+        a = a.float()
         layers.append(attention(a, special) | logits(q, k) | head_cones(q, k, v, a @ v))
     stations = [station(out.hidden_states[0], angles=True)]
     for block, output in zip(seen["block"], out.hidden_states[1:], strict=True):
@@ -150,6 +151,7 @@ def head_cones(q: Tensor, k: Tensor, v: Tensor, z: Tensor) -> dict[str, Tensor]:
 
 def station(x: Tensor, *, angles: bool) -> dict[str, Tensor]:
     """Sections 2 and 3 of the definitions for one station x (B, N, D)."""
+    x = x.float()
     n = x.shape[1]
     norm = x.norm(dim=-1)
     unit = x / norm[..., None]

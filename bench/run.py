@@ -1,10 +1,11 @@
 """Whole forwards side by side: `python -m bench.run`, results under `bench/results/<device>/`.
 
-Every round runs every variant once, in turn, on rotating inputs; a ratio is the median of the
-ratios within rounds, with its quartiles. Nothing is timed before the oracle has agreed. Freed
-memory is kept, for all variants, as `bertgeom run` keeps it; a batch of 8 is about what it takes
-at once on a CPU. The materialised way takes its turns with everything alone: whatever follows it,
-bare forwards too, is up to 15 % slower for a while.
+Every round runs every variant once, in turn, on rotating inputs. A ratio is the median of the
+ratios within rounds, not the ratio of two medians: a slow moment of the machine slows both sides.
+Its quartiles are stated, and a warning where they are far apart. Nothing is timed before the
+oracle has agreed. Freed memory is kept, for all variants, as `bertgeom run` keeps it; a batch of 8
+is about what it takes at once on a CPU. The materialised way takes its turns with everything
+alone: whatever follows it, bare forwards too, is up to 15 % slower for a while.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +27,56 @@ from bertgeom.store.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "numba", "triton", "numpy")
+#: Of the JSON; a change of names or meanings counts it up.
+SCHEMA = 2
+#: Quartiles of a ratio that are farther apart than this share of it say little.
+STEADY = 0.05
+#: Fewer rounds have no quartiles worth the name.
+FEW = 5
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Device, versions and commit, for every stated figure."""
+    """Device, versions and commit, for every stated figure; the same keys on every machine."""
     import torch
 
-    from bertgeom.kernels._cpu import amx
-
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        cwd=RESULTS.parent,
-        check=False,
-    ).stdout.strip()
     return {
+        "schema": SCHEMA,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "amx": device == "cpu" and amx.usable(),
+        "amx": device == "cpu" and _amx(),
         "python": platform.python_version(),
-        "commit": commit or None,
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
-        **{name: version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
     }
+
+
+def commit() -> str | None:
+    """What git calls the checkout; None without git, or outside of a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            cwd=RESULTS.parent,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _amx() -> bool:
+    from bertgeom.kernels._cpu import amx
+
+    return amx.usable()
 
 
 def device_name(device: str) -> str:
@@ -102,7 +129,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile; of one value three times that value."""
     if len(values) == 1:
         return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
 
 
@@ -120,6 +147,23 @@ def summary(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, f
             "ratio_q75": high,
         }
     return table
+
+
+def unsteady(table: dict[str, dict[str, float]], rounds: int) -> str | None:
+    """A warning that names the variants whose quartiles are far apart; None without any."""
+    if rounds < FEW:
+        return f"warning: {rounds} rounds say nothing about the spread; take {FEW} or more"
+    wide = [
+        f"{name} {row['ratio_q25']:.3f}..{row['ratio_q75']:.3f}"
+        for name, row in table.items()
+        if row["ratio_q75"] - row["ratio_q25"] > STEADY * row["ratio_median"]
+    ]
+    if not wide:
+        return None
+    return (
+        f"warning: quartiles more than {STEADY:.0%} apart ({', '.join(wide)}): the machine was "
+        "busy or the rounds were few; take more with --rounds"
+    )
 
 
 def tables(
@@ -150,6 +194,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
     options = parser.parse_args(argv)
+    if options.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, found {options.rounds}")
 
     import torch
 
@@ -169,8 +215,12 @@ def main(argv: list[str] | None = None) -> int:
         table, slow = tables(todo, "bare", "everything", work.batches, options.rounds, device)
         entry = {
             "name": work.name,
+            "tokens": n_tokens,
+            "batch": batch,
+            "layers": options.layers,
             "dtype": str(dtype).removeprefix("torch."),
             "rounds": options.rounds,
+            "ratio": "median of the ratios within rounds",
             "oracle_max_abs_error": errors,
             "variants": table,
             "materialised_over_everything": slow,
@@ -208,7 +258,7 @@ def print_table(results: dict[str, Any]) -> None:
         print(f"\n{entry['name']}, {entry['dtype']}, {entry['rounds']} rounds")
         if entry["oracle_max_abs_error"]:
             print("  oracle: largest error", entry["oracle_max_abs_error"])
-        print(f"  {'variant':16} {'median s':>9} {'x bare':>7}  quartiles")
+        print(f"  {'variant':16} {'median s':>9} {'x bare':>7}  quartiles of ratios within rounds")
         for name, row in entry["variants"].items():
             print(
                 f"  {name:16} {row['seconds_median']:9.4f} {row['ratio_median']:7.3f}"
@@ -219,6 +269,8 @@ def print_table(results: dict[str, Any]) -> None:
             f"  materialised     {row['seconds_median']:9.4f} {row['ratio_median']:7.3f}"
             f"  {row['ratio_q25']:.3f}..{row['ratio_q75']:.3f} x everything"
         )
+        if warning := unsteady(entry["variants"] | {"materialised": row}, entry["rounds"]):
+            print(f"  {warning}")
         if "paper_seconds_one_sequence" in entry:
             print(
                 f"  published procedure, one sequence: {entry['paper_seconds_one_sequence']:.1f} s"

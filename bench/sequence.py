@@ -159,8 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             spread = f"{row['q25']:.2f}..{row['q75']:.2f}"
             print(f"{name:34} {row['median']:6.2f}  {spread:12} {row['median'] / copy:9.3f}")
     if not options.no_save:
-        save(results, "sequence.json")
-        print(f"written: {folder / 'sequence.json'}", file=sys.stderr)
+        print(f"written: {save(results, 'sequence.json')}", file=sys.stderr)
     return 0
 
 

@@ -2,7 +2,10 @@
 
 `python -m bench.static` compiles each configuration in the `SHIPPED` lists for sm_80 and sm_90
 and prints registers, spills, shared memory, tensor-core instructions and the instructions of every
-loop; `--json` for programs.
+loop; `--json` for programs. Strides are declared as multiples of 16, as they are in a run.
+
+`--model` computes how long every launch of a layer takes, and its ratio to bare attention and to
+the bare forward (`bench.model`); `--markdown` prints the tables of the GPU's README.
 """
 
 from __future__ import annotations
@@ -100,7 +103,7 @@ def measure(name: str, architecture: int) -> Resources:
         fn=entry.kernel,
         signature=signature,
         constexprs={(names.index(n),): value for n, value in entry.constexprs.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in entry.aligned},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned(entry)},
     )
     compiled = triton.compile(
         source,
@@ -111,7 +114,7 @@ def measure(name: str, architecture: int) -> Resources:
             "enable_fp_fusion": True,
         },
     )
-    used = _resource_usage(compiled.asm["cubin"])
+    used = resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     return Resources(
         name=name,
@@ -129,6 +132,12 @@ def measure(name: str, architecture: int) -> Resources:
     )
 
 
+def aligned(entry: Any) -> tuple[str, ...]:
+    """Arguments that are multiples of 16: in a run so is every stride of a head of 16 or more."""
+    strides = {name for name in entry.signature if name.startswith("stride_")}
+    return tuple(name for name in entry.signature if name in strides | set(entry.aligned))
+
+
 def loop_sizes(sass: str) -> tuple[int, ...]:
     """Instructions between the target of every branch backwards and the branch."""
     code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)
@@ -143,7 +152,8 @@ def loop_sizes(sass: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """REG, STACK, LOCAL and others of a compiled kernel."""
     text = _cuobjdump("-res-usage", cubin)
     found = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
     missing = {"REG", "STACK", "LOCAL"} - set(found)
@@ -189,7 +199,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="names that contain this text")
     parser.add_argument("--sm", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     parser.add_argument("--workers", type=int, default=1, help="compilations at a time")
+    parser.add_argument("--model", action="store_true", help="computed times of every launch")
+    parser.add_argument("--markdown", action="store_true", help="... as tables of the README")
     options = parser.parse_args(arguments)
+    if options.model or options.markdown:
+        from bench import model
+        from bench.launches import Shape
+
+        return model.main(
+            Shape(), as_json=options.json, markdown=options.markdown, workers=options.workers
+        )
     names = [name for name in shipped() if options.only in name]
     table = []
     for row in measure_all(names, options.sm, options.workers) if names else ():

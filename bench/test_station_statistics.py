@@ -29,7 +29,8 @@ def test_station(benchmark: Any, states: list[stations_cpu.States], angles: bool
 
 
 def test_head_cones(benchmark: Any, states: list[stations_cpu.States]) -> None:
-    inputs = cycle(state.heads[0] for state in states)
+    # The heads of a projection as attention sees them, (B, H, N, D).
+    inputs = cycle(state.stations[-1].unflatten(-1, (12, 64)).transpose(1, 2) for state in states)
     benchmark.group = "queries of a layer, 4 x 12 x 426 x 64"
     benchmark.pedantic(
         lambda: cone_sums(next(inputs), axis_angles=False), rounds=20, warmup_rounds=2

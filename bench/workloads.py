@@ -15,7 +15,6 @@ from torch import Tensor
 import bertgeom
 from bench import materialised
 from bertgeom.config import MeasureSettings
-from bertgeom.kernels._cpu import amx
 from bertgeom.model.attention import record
 from bertgeom.variables import n_offset_side
 
@@ -37,23 +36,71 @@ class Workload:
 
 
 def bert_base(
-    n_tokens: int, batch: int = 1, *, layers: int = 12, device: str = "cpu", dtype: Any = None
+    n_tokens: int,
+    batch: int = 1,
+    *,
+    layers: int = 12,
+    hidden: int = 768,
+    heads: int = 12,
+    device: str = "cpu",
+    dtype: Any = None,
 ) -> Workload:
     """BERT-base shape with seeded random weights, wide enough that attention has structure."""
     from transformers import BertConfig, BertModel
 
+    config = BertConfig(
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        max_position_embeddings=max(512, n_tokens),
+        initializer_range=0.05,
+    )
+    return _workload("bert-base", BertModel, config, (batch, n_tokens), device, dtype)
+
+
+def esm(
+    n_tokens: int,
+    batch: int = 1,
+    *,
+    layers: int = 33,
+    hidden: int = 1280,
+    heads: int = 20,
+    device: str = "cpu",
+    dtype: Any = None,
+) -> Workload:
+    """Shape of the ESM-2 model with 650 million weights, seeded: rotated queries and keys."""
+    from transformers import EsmConfig, EsmModel
+
+    config = EsmConfig(
+        vocab_size=30522,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=layers,
+        max_position_embeddings=max(1026, n_tokens + 2),
+        position_embedding_type="rotary",
+        token_dropout=False,
+        pad_token_id=1,
+        mask_token_id=32,
+        initializer_range=0.05,
+    )
+    return _workload("esm", EsmModel, config, (batch, n_tokens), device, dtype)
+
+
+def _workload(
+    name: str, kind: Any, config: Any, shape: tuple[int, int], device: str, dtype: Any
+) -> Workload:
+    """A model without a pooling layer and batches for it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = BertConfig(num_hidden_layers=layers, initializer_range=0.05)
-        model = BertModel(config, add_pooling_layer=False).eval().to(device, dtype)
-        batches = [
-            torch.randint(1000, 30000, (batch, n_tokens)).to(device) for _ in range(N_INPUTS)
-        ]
+        model = kind(config, add_pooling_layer=False).eval().to(device, dtype)
+        batches = [torch.randint(1000, 30000, shape).to(device) for _ in range(N_INPUTS)]
     for ids in batches:
         ids[:, 0], ids[:, -1] = 101, 102
-    special = torch.zeros(batch, n_tokens, dtype=torch.bool, device=device)
+    special = torch.zeros(shape, dtype=torch.bool, device=device)
     special[:, [0, -1]] = True
-    name = f"bert-base, {layers} layers, batch {batch}, {n_tokens} tokens"
+    name = f"{name}, {config.num_hidden_layers} layers, batch {shape[0]}, {shape[1]} tokens"
     return Workload(model, batches, special, name)
 
 
@@ -65,13 +112,36 @@ def variants(work: Workload) -> dict[str, Callable[[Tensor], Any]]:
     The second and third again by BLAS alone, where the CPU has a tile unit (AMX).
     """
     settings = MeasureSettings(n_offset_side=n_offset_side(work.special.shape[1]))
-    ours = {
-        "attention": partial(_attention, work, settings),
+    ours: dict[str, Callable[[Tensor], Any]] = {
+        "attention": attention(work),
         "everything": partial(_everything, work, settings),
     }
-    if work.model.device.type == "cpu" and amx.usable():
+    if work.model.device.type == "cpu" and _tile_unit():
         ours |= {f"{name}, BLAS": partial(_by_blas, run) for name, run in ours.items()}
-    return {"bare": partial(_bare, work), **ours, "materialised": partial(_materialised, work)}
+    return {"bare": bare(work), **ours, "materialised": materialised_way(work)}
+
+
+def bare(work: Workload) -> Callable[[Tensor], Any]:
+    """SDPA, no statistics."""
+    return partial(_bare, work)
+
+
+def attention(work: Workload, tier: str = "full", impl: str = "auto") -> Callable[[Tensor], Any]:
+    """Attention statistics of a tier, and nothing else."""
+    side = n_offset_side(work.special.shape[1])
+    return partial(_attention, work, MeasureSettings(tier=tier, n_offset_side=side, impl=impl))
+
+
+def materialised_way(work: Workload) -> Callable[[Tensor], Any]:
+    """The whole list from stored maps."""
+    return partial(_materialised, work)
+
+
+def _tile_unit() -> bool:
+    # Compiled code of the CPU, which a GPU needs not.
+    from bertgeom.kernels._cpu import amx
+
+    return amx.usable()
 
 
 def _bare(work: Workload, ids: Tensor) -> Any:
@@ -81,6 +151,8 @@ def _bare(work: Workload, ids: Tensor) -> Any:
 
 
 def _by_blas(run: Callable[[Tensor], Any], ids: Tensor) -> Any:
+    from bertgeom.kernels._cpu import amx
+
     with mock.patch.object(amx, "usable", return_value=False):
         return run(ids)
 
@@ -102,6 +174,7 @@ def _attention(work: Workload, settings: MeasureSettings, ids: Tensor) -> list[A
             scale=options["scaling"],
             tier=settings.tier,
             n_offset_side=settings.n_offset_side,
+            impl=settings.impl,
         )
         found.append(stats.values)
         return stats.output.transpose(1, 2), None

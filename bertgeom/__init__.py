@@ -16,9 +16,12 @@ Importing the package loads neither torch nor transformers. The attention implem
 """
 
 import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
 from typing import Any
-
-from wrapt import when_imported
 
 from bertgeom._version import __version__
 
@@ -33,9 +36,41 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]
 
 
-@when_imported("transformers.modeling_utils")
+# A library keeps silent until the program that uses it asks for its log records.
+logging.getLogger("bertgeom").addHandler(logging.NullHandler())
+
+
 def _register_attention(_: Any) -> None:
     importlib.import_module("bertgeom.model.attention")
+
+
+def _watch_transformers() -> None:
+    from wrapt import when_imported
+
+    when_imported("transformers.modeling_utils")(_register_attention)
+
+
+class _WaitForTransformers(MetaPathFinder):
+    """Finds nothing, but sees that transformers is imported; wrapt waits until then.
+
+    Importing wrapt takes as long as a quarter of `bertgeom --help`. The finder stays in the list:
+    removing one while Python goes through it would skip the next.
+    """
+
+    waits = True
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        if self.waits and fullname == "transformers":
+            self.waits = False
+            _watch_transformers()
+
+
+if "transformers" in sys.modules:
+    _watch_transformers()
+else:
+    sys.meta_path.insert(0, _WaitForTransformers())
 
 
 def __getattr__(name: str) -> Any:

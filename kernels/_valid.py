@@ -59,13 +59,17 @@ def _masked_rows(name: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def valid_first(mask: Tensor) -> tuple[Tensor, Tensor | None]:
     """Lengths, and the order (B, N) that puts valid rows first; None if they are.
 
+    On a GPU there always is an order: to see that none is needed would wait for the device.
+
     Args:
         mask: (B, N) bool.
     """
     lengths = mask.sum(1)
-    if torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]):
+    if mask.device.type == "cpu" and torch.equal(
+        mask, torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    ):
         return lengths, None
-    return lengths, torch.argsort(~mask, dim=1, stable=True)
+    return lengths, mask.logical_not().argsort(dim=1, stable=True)
 
 
 def reordered(x: Tensor, order: Tensor) -> Tensor:

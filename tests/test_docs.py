@@ -296,6 +296,8 @@ def test_options_and_targets_that_a_page_names_exist(page: Path) -> None:
     options = {"--help", "--debug", "--version"}
     for command in leaves(command_line()):
         options |= {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+    for bench in (ROOT / "bench").rglob("*.py"):
+        options |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', bench.read_text("utf-8")))
     text = page.read_text("utf-8").replace("\\\n", " ")
     text = re.sub(r"^(srun|dask) .*$", "", text, flags=re.M)  # options of other programs
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= options

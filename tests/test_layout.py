@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bertgeom._version", "bertgeom.urls", "bertgeom.variables", "bertgeom.data"),
     ("bertgeom.errors",),
     ("bertgeom.advisories",),
-    ("bertgeom.kernels._definitions",),
+    ("bertgeom.kernels._definitions", "bertgeom.kernels.arrays"),
     ("bertgeom.kernels._valid", "bertgeom.kernels._cpu", "bertgeom.kernels._triton"),
     ("bertgeom.kernels._dispatch",),
     ("bertgeom.kernels.kmers", "bertgeom.kernels.cone_angles"),

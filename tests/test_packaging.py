@@ -35,7 +35,9 @@ def test_the_recipe_has_the_dependencies_of_the_project(
     found = {re.sub(r"\s", "", line.strip("- ")) for line in run.splitlines() if "- " in line}
     expected = set()
     for requirement in map(without_extras, project["dependencies"]):
-        name, limit = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()
+        parts = re.fullmatch(r"([\w-]+)(.*)", requirement)
+        assert parts, requirement
+        name, limit = parts.groups()
         expected.add(CONDA.get(name, name) + limit)
     # Conda knows no extras: Dask's scheduler is a package of its own.
     dask = next(x for x in expected if x.startswith("dask"))

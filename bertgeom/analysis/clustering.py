@@ -14,7 +14,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -271,12 +270,11 @@ def _describe(name: str) -> str:
     )
 
 
-def _require_scikit_learn() -> ModuleType:
+def _require_scikit_learn() -> None:
     try:
-        import sklearn
+        import sklearn  # noqa: F401
     except ImportError:
         raise UsageError(
             "expected scikit-learn for clustering, found none; "
             "pip install 'bertgeom[casestudy]' or scikit-learn"
         ) from None
-    return sklearn

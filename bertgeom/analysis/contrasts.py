@@ -13,6 +13,7 @@ import numpy as np
 from bertgeom import variables
 from bertgeom.analysis.cohorts import Moments, sums_of_dataset
 from bertgeom.errors import UsageError
+from bertgeom.kernels.arrays import Float64Array
 
 if TYPE_CHECKING:
     import xarray
@@ -133,7 +134,7 @@ def welch(
     }
 
 
-def rounding(name: str, moments: Moments, dtype: str | None = None) -> np.ndarray:
+def rounding(name: str, moments: Moments, dtype: str | None = None) -> Float64Array:
     """Standard deviations of a statistic up to which values differ only by rounding.
 
     `ROUNDINGS` epsilons of the type of the computation, relative to the means, or to 1 where
@@ -147,7 +148,7 @@ def rounding(name: str, moments: Moments, dtype: str | None = None) -> np.ndarra
     Returns:
         (...) float64, without the dimension of cohorts.
     """
-    size = np.abs(np.nan_to_num(moments.mean)).max(axis=0, initial=0.0)
+    size: Float64Array = np.abs(np.nan_to_num(moments.mean)).max(axis=0, initial=0.0)
     computed = _EPSILON.get(dtype or "float32", _EPSILON["float32"])
     declared = variables.VARIABLES.get(name)
     stored = _EPSILON.get(declared.dtype, 0.0) if declared else 0.0

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertgeom.errors import StoreError
+from bertgeom.kernels.arrays import Float64Array
 
 if TYPE_CHECKING:
     import xarray
@@ -119,7 +120,9 @@ class FourMoments:
         return FourMoments(*(x[rows] for x in self._all()))
 
 
-def jarque_bera(count: np.ndarray, skewness: np.ndarray, kurtosis: np.ndarray) -> np.ndarray:
+def jarque_bera(
+    count: np.ndarray | float, skewness: np.ndarray | float, kurtosis: np.ndarray | float
+) -> Float64Array:
     """The Jarque-Bera statistic, JB = n/6 (S^2 + K^2/4): large where numbers are not normal.
 
     Args:
@@ -131,7 +134,8 @@ def jarque_bera(count: np.ndarray, skewness: np.ndarray, kurtosis: np.ndarray) -
         >>> jarque_bera(np.array(600), np.array(0.1), np.array(0.2)).round(6).item()
         2.0
     """
-    return count / 6 * (np.square(skewness) + np.square(kurtosis) / 4)
+    found: Float64Array = count / 6 * (np.square(skewness) + np.square(kurtosis) / 4)
+    return found
 
 
 def distribution_analysis(

@@ -181,7 +181,8 @@ def singular_values(x: Tensor) -> Tensor:
     tall = x if x.shape[0] >= x.shape[1] else x.mT
     if tall.shape[0] > 1.6 * tall.shape[1]:
         tall = torch.linalg.qr(tall, mode="r").R
-    return torch.linalg.svdvals(tall)
+    values: Tensor = torch.linalg.svdvals(tall)
+    return values
 
 
 def symmetric_product_eigenvalues(left: Tensor, right: Tensor) -> Tensor:
@@ -197,14 +198,16 @@ def symmetric_product_eigenvalues(left: Tensor, right: Tensor) -> Tensor:
     d = left.shape[-1]
     factor = torch.linalg.qr(torch.cat([left, right], dim=-1), mode="r").R
     half = factor[..., :d] @ factor[..., d:].mT
-    return torch.linalg.eigvalsh((half + half.mT) / 2)
+    values: Tensor = torch.linalg.eigvalsh((half + half.mT) / 2)
+    return values
 
 
 def product_singular_values(left: Tensor, right: Tensor) -> Tensor:
     """The min(n, d) singular values of L R^T that can be nonzero, for L, R (..., n, d)."""
     left_factor = torch.linalg.qr(left, mode="r").R
     right_factor = torch.linalg.qr(right, mode="r").R
-    return torch.linalg.svdvals(left_factor @ right_factor.mT)
+    values: Tensor = torch.linalg.svdvals(left_factor @ right_factor.mT)
+    return values
 
 
 def numerical_rank(singular: Tensor, size: int, epsilon: float) -> Tensor:

@@ -20,6 +20,7 @@ import numpy as np
 
 from bertgeom import variables
 from bertgeom.errors import StoreError, UsageError
+from bertgeom.kernels.arrays import Float64Array
 from bertgeom.store.files import replacing
 
 if TYPE_CHECKING:
@@ -244,13 +245,15 @@ def _windows(dataset: xarray.Dataset, variable: str, rows: slice, step: int) -> 
             )
 
 
-def _reduce(values: np.ndarray, layers: list[int], heads: list[int], mean: str) -> np.ndarray:
+def _reduce(values: np.ndarray, layers: list[int], heads: list[int], mean: str) -> Float64Array:
     """(columns, n) float64 from (layer, head, n)."""
     chosen = values[np.ix_(layers, heads)].astype(np.float64)
     if mean == "head":
-        return chosen.mean(axis=1)
+        over_layers: Float64Array = chosen.mean(axis=1)
+        return over_layers
     if mean == "all":
-        return chosen.mean(axis=(0, 1))[None]
+        over_all: Float64Array = chosen.mean(axis=(0, 1), keepdims=True)
+        return over_all.reshape(1, -1)
     return chosen.reshape(-1, chosen.shape[-1])
 
 

@@ -262,8 +262,9 @@ def _principal_cosines(
 
 def _orthonormal(basis: Tensor, factor: Tensor, hidden: int) -> Tensor:
     """Orthonormal basis (D, rank) of the range of basis @ factor."""
+    left: Tensor
     left, singular, _ = torch.linalg.svd(factor)
-    return (basis @ left)[:, : int(_rank(singular, hidden))]
+    return (basis @ left).narrow(1, 0, int(_rank(singular, hidden)))
 
 
 def _directionality(rows: Tensor, columns: Tensor) -> dict[str, Tensor]:

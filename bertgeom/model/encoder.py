@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 
 from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.kernels.arrays import BoolArray
 from bertgeom.model.attention import record
 from bertgeom.model.loading import load_model, max_positions
 from bertgeom.model.observed import observed
@@ -212,14 +213,16 @@ def _missing_value(dtype: np.dtype) -> float:
     return np.nan if dtype.kind == "f" else 0
 
 
-def _not_finite(values: dict[str, np.ndarray]) -> np.ndarray:
+def _not_finite(values: dict[str, np.ndarray]) -> BoolArray:
     """(rows,) bool: rows whose statistics are not all finite.
 
     Statistics that are undefined for one token (pairs, variances) may be NaN: only the
     attention entropy of every head and the norms along the stream count.
     """
-    bad = ~np.isfinite(values["attention_entropy"]).all(axis=(1, 2))
-    return bad | ~np.isfinite(values["stream_norm_max"]).all(axis=1)
+    heads = np.isfinite(values["attention_entropy"]).all(axis=(1, 2))
+    layers = np.isfinite(values["stream_norm_max"]).all(axis=1)
+    bad: BoolArray = ~(heads & layers)
+    return bad
 
 
 def load_encoder(

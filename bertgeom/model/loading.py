@@ -70,7 +70,7 @@ def _from_pretrained(model: str, trust_remote_code: bool) -> tuple[Any, dict[str
         name.endswith("ForSequenceClassification") for name in config.architectures or ()
     )
     kind = AutoModelForSequenceClassification if classifies else AutoModel
-    return kind.from_pretrained(
+    loaded, info = kind.from_pretrained(
         model,
         config=config,
         dtype="auto",
@@ -80,6 +80,7 @@ def _from_pretrained(model: str, trust_remote_code: bool) -> tuple[Any, dict[str
         ignore_mismatched_sizes=True,
         **options,
     )
+    return loaded, info
 
 
 def _reason(model: str, error: Exception) -> str:

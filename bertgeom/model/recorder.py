@@ -427,7 +427,8 @@ def _first_token(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) and output else output
+    first: Tensor = output[0] if isinstance(output, tuple) and output else output
+    return first
 
 
 def _to_numpy(name: str, value: Tensor) -> np.ndarray:

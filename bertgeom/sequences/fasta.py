@@ -15,9 +15,9 @@ import io
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from bertgeom.errors import InputError
 from bertgeom.sequences.sources import Digest, Source, expand_sources, open_source
 
 __all__ = ["Chunk", "Record", "Source", "expand_sources", "read_chunks", "read_records"]
+
+T = TypeVar("T")
 
 _BLOCK = 4 << 20
 _MAX_HEADER = 1 << 20
@@ -122,7 +124,7 @@ def _read_source(url: str, digests: list[Digest] | None) -> Iterator[_Piece]:
     with open_source(url, digests) as stream:
 
         def peek() -> bytes:
-            return _guarded(lambda: stream.peek(1 << 12), url, None)
+            return bytes(_guarded(lambda: stream.peek(1 << 12), url, None))
 
         if peek().startswith(_BOM):
             stream.read(len(_BOM))
@@ -237,7 +239,7 @@ class _Blocks:
         return bool(new)
 
     def _read(self, size: int) -> bytes:
-        return _guarded(lambda: self.stream.read(size), self.url, self.record)
+        return bytes(_guarded(lambda: self.stream.read(size), self.url, self.record))
 
     def _pass(self, end: int) -> None:
         passed = self.block[self.place : end]
@@ -312,7 +314,7 @@ def _next_row(rows: Iterator[Any]) -> Any:
         raise
 
 
-def _guarded(read: Any, url: str, record: str | None, skipped: int = 0) -> Any:
+def _guarded(read: Callable[[], T], url: str, record: str | None, skipped: int = 0) -> T:
     """The result of `read`; what a decompressor or a parser raises becomes an InputError.
 
     Every decompressor and every file system has exceptions of its own, hence `Exception`.

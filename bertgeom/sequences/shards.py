@@ -15,15 +15,18 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertgeom.errors import DamagedError, StoreError
 from bertgeom.sequences.fasta import Chunk
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file
 from bertgeom.store.manifest import REMEDY_OF_SHARDS, difference, entries, has_checksums
 from bertgeom.store.storage import Storage
+
+if TYPE_CHECKING:
+    from bertgeom.store import zarr_io
 
 #: Bases of a chunk; compressed to about a quarter on disk.
 CHUNK_BASES = 32 * 2**20
@@ -61,6 +64,9 @@ class Sequences:
 
     @cached_property
     def _arrays(self) -> zarr_io.Arrays:
+        # Who only asks for the attributes does not wait for the import of zarr.
+        from bertgeom.store import zarr_io
+
         return zarr_io.Arrays(self.storage, read_only=True)
 
     @cached_property
@@ -71,11 +77,11 @@ class Sequences:
             DamagedError: if they cannot be read.
         """
         try:
-            return self._arrays.attributes()
+            return root_file.attributes_of(self.storage)
         except StoreError as error:
             text = str(error).partition(": ")[2].partition(";")[0]
             raise DamagedError(
-                f"{self.storage.shown}/{zarr_io.METADATA}: {text}; {REMEDY_OF_SHARDS}"
+                f"{self.storage.shown}/{root_file.METADATA}: {text}; {REMEDY_OF_SHARDS}"
             ) from error
 
     @cached_property
@@ -104,7 +110,7 @@ class Sequences:
 def is_complete(storage: Storage) -> bool:
     """Whether there is a finished shard set."""
     try:
-        return bool(zarr_io.Arrays(storage).attributes().get("complete"))
+        return bool(root_file.attributes_of(storage).get("complete"))
     except StoreError:
         return False
 
@@ -115,7 +121,7 @@ def open_sequences(storage: Storage) -> Sequences:
     Raises:
         StoreError: if there is none, or it was not finished.
     """
-    attributes = zarr_io.check_format(storage, zarr_io.SEQUENCE_FORMAT)
+    attributes = root_file.check_format(storage, root_file.SEQUENCE_FORMAT)
     if not attributes.get("complete"):
         raise StoreError(
             f"{storage.shown}: expected finished sequence shards, found an ingest that was "
@@ -137,7 +143,9 @@ def write_sequences(
     Raises:
         InputError: from `pieces`.
     """
-    version = (zarr_io.written_by(storage) or zarr_io.writers())["format_version"]
+    from bertgeom.store import zarr_io
+
+    version = (root_file.written_by(storage) or root_file.writers())["format_version"]
     checked = has_checksums(version)
     arrays = zarr_io.Arrays(storage, format_version=version)
     _create(arrays)
@@ -160,7 +168,7 @@ def write_sequences(
             "files": {
                 key: list(facts)
                 for key, facts in sorted(arrays.written.items())
-                if (key != zarr_io.METADATA if checked else not key.endswith(zarr_io.METADATA))
+                if (key != root_file.METADATA if checked else not key.endswith(root_file.METADATA))
             },
             "coordinates": "id",
             "complete": True,
@@ -168,7 +176,7 @@ def write_sequences(
     )
     zarr_io.consolidate(storage, MEMBERS)
     if checked:
-        zarr_io.seal(storage)
+        root_file.seal(storage)
     return Sequences(storage)
 
 

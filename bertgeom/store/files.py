@@ -139,14 +139,14 @@ def _why_not(target: Path, kind: str) -> str | None:
 
 
 def _store_around(target: Path) -> str | None:
-    from bertgeom.store import zarr_io
+    from bertgeom.store import root_file
     from bertgeom.store.storage import Storage
 
     for parent in target.parents:
         inner = Storage(str(parent))
         with suppress(OSError):
-            formats = (zarr_io.FORMAT, zarr_io.SEQUENCE_FORMAT)
-            if any(zarr_io.is_store(inner, name) for name in formats):
+            formats = (root_file.FORMAT, root_file.SEQUENCE_FORMAT)
+            if any(root_file.is_store(inner, name) for name in formats):
                 return f"a place inside of the store {parent}"
     return None
 

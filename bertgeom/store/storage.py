@@ -7,8 +7,8 @@ read-only file system is reported at once.
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import logging
 import os
 import re
 import time
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_LOG = logging.getLogger("bertgeom.store")
 
 #: Failed remote requests are retried for this many seconds, with growing pauses.
 RETRY_SECONDS = 60.0
@@ -101,7 +102,8 @@ class Storage:
                     return file.read(-1 if stop is None else stop - start)
             except (IsADirectoryError, NotADirectoryError) as error:
                 raise FileNotFoundError(errno.ENOENT, "no file there", str(path)) from error
-        return self._asked(lambda fs, path: fs.cat_file(path, start=start, end=stop), key)
+        data = self._asked(lambda fs, path: fs.cat_file(path, start=start, end=stop), key)
+        return bytes(data)
 
     def write(self, key: str, data: bytes) -> None:
         """Write `data` to `key` atomically."""
@@ -264,7 +266,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(url)
+        system, root = url_to_fs(url)
+        return system, root
     except ImportError as error:
         scheme = url.rpartition("::")[2].partition("://")[0]
         extra = _EXTRAS.get(scheme)
@@ -336,6 +339,7 @@ class _Retries:
             ) from error
         pause = min(self._pause, max(0.0, RETRY_SECONDS - spent))
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        _LOG.info("%s: %s; again in %.1f s", self._place, _short(error), pause)
         return pause
 
 
@@ -369,6 +373,9 @@ def with_retries(action: Callable[[], T], place: str) -> T:
 
 async def with_retries_async(action: Callable[[], Awaitable[T]], place: str) -> T:
     """`with_retries` for coroutines."""
+    # Whoever awaits this has asyncio; commands that read local files alone need it not.
+    import asyncio
+
     retries = _Retries(place)
     while True:
         try:

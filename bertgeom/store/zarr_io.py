@@ -7,9 +7,6 @@ on is written in `FORMAT.md`. Every file passes through the wrappers of `zarr_st
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,25 +26,28 @@ from bertgeom.store.dataset import (
     without_empty,
 )
 from bertgeom.store.manifest import REMEDY, has_checksums, read_facts_at_once
+from bertgeom.store.root_file import (
+    FORMAT,
+    FORMAT_VERSION,
+    METADATA,
+    attributes_of,
+    check_format,
+    clear,
+    group_metadata,
+    to_bytes,
+    update_attributes,
+    writers,
+)
 from bertgeom.store.storage import Storage
 from bertgeom.store.zarr_stores import NotingStore, zarr_store
 
 if TYPE_CHECKING:
     import xarray
+    from zarr.types import AnyArray
 
     from bertgeom.store.layout import Coordinate, Layout
 
-FORMAT = "bertgeom"
-#: Format of sequence shards in a store of their own.
-SEQUENCE_FORMAT = "bertgeom-sequences"
-#: Major version: a reader rejects another one. Minor version: additions only.
-FORMAT_VERSION = "1.1"
 _LEVEL = 3
-METADATA = "zarr.json"
-#: Files of a zarr group or array: metadata, chunks, and what a killed write of them left.
-_OF_ZARR = re.compile(r"(.*/)?(zarr\.json|c(/\d+)*|(zarr|\d+|c)\.[0-9a-f]+\.partial)")
-#: Attribute of sequence shards with the checksum of all their metadata.
-_SEAL = "metadata_sha256"
 
 
 class UnfinishedStoreWarning(UserWarning):
@@ -70,7 +70,7 @@ class Arrays:
     read_only: bool = False
     format_version: str = FORMAT_VERSION
     _store: NotingStore = field(init=False, repr=False)
-    _opened: dict[str, zarr.Array] = field(default_factory=dict, repr=False)
+    _opened: dict[str, AnyArray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.read_only:
@@ -116,7 +116,7 @@ class Arrays:
         clear(self.storage.child(name))
         self._opened[name] = zarr.create_array(self._store, **options)
 
-    def array(self, name: str) -> zarr.Array:
+    def array(self, name: str) -> AnyArray:
         """The zarr array `name`.
 
         Raises:
@@ -159,14 +159,11 @@ class Arrays:
         Raises:
             StoreError: if there is no zarr group.
         """
-        return _group_metadata(self.storage)["attributes"]
+        return attributes_of(self.storage)
 
     def update_attributes(self, changes: Mapping[str, Any]) -> None:
         """Set attributes of the group in one atomic write."""
-        metadata = _group_metadata(self.storage)
-        metadata["attributes"].pop(_SEAL, None)
-        metadata["attributes"] |= changes
-        self.storage.write(METADATA, _json(metadata))
+        update_attributes(self.storage, changes)
 
 
 def create(
@@ -222,19 +219,6 @@ def write_dataset(
     return [str(name) for name in dataset.variables]
 
 
-def is_of_zarr(key: str) -> bool:
-    """Whether the name of a file is one that zarr groups and arrays use."""
-    return bool(_OF_ZARR.fullmatch(key))
-
-
-def clear(storage: Storage) -> None:
-    """Delete a group or array file by file; other files in its folder stay."""
-    for key in storage.sizes():
-        if is_of_zarr(key):
-            storage.remove(key)
-    storage.prune()
-
-
 def write_coordinate(arrays: Arrays, coordinate: Coordinate) -> None:
     """Make a coordinate with its values."""
     about = {"units": coordinate.unit, "description": coordinate.description}
@@ -278,22 +262,6 @@ def create_root(
     Arrays(storage).create_group(attributes)
 
 
-def writers() -> dict[str, str]:
-    """The attributes of a new store that say which version wrote it."""
-    from bertgeom._version import __version__
-
-    return {"format_version": FORMAT_VERSION, "bertgeom_version": __version__}
-
-
-def written_by(storage: Storage) -> dict[str, str] | None:
-    """The same attributes of an existing store; None if it cannot be read."""
-    try:
-        attributes = _group_metadata(storage)["attributes"]
-    except StoreError:
-        return None
-    return {name: str(attributes[name]) for name in writers() if name in attributes} or None
-
-
 def create_plain_group(storage: Storage, description: str) -> None:
     """Make a group without arrays, so that zarr readers recognise the folder."""
     if not storage.exists(METADATA):
@@ -315,7 +283,7 @@ def consolidated(
     storage: Storage, members: Iterable[str], attributes: Mapping[str, Any] | None = None
 ) -> bytes:
     """The root metadata that `consolidate` writes."""
-    root = _group_metadata(storage)
+    root = group_metadata(storage)
     root["attributes"] |= attributes or {}
     names = sorted(members)
     keys = [f"{name}/{METADATA}" for name in names]
@@ -330,28 +298,7 @@ def consolidated(
         "must_understand": False,
         "metadata": gathered,
     }
-    return _json(root)
-
-
-def reopen(storage: Storage) -> None:
-    """Mark a finished store as unfinished, in one atomic write."""
-    root = _group_metadata(storage)
-    root["attributes"]["complete"] = False
-    root.pop("consolidated_metadata", None)
-    storage.write(METADATA, _json(root))
-
-
-def seal(storage: Storage) -> None:
-    """Put a checksum of a group's metadata into its attributes; readers compare it."""
-    root = _group_metadata(storage)
-    root["attributes"][_SEAL] = _checksum(root)
-    storage.write(METADATA, _json(root))
-
-
-def _checksum(root: Mapping[str, Any]) -> str:
-    attributes = {k: v for k, v in root["attributes"].items() if k != _SEAL}
-    text = json.dumps({**root, "attributes": attributes}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return to_bytes(root)
 
 
 def open(path: str | Path, *, group: str | None = None) -> xarray.Dataset:
@@ -409,7 +356,7 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
         remedy = "" if complete else "; the run has not finished, which writes it last"
         raise StoreError(f"{storage.shown}: expected a group {group!r}, found none{remedy}")
     try:
-        return xarray.open_zarr(
+        dataset: xarray.Dataset = xarray.open_zarr(
             zarr_store(storage, read_only=True), group=group, consolidated=complete
         )
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
@@ -417,59 +364,4 @@ def _open_group(storage: Storage, group: str | None, complete: bool) -> xarray.D
             f"{storage.shown}: expected metadata of zarr arrays, found what cannot be read "
             f"({' '.join(str(error).split())}); {REMEDY}"
         ) from error
-
-
-def check_format(storage: Storage, kind: str) -> dict[str, Any]:
-    """Attributes of a store, if it is one of `kind` and of a version this code reads.
-
-    Raises:
-        StoreError: otherwise.
-    """
-    attributes = _group_metadata(storage)["attributes"]
-    found = attributes.get("format")
-    if found != kind:
-        raise StoreError(
-            f"{storage.shown}: expected a store of format {kind!r}, found {found or 'another'!r}"
-        )
-    version = str(attributes.get("format_version", "none"))
-    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
-        raise StoreError(
-            f"{storage.shown}: expected format version {FORMAT_VERSION}, found {version}; "
-            "open it with the bertgeom version that wrote it "
-            f"({attributes.get('bertgeom_version', 'unknown')})"
-        )
-    return attributes
-
-
-def is_store(storage: Storage, kind: str) -> bool:
-    """Whether there is a zarr group of `kind`, of any version."""
-    try:
-        return _group_metadata(storage)["attributes"].get("format") == kind
-    except StoreError:
-        return False
-
-
-def _group_metadata(storage: Storage) -> dict[str, Any]:
-    try:
-        metadata = json.loads(storage.read(METADATA))
-    except FileNotFoundError as error:
-        raise StoreError(
-            f"{storage.shown}: expected a store, found no {METADATA} there; check the path"
-        ) from error
-    except ValueError as error:
-        raise DamagedError(
-            f"{storage.shown}/{METADATA}: expected JSON, found: {error}; {REMEDY}"
-        ) from error
-    if not isinstance(metadata, dict) or metadata.get("node_type") != "group":
-        what = "an array" if isinstance(metadata, dict) else "other JSON"
-        raise StoreError(f"{storage.shown}: expected a zarr group, found {what}")
-    attributes = metadata.setdefault("attributes", {})
-    if _SEAL in attributes and attributes[_SEAL] != _checksum(metadata):
-        raise DamagedError(
-            f"{storage.shown}/{METADATA}: the file was changed: another checksum; {REMEDY}"
-        )
-    return metadata
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=2).encode()
+    return dataset

@@ -11,20 +11,21 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING
 
+from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from bertgeom.store.manifest import Checks
 from bertgeom.store.storage import Storage, filesystem, make_way, naming, with_retries_async
 
 if TYPE_CHECKING:
-    from zarr.abc.store import ByteRequest, Store
+    from zarr.abc.store import ByteRequest
     from zarr.core.buffer import Buffer, BufferPrototype
 
 #: Smaller files are checked at once: handing them to a thread takes longer.
 _INLINE_BYTES = 2**16
 
 
-class NotingStore(WrapperStore):
+class NotingStore(WrapperStore[Store]):
     """A zarr store that notes size and SHA-256 of everything that is written through it."""
 
     def __init__(self, store: Store, storage: Storage | None = None) -> None:
@@ -50,7 +51,7 @@ class NotingStore(WrapperStore):
         self.files.pop(key, None)
 
 
-class RetryingStore(WrapperStore):
+class RetryingStore(WrapperStore[Store]):
     """A zarr store on an object store whose failed requests are retried."""
 
     def __init__(self, store: Store, place: str = "") -> None:
@@ -124,7 +125,7 @@ class RetryingStore(WrapperStore):
             yield name
 
 
-class CheckedStore(WrapperStore):
+class CheckedStore(WrapperStore[Store]):
     """A zarr store that compares every file with the checksum it was written with.
 
     Raises:

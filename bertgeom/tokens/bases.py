@@ -131,7 +131,8 @@ class NucleotideTransformer(BatchTokenizer):
 
     def _counts(self, n_bases: np.ndarray) -> np.ndarray:
         """Upper bound: one token per base, as next to N."""
-        return np.minimum(n_bases + 1, self.max_tokens)
+        counts: np.ndarray = np.minimum(n_bases + 1, self.max_tokens)
+        return counts
 
     def window_bases(self) -> int:
         """Longest sequence of only A, C, G, T that fits; with N, fewer bases do."""
@@ -233,7 +234,8 @@ class SingleNucleotide(NamedSpecialIds, BatchTokenizer):
 
     def _counts(self, n_bases: np.ndarray) -> np.ndarray:
         """Tokens of a sequence of n bases, special ones included; exact."""
-        return np.minimum(n_bases + self._extra, self.max_tokens)
+        counts: np.ndarray = np.minimum(n_bases + self._extra, self.max_tokens)
+        return counts
 
     def window_bases(self) -> int:
         """Longest sequence of which no base is cut off."""

@@ -113,7 +113,7 @@ class HuggingFace(BatchTokenizer):
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
-        return max(self.tokenizer.get_vocab().values()) + 1
+        return int(max(self.tokenizer.get_vocab().values())) + 1
 
     @cached_property
     def unknown_ids(self) -> tuple[int, ...]:
@@ -129,7 +129,8 @@ class HuggingFace(BatchTokenizer):
         backend = self.tokenizer.backend_tokenizer
         model = json.loads(backend.to_str())["model"]
         token = model.get("unk_token")
-        return model.get("unk_id") if token is None else backend.token_to_id(token)
+        found = model.get("unk_id") if token is None else backend.token_to_id(token)
+        return None if found is None else int(found)
 
     @cached_property
     def longest_token(self) -> int:
@@ -171,7 +172,8 @@ class HuggingFace(BatchTokenizer):
 
     def _counts(self, n_bases: np.ndarray) -> np.ndarray:
         """Upper bound: one token per base."""
-        return np.minimum(n_bases + self.n_special, self.max_tokens)
+        counts: np.ndarray = np.minimum(n_bases + self.n_special, self.max_tokens)
+        return counts
 
     def window_bases(self) -> int:
         """Longest sequence that is guaranteed to fit: one token per base."""

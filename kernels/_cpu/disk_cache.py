@@ -17,6 +17,7 @@ import os
 import pickle
 import stat
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def source_stamp(folder: Path) -> str:
 
 @functools.cache
 def _warn_once(text: str) -> None:
-    _LOG.warning("%s", text)
+    # A warning, not a log record: those are silent until a program asks for them.
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 @functools.cache

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+
+from bertgeom.kernels.arrays import Float32Array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,19 +21,20 @@ if TYPE_CHECKING:
 #: Float32 elements of a cache line of 256 bytes, two of most CPUs.
 _LINE = 64
 _memory = threading.local()
+T = TypeVar("T", bound=np.generic)
 
 
-def empty(shape: int | Sequence[int], dtype: Any = np.float64) -> Any:
+def empty(shape: int | Sequence[int], dtype: type[T]) -> npt.NDArray[T]:
     """An uninitialised array."""
     return np.empty(shape, dtype)
 
 
-def zeros(shape: int | Sequence[int], dtype: Any = np.float64) -> Any:
+def zeros(shape: int | Sequence[int], dtype: type[T]) -> npt.NDArray[T]:
     """An array of zeros."""
     return np.zeros(shape, dtype)
 
 
-def full(shape: int | Sequence[int], value: Any, dtype: Any = np.float64) -> Any:
+def full(shape: int | Sequence[int], value: float, dtype: type[T]) -> npt.NDArray[T]:
     """An array of one value."""
     array = empty(shape, dtype)
     array.fill(value)
@@ -44,11 +48,12 @@ def tensor(shape: Sequence[int], zeroed: bool = False) -> Tensor:
     return torch.zeros(shape) if zeroed else torch.empty(shape)
 
 
-def scratch_memory(n_floats: int) -> Any:
+def scratch_memory(n_floats: int) -> Float32Array:
     """(n_floats,) float32 at `scratch_address`."""
     scratch_address(1, n_floats)
     floats, _ = _memory.kept
-    return floats[:n_floats]
+    found: Float32Array = floats[:n_floats]
+    return found
 
 
 def scratch_address(rows: int, n_floats: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bertgeom.kernels._triton.angles import angle_tiles, finish_sets, fold_tiles, square_tiles
+from bertgeom.kernels._triton.programs import launch
 from bertgeom.kernels._triton.row_launches import Centred, Sets, options
 from bertgeom.kernels._triton.rows import BLOCK_ROWS
 from bertgeom.kernels._triton.rules import ceil_div, next_power_of_two
@@ -80,11 +81,12 @@ def angle_sums(
         counts=torch.empty((a.n_sets, n_tiles, bins), device=device, dtype=torch.int32),
         sums=torch.empty((a.n_sets, n_tiles, 5), device=device, dtype=torch.float32),
     )
-    angle_tiles[(n_tiles, a.n_sets)](
+    launch(
+        angle_tiles, n_tiles * a.n_sets,
         vectors_a, vectors_b, centred_a.alpha, centred_b.alpha,
         centred_a.scale, centred_b.scale, a.norm, b.norm, centred_a.weight,
         a.lengths, b.lengths, a.kept, b.kept, near_mean, found.counts, found.sums,
-        a.n_padded, b.n_padded, tiles_b, near_mean.stride(0), bins,
+        a.n_padded, b.n_padded, n_tiles, tiles_b, near_mean.stride(0), bins,
         WIDTH=vectors_a.shape[2], BLOCK=how.block, BLOCK_K=how.depth,
         BLOCK_BINS=block_bins(bins), PARTS=n_parts(ratio), TRIANGLE=within, RATIO=ratio,
         PRECISION=how.precision, **options(how.warps, how.stages),
@@ -101,7 +103,8 @@ def fold(tiles: TileSums) -> TileSums:
         counts=counts.new_empty((n_sets, n_folds, bins)),
         sums=tiles.sums.new_empty((n_sets, n_folds, 5)),
     )
-    fold_tiles[(n_folds, n_sets)](
+    launch(
+        fold_tiles, n_folds * n_sets,
         counts, tiles.sums, found.counts, found.sums, n_tiles, bins,
         FOLD=FOLD, STEP=FOLD_STEP, BLOCK_BINS=block_bins(bins), **options(4),
     )  # fmt: skip
@@ -115,8 +118,9 @@ def square_sums(sets: Sets, centred: Centred) -> TileSums:
     how = tile_products(vectors.dtype)
     n_tiles = n_triangle(min(rows, width), how.block)
     found = torch.empty((sets.n_sets, n_tiles), device=sets.x.device, dtype=torch.float32)
-    square_tiles[(n_tiles, sets.n_sets)](
-        vectors, sets.lengths, sets.kept, found, rows,
+    launch(
+        square_tiles, n_tiles * sets.n_sets,
+        vectors, sets.lengths, sets.kept, found, rows, n_tiles,
         WIDTH=width, BLOCK=how.block, BLOCK_K=how.depth, COLUMNS=rows > width,
         PRECISION=how.precision, **options(how.warps, how.stages),
     )  # fmt: skip
@@ -140,7 +144,8 @@ def finish(
     histogram = None
     if angles:
         histogram = torch.empty((sets.n_sets, bins), device=sets.x.device, dtype=torch.int64)
-    finish_sets[(sets.n_sets,)](
+    launch(
+        finish_sets, sets.n_sets,
         parts, tiles.counts if tiles else None, tiles.sums if tiles else None, near_mean,
         sets.lengths, sets.kept, sets.out, histogram, sets.x.shape[1], parts.shape[1],
         tiles.sums.shape[1] if tiles else 0, near_mean.stride(0), bins, at_ratio,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from bertgeom.kernels._triton.programs import any_length
 from bertgeom.kernels._triton.rows import CONSTANT, NO_AXIS, degrees_of
 
 #: Degrees by which an angle may be rounded up: those on an edge must not fall below it.
@@ -96,7 +97,7 @@ def add_counts(counts, angle, m_pair, least, largest, scale, bins, BLOCK_BINS: t
     return counts
 
 
-@triton.jit
+@any_length
 def angle_tiles(
     p_a,
     p_b,
@@ -116,6 +117,7 @@ def angle_tiles(
     p_sums,
     rows_a,
     rows_b,
+    n_tiles,
     tiles_b,
     step_near_mean,
     bins,
@@ -131,8 +133,8 @@ def angle_tiles(
     """Program (tile, set): p_counts (S, T, bins) int32; p_sums (S, T, 5): sum of angle - near
     mean, of its square, least, largest, sum of the squares of the covariance right of the
     diagonal. Vectors (S, rows, WIDTH) and their numbers are those of `centre_rows`."""
-    i_tile = tl.program_id(0)
-    i_set = tl.program_id(1).to(tl.int64)
+    i_tile = tl.program_id(0) % n_tiles
+    i_set = (tl.program_id(0) // n_tiles).to(tl.int64)
     if TRIANGLE:
         i, j = triangle(i_tile)
     else:
@@ -192,7 +194,7 @@ def angle_tiles(
         least = tl.minimum(least, low)
         largest = tl.maximum(largest, high)
         counts = add_counts(counts, angle, m_pair, low, high, scale, bins, BLOCK_BINS)
-    o_out = i_set * tl.num_programs(0) + i_tile
+    o_out = i_set * n_tiles + i_tile
     tl.store(p_sums + o_out * 5, tl.sum(first, axis=0))
     tl.store(p_sums + o_out * 5 + 1, tl.sum(second, axis=0))
     tl.store(p_sums + o_out * 5 + 2, least)
@@ -203,13 +205,14 @@ def angle_tiles(
     tl.store(p_counts + o_out * bins + o_field, counts, mask=o_field < bins)
 
 
-@triton.jit
+@any_length
 def square_tiles(
     p_vectors,
     p_lengths,
     p_kept,
     p_sums,
     rows,
+    n_tiles,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -219,8 +222,8 @@ def square_tiles(
     """Program (tile, set): p_sums (S, T) takes the tile's share of the squared norm of X X^T, or
     of X^T X where that is smaller; X is p_vectors (S, rows, WIDTH), zero beyond the length.
     COLUMNS: whether any length may exceed WIDTH."""
-    i_tile = tl.program_id(0)
-    i_set = tl.program_id(1).to(tl.int64)
+    i_tile = tl.program_id(0) % n_tiles
+    i_set = (tl.program_id(0) // n_tiles).to(tl.int64)
     i, j = triangle(i_tile)
     n = tl.where(tl.load(p_kept + i_set) >= 0, tl.load(p_lengths + i_set), 0)
     p_set = p_vectors + i_set * rows * WIDTH
@@ -236,10 +239,10 @@ def square_tiles(
         acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, True)
     square = tl.sum(tl.sum(acc * acc, axis=1), axis=0)
     # A tile off the diagonal also counts for its mirror image.
-    tl.store(p_sums + i_set * tl.num_programs(0) + i_tile, tl.where(i == j, square, 2 * square))
+    tl.store(p_sums + i_set * n_tiles + i_tile, tl.where(i == j, square, 2 * square))
 
 
-@triton.jit
+@any_length
 def fold_tiles(
     p_counts,
     p_sums,
@@ -252,8 +255,9 @@ def fold_tiles(
     BLOCK_BINS: tl.constexpr,
 ):
     """Program (fold, set): the counts and sums of FOLD tiles as those of one."""
-    i_fold = tl.program_id(0)
-    i_set = tl.program_id(1).to(tl.int64)
+    n_folds = tl.cdiv(n_tiles, FOLD)
+    i_fold = tl.program_id(0) % n_folds
+    i_set = (tl.program_id(0) // n_folds).to(tl.int64)
     o_bin = tl.arange(0, BLOCK_BINS)
     counts = tl.zeros((STEP, BLOCK_BINS), tl.int32)
     first = tl.zeros((STEP,), tl.float64)
@@ -273,7 +277,7 @@ def fold_tiles(
         squares += tl.load(p_sums + o_in * 5 + 4, mask=m_tile, other=0.0).to(tl.float64)
         least = tl.minimum(least, tl.load(p_sums + o_in * 5 + 2, mask=m_tile, other=360.0))
         largest = tl.maximum(largest, tl.load(p_sums + o_in * 5 + 3, mask=m_tile, other=-1.0))
-    o_out = i_set * tl.num_programs(0) + i_fold
+    o_out = i_set * n_folds + i_fold
     tl.store(p_folded_counts + o_out * bins + o_bin, tl.sum(counts, axis=0), mask=o_bin < bins)
     p_out = p_folded_sums + o_out * 5
     tl.store(p_out, tl.sum(first, axis=0).to(tl.float32))
@@ -283,7 +287,7 @@ def fold_tiles(
     tl.store(p_out + 4, tl.sum(squares, axis=0).to(tl.float32))
 
 
-@triton.jit
+@any_length
 def finish_sets(
     p_parts,
     p_counts,

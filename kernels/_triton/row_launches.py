@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bertgeom.kernels._triton.programs import launch
 from bertgeom.kernels._triton.rows import BLOCK_ROWS, TILE, centre_rows, merge_sums, row_sums
 from bertgeom.kernels._triton.rules import ceil_div, next_power_of_two
 
@@ -99,12 +100,14 @@ def sum_sets(x: Tensor, lengths: Tensor, n_out: int, moments: bool) -> Sets:
         outliers=torch.empty(n_sets, device=x.device, dtype=torch.int32) if moments else None,
     )
     block, step = block_dim(width), steps(block_dim(width))
-    row_sums[(n_blocks, n_sets)](
+    launch(
+        row_sums, n_blocks * n_sets,
         x, lengths, found.norm, unit, rows, parts, *found.strides(),
         WIDTH=width, BLOCK_DIM=block, STEP=step.rows, BLOCK_ROWS=BLOCK_ROWS, MOMENTS=moments,
         **options(step.warps),
     )  # fmt: skip
-    merge_sums[(n_sets,)](
+    launch(
+        merge_sums, n_sets,
         lengths, found.norm, unit, rows, parts, found.out, found.kept, found.axis, found.shift,
         found.mean, found.facts, found.outliers, heads, n_padded, n_blocks,
         WIDTH=width, BLOCK_DIM=block, BLOCK_ROWS=BLOCK_ROWS, N_OUT=n_out, MOMENTS=moments,
@@ -148,7 +151,8 @@ def centre_sets(
     )
     block = next_power_of_two(padded(width)) if units or rows else block_dim(width)
     step = steps(block)
-    centre_rows[(n_padded // BLOCK_ROWS, n_sets)](
+    launch(
+        centre_rows, n_padded // BLOCK_ROWS * n_sets,
         sets.x, sets.lengths, sets.norm, sets.axis, sets.shift, sets.mean, sets.facts,
         found.parts, found.vectors, found.alpha, found.scale, found.weight, *sets.strides(),
         WIDTH=width, WIDTH_PADDED=padded(width), BLOCK_DIM=block, STEP=step.rows,

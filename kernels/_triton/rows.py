@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from bertgeom.kernels import _definitions
+from bertgeom.kernels._triton.programs import any_length
 
 #: Rows of a program of `row_sums` and `centre_rows`.
 BLOCK_ROWS = 64
@@ -58,7 +59,7 @@ def load_rows(p_set, o_row, stride_n, m_x, o_dim):
     return tl.load(p_rows, mask=m_x, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@any_length
 def row_sums(
     p_x,
     p_lengths,
@@ -79,8 +80,9 @@ def row_sums(
 ):
     """Program (block, set): p_norm (S, n_padded), 0 beyond the length; p_unit and p_rows
     (S, K, WIDTH), sums over the block; p_moments (S, K, 5), its count, mean, M2, M3, M4."""
-    i_block = tl.program_id(0)
-    i_set = tl.program_id(1).to(tl.int64)
+    n_blocks = n_padded // BLOCK_ROWS
+    i_block = tl.program_id(0) % n_blocks
+    i_set = (tl.program_id(0) // n_blocks).to(tl.int64)
     n = tl.load(p_lengths + i_set // heads)
     p_set = p_x + (i_set // heads) * stride_b + (i_set % heads) * stride_h
     o_dim = tl.arange(0, BLOCK_DIM)
@@ -102,11 +104,11 @@ def row_sums(
             rows += x
             k = tl.sum((o_row < n).to(tl.float32), axis=0) * WIDTH
             count, mean, m2, m3, m4 = add_group(x, m_x, k, count, mean, m2, m3, m4)
-    o_out = (i_set * tl.num_programs(0) + i_block) * WIDTH + o_dim
+    o_out = (i_set * n_blocks + i_block) * WIDTH + o_dim
     tl.store(p_unit + o_out, tl.sum(units, axis=0), mask=m_dim)
     if MOMENTS:
         tl.store(p_rows + o_out, tl.sum(rows, axis=0), mask=m_dim)
-        p_out = p_moments + (i_set * tl.num_programs(0) + i_block) * 5
+        p_out = p_moments + (i_set * n_blocks + i_block) * 5
         tl.store(p_out, count)
         tl.store(p_out + 1, mean)
         tl.store(p_out + 2, m2)
@@ -167,7 +169,7 @@ def describe(p_out, good, count, mean, m2, m3, m4):
     tl.store(p_out + 3, tl.where(spread, kurtosis, float("nan")).to(tl.float32))
 
 
-@triton.jit
+@any_length
 def merge_sums(
     p_lengths,
     p_norm,
@@ -287,7 +289,7 @@ def merge_sums(
         tl.store(p_mean + o_out, (rows / n_wide).to(tl.float32), mask=m_dim)
 
 
-@triton.jit
+@any_length
 def centre_rows(
     p_x,
     p_lengths,
@@ -324,8 +326,9 @@ def centre_rows(
     scale_i scale_j y_i y_j; with RATIO too p_weight (S, n_padded): x m - |m|^2 / 2.
     With ROWS p_vectors takes (x - m) scale. Rows beyond the length are 0.
     """
-    i_block = tl.program_id(0)
-    i_set = tl.program_id(1).to(tl.int64)
+    n_blocks = n_padded // BLOCK_ROWS
+    i_block = tl.program_id(0) % n_blocks
+    i_set = (tl.program_id(0) // n_blocks).to(tl.int64)
     n = tl.load(p_lengths + i_set // heads)
     p_set = p_x + (i_set // heads) * stride_b + (i_set % heads) * stride_h
     o_dim = tl.arange(0, BLOCK_DIM)
@@ -377,7 +380,7 @@ def centre_rows(
             own = tl.sum(off * off, axis=1)
             trace += tl.sum(own, axis=0)
             diagonal += tl.sum(own * own, axis=0)
-    p_out = p_parts + (i_set * tl.num_programs(0) + i_block) * 4
+    p_out = p_parts + (i_set * n_blocks + i_block) * 4
     tl.store(p_out, angle_sum)
     tl.store(p_out + 1, angle_max)
     tl.store(p_out + 2, trace)

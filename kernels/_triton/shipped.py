@@ -4,7 +4,6 @@ bf16 compiles to the shapes of fp16, and rows are padded to a power of two: the 
 and of one of its heads stand for others.
 """
 
-# mypy: ignore-errors
 from __future__ import annotations
 
 from typing import Any
@@ -24,6 +23,9 @@ from bertgeom.kernels._triton.row_launches import block_dim, padded, steps
 from bertgeom.kernels._triton.rows import BLOCK_ROWS, centre_rows, merge_sums, row_sums
 from bertgeom.kernels._triton.rules import TRITON_DTYPES, ShippedKernel, next_power_of_two
 
+#: Values of constexpr arguments by name, None for a pointer that is not given.
+Constants = dict[str, Any]
+
 _INTEGERS = (
     "p_lengths",
     "p_lengths_a",
@@ -42,7 +44,11 @@ _TYPES = (torch.float16, torch.float32)
 def row_kernels(width: int, moments: bool, n_out: int) -> dict[str, ShippedKernel]:
     """`row_sums` and `merge_sums` for vectors of a width."""
     what = f"{width}-{'moments' if moments else 'cone'}"
-    constants = {"WIDTH": width, "BLOCK_DIM": block_dim(width), "BLOCK_ROWS": BLOCK_ROWS}
+    constants: Constants = {
+        "WIDTH": width,
+        "BLOCK_DIM": block_dim(width),
+        "BLOCK_ROWS": BLOCK_ROWS,
+    }
     constants |= {"STEP": steps(block_dim(width)).rows, "MOMENTS": moments, "N_OUT": n_out}
     if not moments:
         constants |= dict.fromkeys(("p_rows", "p_moments", "p_mean", "p_outliers"))
@@ -63,6 +69,7 @@ def centre_kernels(width: int, what: str, n_out: int) -> dict[str, ShippedKernel
     uses = {"WITH_AXIS": what in ("axis", "angles", "ratio"), "UNITS": what in ("pairs", "angles")}
     uses |= {"ROWS": what == "ratio", "RATIO": what == "angles"}
     found = {}
+    constants: Constants
     for dtype in _TYPES:
         kind = TRITON_DTYPES[dtype]
         vectors = uses["UNITS"] or uses["ROWS"]
@@ -86,7 +93,7 @@ def centre_kernels(width: int, what: str, n_out: int) -> dict[str, ShippedKernel
 
 def tile_kernels(width: int) -> dict[str, ShippedKernel]:
     """`angle_tiles` in its three uses, and `square_tiles` in its two."""
-    shape = {"FOLD": FOLD, "STEP": FOLD_STEP, "BLOCK_BINS": block_bins(STATION_BINS)}
+    shape: Constants = {"FOLD": FOLD, "STEP": FOLD_STEP, "BLOCK_BINS": block_bins(STATION_BINS)}
     found = {"fold_tiles": _entry(fold_tiles, torch.float32, shape, 4)}
     for dtype in _TYPES:
         how = tile_products(dtype)
@@ -116,7 +123,7 @@ def tile_kernels(width: int) -> dict[str, ShippedKernel]:
 def _entry(
     kernel: Any,
     dtype: torch.dtype,
-    constants: dict[str, Any],
+    constants: Constants,
     warps: int,
     stages: int = 2,
     dots: bool = False,

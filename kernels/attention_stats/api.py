@@ -17,11 +17,6 @@ from bertgeom.kernels.attention_stats.bias import Bias, checked_bias, tensor_of
 from bertgeom.kernels.attention_stats.options import Options, fault
 
 _MODULES = {"triton": "gpu.run", "numba": "cpu.run", "reference": "reference"}
-#: Modules that compute head cones; the CPU code computes them itself.
-_CONES = {
-    "triton": "bertgeom.kernels.cone_angles.gpu",
-    "reference": "bertgeom.kernels.cone_angles.reference",
-}
 _TRACKS = ("query_entropy", "attention_received")
 
 
@@ -94,7 +89,8 @@ def attention_stats(
         lengths: (B,) integer; the first lengths[b] slots of window b are valid. On CUDA the
             numbers are clamped to [0, N], not checked, which would wait for the device.
         mask: (B, N) bool, or 0 and 1: the valid slots, in any place; an alternative to `lengths`.
-            Positions count valid tokens only. A mask on CUDA makes the call wait for the device.
+            Positions count valid tokens only. On CUDA rows are copied, valid ones first, without
+            a look at the mask: give `lengths` where valid slots come first anyway.
         special: (B, N) bool, special tokens; None: no token is special.
         groups: (B, N) int32, bit g set where a token belongs to group g.
         n_groups: number of groups, 0 to 16.
@@ -186,8 +182,8 @@ def attention_stats(
     if callable(values) and slots is None:
         return AttentionStats(output, NamedWhenRead(values))
     values = values() if callable(values) else values
-    if head_cones and name != "numba":
-        values |= _head_cones(name, (query, key, value, output), lengths)
+    if head_cones and name == "reference":
+        values |= _head_cones((query, key, value, output), lengths)
     if slots is not None:
         output, values = _put_back(output, values, slots)
     return AttentionStats(output, {k: _single(v) for k, v in values.items()})
@@ -316,9 +312,9 @@ def _lengths(lengths: Tensor | None, batch: int, n_slots: int, device: torch.dev
     return lengths.to(torch.int32).contiguous()
 
 
-def _head_cones(name: str, heads: tuple[Tensor, ...], lengths: Tensor) -> dict[str, Tensor]:
-    """(B, H, 4) by name, from the cone kernel, for implementations that sum no cones themselves."""
-    cones = importlib.import_module(_CONES[name])
+def _head_cones(heads: tuple[Tensor, ...], lengths: Tensor) -> dict[str, Tensor]:
+    """(B, H, 4) by name, from the oracle of the cone kernel."""
+    cones = importlib.import_module("bertgeom.kernels.cone_angles.reference")
     found = [cones.cone_sums(x, lengths.to(torch.int64), False) for x in heads]
     repeat = [heads[0].shape[1] // x.shape[1] for x in heads]
     return {

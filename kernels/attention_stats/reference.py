@@ -81,7 +81,10 @@ def head_statistics(
     slack: float = SLACK,
     bias: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """All statistics of the heads of one window: q, k (H, n, d), a, bias (H, n, n), n >= 1."""
+    """All statistics of the heads of one window: q, k (H, n, d), a, bias (H, n, n), n >= 1.
+
+    A head whose queries or keys are not finite has none: NaN, 0 for counts, no dominant gate.
+    """
     found = weight_statistics(a, special, options, slack)
     if bias is None:
         found |= logit_statistics(q, k)
@@ -89,7 +92,14 @@ def head_statistics(
         found |= biased_logit_statistics(options.scale * (q @ k.mT) + bias)
     if options.n_groups:
         found["attention_group_mass"] = group_mass(a, groups, options.n_groups)
-    return found
+    finite = q.isfinite().all(-1).all(-1) & k.isfinite().all(-1).all(-1)
+    return {name: _where_finite(name, x, finite) for name, x in found.items()}
+
+
+def _where_finite(name: str, x: Tensor, finite: Tensor) -> Tensor:
+    """Statistics x (H, ...), and what stands for none in heads that are not finite (H,)."""
+    missing = GATE_MIXED if name == "gate" else math.nan if x.is_floating_point() else 0
+    return x.masked_fill(~finite.view(-1, *([1] * (x.dim() - 1))), missing)
 
 
 def bias_cells(bias: Bias, b: int, n: int, like: Tensor) -> Tensor:
@@ -255,7 +265,9 @@ def logit_statistics(q: Tensor, k: Tensor) -> dict[str, Tensor]:
     norm = (s**2).sum((-2, -1))
     skew = (((s - s.mT) / 2) ** 2).sum((-2, -1))
     # Q = U R, K = W T with orthonormal U, W: Q K^T and the small R T^T share singular values.
-    sigma2 = torch.linalg.svdvals(torch.linalg.qr(q).R @ torch.linalg.qr(k).R.mT) ** 2
+    # LAPACK refuses what is not finite; NaN takes its place in the end.
+    r_q, r_k = (torch.linalg.qr(x.nan_to_num(0.0, 0.0, 0.0)).R for x in (q, k))
+    sigma2 = torch.linalg.svdvals(r_q @ r_k.mT) ** 2
     rank = sigma2.sum(-1) ** 2 / (sigma2**2).sum(-1)
     empty = norm == 0
     return {

@@ -10,6 +10,7 @@ Half-precision inputs are taken as they are: rounding by the model is not the ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +79,7 @@ def bounds(
     return Bounds(output, error, low, high)
 
 
-def disagreements(bound: Bounds, output: Tensor, values: dict[str, Tensor]) -> list[str]:
+def disagreements(bound: Bounds, output: Tensor, values: Mapping[str, Tensor]) -> list[str]:
     """One line for everything outside the bounds; none where an implementation agrees."""
     lines = []
     rounding = torch.finfo(output.dtype).eps * bound.output.abs()

@@ -42,7 +42,7 @@ def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
     names: tuple[str, ...] = CONE
     if with_axis:
         names = CONE + AXIS
-        axis_parts = _memory.zeros((len(sums.starts), n_blocks(x.shape[2]), 2))
+        axis_parts = _memory.zeros((len(sums.starts), n_blocks(x.shape[2]), 2), np.float64)
         n_tasks = axis_parts.shape[0] * axis_parts.shape[1]
         share_out(_axis_blocks, n_tasks, len(sums.starts), axis_parts, *sums)
     found = torch.from_numpy(sums.out).float().view(*x.shape[:2], -1).unbind(-1)
@@ -83,12 +83,12 @@ def _sum_units(x: Tensor, lengths: Any) -> _UnitSums:
         starts=(np.arange(batch)[:, None] * step_b + np.arange(heads) * step_h).ravel(),
         step=step,
         lengths=lengths,
-        norm=_memory.zeros((batch * heads, n_slots)),
+        norm=_memory.zeros((batch * heads, n_slots), np.float64),
         parts=_memory.zeros((batch, n_parts, heads, width), np.float32),
-        total=_memory.empty((batch * heads, width)),
+        total=_memory.empty((batch * heads, width), np.float64),
         kept=_memory.empty(batch * heads, np.int64),
         zeros=_memory.empty(batch * heads, np.int32),
-        out=_memory.full((batch * heads, len(CONE + AXIS)), np.nan),
+        out=_memory.full((batch * heads, len(CONE + AXIS)), np.nan, np.float64),
     )
     share_out(_unit_blocks, batch * n_parts, batch, *sums)
     return sums
@@ -179,7 +179,7 @@ def pairwise_angle_histogram(
     sides = [_centred(s, shift) for s in sums]
     tasks = _tiles(np.where((kept < 0).any(0), 0, kept), triangle=len(sums) == 1)
     counts = _memory.zeros((len(tasks), bins), np.int64)
-    partial = _memory.zeros((len(tasks), 4))
+    partial = _memory.zeros((len(tasks), 4), np.float64)
     edges, angle = versine_edges(bins), near_mean.astype(np.float32)
     share_out(
         _angle_tiles,

@@ -1,16 +1,16 @@
 """Cone sums and pairwise angles on the GPU: the launches, and the configurations they pick."""
 
-# mypy: ignore-errors
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from bertgeom.kernels._definitions import ANGLE, AXIS, CONE
 from bertgeom.kernels._triton.angle_launches import angle_sums, finish
-from bertgeom.kernels._triton.row_launches import centre_sets, sum_sets
+from bertgeom.kernels._triton.row_launches import Sets, centre_sets, sum_sets
 from bertgeom.kernels._triton.shipped import centre_kernels, row_kernels, tile_kernels
 
 _NARROW = 0.5
@@ -20,7 +20,7 @@ def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
     """Cone statistics of x (B, H, N, D) over the first lengths[b] rows; values are (B, H)."""
     shape = x.shape[:2]
     sets = sum_sets(x, lengths, len(CONE + AXIS), moments=False)
-    names = CONE
+    names: tuple[str, ...] = CONE
     if with_axis:
         parts = centre_sets(sets, axis=True).parts
         finish(sets, parts, None, sets.facts[:, 1], axis=True, at_ratio=0)
@@ -48,12 +48,14 @@ def pairwise_angle_histogram(
         sets, others = (replace(s, shift=shift, facts=facts) for s in (sets, others))
         centred, other_centred = (centre_sets(s, axis=False, units=True) for s in (sets, others))
     tiles = angle_sums(sets, others, centred, other_centred, near_mean, bins)
-    histogram = finish(sets, centred.parts, tiles, near_mean, axis=False, at_ratio=at, bins=bins)
+    done = finish(sets, centred.parts, tiles, near_mean, axis=False, at_ratio=at, bins=bins)
+    # Tiles of angles have counts, so there is a histogram.
+    histogram = cast(Tensor, done)
     found = {name: sets.out[:, at + 1 + k] for k, name in enumerate(ANGLE)}
     return {"angle_histogram": histogram, **found, "n_pairs": histogram.sum(1)}
 
 
-def _common_shift(a, b) -> tuple[Tensor, Tensor, Tensor]:
+def _common_shift(a: Sets, b: Sets) -> tuple[Tensor, Tensor, Tensor]:
     """Mean unit vector of both sides where it is long, else 0; whether it is; the mean angle."""
     kept = [s.kept.clamp(min=0)[:, None] for s in (a, b)]
     totals = [s.axis.nan_to_num() * s.out[:, :1].nan_to_num() for s in (a, b)]

@@ -83,7 +83,8 @@ def unit_vectors(vectors: torch.Tensor) -> torch.Tensor:
     if not vectors.isfinite().all():
         return torch.full_like(vectors, torch.nan)
     kept = vectors[vectors.abs().amax(1) > 0]
-    return kept / kept.norm(dim=1, keepdim=True)
+    units: torch.Tensor = kept / kept.norm(dim=1, keepdim=True)
+    return units
 
 
 def degrees_between(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertgeom.kernels._cpu import memory
+from bertgeom.kernels.arrays import (
+    BoolArray,
+    Int32Array,
+    Int64Array,
+    UInt8Array,
+    UInt64Array,
+)
 from bertgeom.kernels.kmers.table import KmerTable, check_k
 
 
-def n_kmers(n_bases: np.ndarray | int, k: int, stride: int, *, pad: bool) -> np.ndarray:
+def n_kmers(n_bases: Int64Array | int, k: int, stride: int, *, pad: bool) -> Int64Array:
     """int64: whole k-mers in n bases, after padding with N to a multiple of k if `pad`."""
     n = np.asarray(n_bases, dtype=np.int64)
     if pad:
@@ -23,17 +30,17 @@ def n_kmers(n_bases: np.ndarray | int, k: int, stride: int, *, pad: bool) -> np.
 
 
 def encode_kmers(
-    bases: np.ndarray,
-    starts: np.ndarray,
-    stops: np.ndarray,
+    bases: UInt8Array,
+    starts: Int64Array,
+    stops: Int64Array,
     table: KmerTable,
     *,
     stride: int,
-    counts: np.ndarray,
-    ids: np.ndarray,
+    counts: Int64Array,
+    ids: Int32Array,
     first: int = 0,
     impl: str = "auto",
-) -> np.ndarray:
+) -> Int64Array:
     """Look up the k-mers at 0, stride, ... of every row.
 
     Args:
@@ -87,7 +94,16 @@ def encode_kmers(
     return unknown
 
 
-def _encode_kmers_reference(bases, starts, stops, table, stride, counts, ids, first):
+def _encode_kmers_reference(
+    bases: UInt8Array,
+    starts: Int64Array,
+    stops: Int64Array,
+    table: KmerTable,
+    stride: int,
+    counts: Int64Array,
+    ids: Int32Array,
+    first: int,
+) -> Int64Array:
     from bertgeom.kernels.kmers import reference
 
     unknown = np.zeros(starts.size, dtype=np.int64)
@@ -106,22 +122,22 @@ def _encode_kmers_reference(bases, starts, stops, table, stride, counts, ids, fi
 class SplitTokens:
     """What `encode_split` wrote, per row: int64 lengths and unknown tokens, bool truncated."""
 
-    lengths: np.ndarray
-    n_unknown: np.ndarray
-    truncated: np.ndarray
+    lengths: Int64Array
+    n_unknown: Int64Array
+    truncated: BoolArray
 
 
 def encode_split(
-    bases: np.ndarray,
-    starts: np.ndarray,
-    stops: np.ndarray,
+    bases: UInt8Array,
+    starts: Int64Array,
+    stops: Int64Array,
     table: KmerTable,
-    singles: np.ndarray,
+    singles: Int32Array,
     *,
     room: int,
-    ids: np.ndarray,
-    begins: np.ndarray,
-    ends: np.ndarray,
+    ids: Int32Array,
+    begins: Int32Array,
+    ends: Int32Array,
     first: int = 0,
     impl: str = "auto",
 ) -> SplitTokens:
@@ -196,7 +212,18 @@ def encode_split(
     return result
 
 
-def _split_reference(b, bases, table, singles, room, first, ids, begins, ends, result):
+def _split_reference(
+    b: int,
+    bases: UInt8Array,
+    table: KmerTable,
+    singles: Int32Array,
+    room: int,
+    first: int,
+    ids: Int32Array,
+    begins: Int32Array,
+    ends: Int32Array,
+    result: SplitTokens,
+) -> None:
     from bertgeom.kernels.kmers import reference
 
     letters = {chr(i): int(singles[i]) for i in range(128) if singles[i] >= 0}
@@ -211,16 +238,16 @@ def _split_reference(b, bases, table, singles, room, first, ids, begins, ends, r
 
 
 def encode_singles(
-    bases: np.ndarray,
-    starts: np.ndarray,
-    singles: np.ndarray,
+    bases: UInt8Array,
+    starts: Int64Array,
+    singles: Int32Array,
     unknown: int,
     *,
-    counts: np.ndarray,
-    ids: np.ndarray,
+    counts: Int64Array,
+    ids: Int32Array,
     first: int = 0,
     impl: str = "auto",
-) -> np.ndarray:
+) -> Int64Array:
     """One token per base for the first `counts` bases of every row.
 
     Args:
@@ -265,8 +292,8 @@ def encode_singles(
 
 
 def kmer_places(
-    counts: np.ndarray, limits: np.ndarray, k: int, stride: int, *, width: int, first: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+    counts: Int64Array, limits: Int64Array, k: int, stride: int, *, width: int, first: int = 0
+) -> tuple[Int32Array, Int32Array]:
     """Which bases the k-mers at 0, stride, ... of every row stand for.
 
     Args:
@@ -294,7 +321,7 @@ def kmer_places(
     return begins, ends
 
 
-def kmer_keys(bases: np.ndarray, k: int, stride: int, *, pad: bool) -> np.ndarray:
+def kmer_keys(bases: UInt8Array, k: int, stride: int, *, pad: bool) -> UInt64Array:
     """uint64: keys of the k-mers of one sequence at 0, stride, ..., for building vocabularies."""
     check_k(k)
     from bertgeom.kernels.kmers import cpu
@@ -306,12 +333,12 @@ def kmer_keys(bases: np.ndarray, k: int, stride: int, *, pad: bool) -> np.ndarra
 
 
 def count_ambiguous(
-    bases: np.ndarray,
-    starts: np.ndarray | None = None,
-    stops: np.ndarray | None = None,
+    bases: UInt8Array,
+    starts: Int64Array | None = None,
+    stops: Int64Array | None = None,
     *,
     impl: str = "auto",
-) -> np.ndarray:
+) -> Int64Array:
     """int64 (B,): bases of every row that are not A, C, G, T or U (any case).
 
     Without starts and stops the whole array is one row.
@@ -332,7 +359,7 @@ def count_ambiguous(
     return counts
 
 
-def reverse_complement(bases: np.ndarray, *, impl: str = "auto") -> np.ndarray:
+def reverse_complement(bases: UInt8Array, *, impl: str = "auto") -> UInt8Array:
     """uint8 (n,): the other strand, upper case, U as T; other bytes stay as they are."""
     bases = check_bases(bases)
     if _resolve(impl) == "reference":
@@ -347,7 +374,7 @@ def reverse_complement(bases: np.ndarray, *, impl: str = "auto") -> np.ndarray:
     return out
 
 
-def check_bases(bases: np.ndarray) -> np.ndarray:
+def check_bases(bases: UInt8Array) -> UInt8Array:
     """The same bases, contiguous and writeable, so that the loops are compiled once.
 
     Raises:
@@ -359,30 +386,32 @@ def check_bases(bases: np.ndarray) -> np.ndarray:
     return np.require(bases, requirements=("C", "W"))
 
 
-def _check_writable(ids):
+def _check_writable(ids: Int32Array) -> None:
     if not ids.flags.writeable:
         raise ValueError("expected an array to write to, found a read-only one; pass a copy")
 
 
-def _write_back(written, to):
+def _write_back(written: Int32Array, to: Int32Array) -> None:
     """Compiled code takes only contiguous arrays: other layouts would be compiled separately."""
     if written is not to:
         to[...] = written
 
 
-def _check_counts(counts, first):
+def _check_counts(counts: Int64Array, first: int) -> None:
     if first < 0 or (counts.size and counts.min() < 0):
         least = counts.min() if counts.size else 0
         raise ValueError(f"expected first and counts of at least 0, found {first} and {least}")
 
 
-def _check_singles(singles):
+def _check_singles(singles: Int32Array) -> None:
     """Check the table: the loops may read any of its 256 entries."""
     if singles.dtype != np.int32 or singles.shape != (256,):
         raise ValueError(f"expected singles int32 (256,), found {singles.dtype} {singles.shape}")
 
 
-def _check_rows(bases, starts, stops):
+def _check_rows(
+    bases: UInt8Array, starts: Int64Array, stops: Int64Array
+) -> tuple[UInt8Array, Int64Array, Int64Array]:
     bases = check_bases(bases)
     starts = np.ascontiguousarray(starts, dtype=np.int64)
     stops = np.ascontiguousarray(stops, dtype=np.int64)

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from bertgeom.kernels._cpu import memory
+from bertgeom.kernels.arrays import BoolArray, Int32Array, UInt64Array
 from bertgeom.kernels.kmers.alphabet import BITS, CODES, LETTERS, MAX_K, OTHER
 
 #: Longest k whose clean k-mers are looked up directly: 4^8 ids are 256 KiB.
@@ -27,8 +28,8 @@ class KmerTable:
     """
 
     k: int
-    keys: np.ndarray
-    ids: np.ndarray
+    keys: UInt64Array
+    ids: Int32Array
     unknown: int
 
     @staticmethod
@@ -61,7 +62,9 @@ class KmerTable:
         return dict(zip(unpack_kmers(self.keys, self.k), self.ids.tolist(), strict=True))
 
     @cached_property
-    def lookup(self) -> tuple[np.ndarray, np.ndarray, np.uint64, np.ndarray, np.ndarray, np.uint64]:
+    def lookup(
+        self,
+    ) -> tuple[Int32Array, UInt64Array, np.uint64, UInt64Array, Int32Array, np.uint64]:
         """What the loops read: a direct table for short clean k-mers, else a hash table;
         and a hash table for k-mers with ambiguity codes."""
         from bertgeom.kernels.kmers import cpu
@@ -83,18 +86,19 @@ class KmerTable:
         return dense, entries, shift, slots, values, slot_shift
 
 
-def _ambiguous(keys: np.ndarray) -> np.ndarray:
+def _ambiguous(keys: UInt64Array) -> BoolArray:
     """bool: keys with a base other than A, C, G, T, whose code has one of its two high bits."""
-    return (keys & np.uint64(0xCCCC_CCCC_CCCC_CCCC)) != 0
+    found: BoolArray = (keys & np.uint64(0xCCCC_CCCC_CCCC_CCCC)) != 0
+    return found
 
 
-def _empty_slots(n: int) -> tuple[np.ndarray, np.uint64]:
+def _empty_slots(n: int) -> tuple[UInt64Array, np.uint64]:
     """Room for n entries at a load of at most a third, and the shift that hashes into it."""
     bits = max(2, (3 * n).bit_length())
     return memory.full(1 << bits, 0xFFFF_FFFF_FFFF_FFFF, np.uint64), np.uint64(64 - bits)
 
 
-def pack_kmers(kmers: Iterable[str], k: int) -> np.ndarray:
+def pack_kmers(kmers: Iterable[str], k: int) -> UInt64Array:
     """uint64 key of every k-mer.
 
     Raises:
@@ -116,7 +120,7 @@ def pack_kmers(kmers: Iterable[str], k: int) -> np.ndarray:
     return keys
 
 
-def unpack_kmers(keys: np.ndarray, k: int) -> list[str]:
+def unpack_kmers(keys: UInt64Array, k: int) -> list[str]:
     """The upper-case k-mers of keys; a byte that is not a base becomes `?`."""
     check_k(k)
     letters = np.frombuffer((LETTERS + "?").encode(), dtype=np.uint8)
@@ -126,7 +130,7 @@ def unpack_kmers(keys: np.ndarray, k: int) -> list[str]:
     return [text[i : i + k] for i in range(0, len(text), k)]
 
 
-def single_table(vocabulary: Mapping[str, int]) -> np.ndarray:
+def single_table(vocabulary: Mapping[str, int]) -> Int32Array:
     """int32 (256,): byte -> token id of single letters, case folded; -1 without a token.
 
     U has the id of T unless it has its own, and vice versa.

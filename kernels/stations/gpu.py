@@ -1,6 +1,5 @@
 """Stream, cone and angle statistics of residual stations on the GPU, five launches a station."""
 
-# mypy: ignore-errors
 from __future__ import annotations
 
 import torch
@@ -44,8 +43,9 @@ def station_statistics(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Te
     names = _FLOATS if angles else _FLOATS[: _AT_RATIO + 1]
     found = dict(zip(names, sets.out.unbind(1), strict=False))
     found["zero_vectors"] = torch.where(sets.kept < 0, 0, sets.lengths - sets.kept)
-    found["stream_outlier_dims"] = sets.outliers
-    if angles:
+    if sets.outliers is not None:
+        found["stream_outlier_dims"] = sets.outliers
+    if histogram is not None:
         found["angle_histogram"] = histogram
     return found
 

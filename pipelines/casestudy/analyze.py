@@ -213,8 +213,8 @@ def _write(folder: Path, result: dict[str, Any], arrays: dict[str, np.ndarray]) 
 
 
 def _is_store(source: str) -> bool:
+    from bertgeom.store.root_file import FORMAT, is_store
     from bertgeom.store.storage import Storage
-    from bertgeom.store.zarr_io import FORMAT, is_store
 
     return is_store(Storage(source), FORMAT)
 

@@ -6,17 +6,18 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bertgeom.errors import UsageError
 from bertgeom.store.files import check_target, replacing, write_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bertgeom.pipelines.casestudy.classifier.classify import VariantClassifier
     from bertgeom.pipelines.casestudy.classifier.stream import LabelledSequences
     from bertgeom.pipelines.casestudy.classifier.train import Progress as TrainProgress
@@ -25,7 +26,13 @@ app = typer.Typer(
     help="SARS-CoV-2 variants: simulated genomes, a trained classifier, what it does and why.",
     no_args_is_help=True,
 )
-_console = Console(stderr=True)
+
+
+@cache
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def register(parent: typer.Typer) -> None:
@@ -327,19 +334,27 @@ def _stem(path: Path) -> str:
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, nothing elsewhere (there, log lines tell)."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console, disable=not _console.is_terminal) as bar:
+    with Progress(*columns, console=_console(), disable=not _console().is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
 def _log(line: str) -> None:
-    if _console.is_terminal:
-        _console.print(line, highlight=False, markup=False)
+    if _console().is_terminal:
+        _console().print(line, highlight=False, markup=False)
     else:
         print(line, file=sys.stderr, flush=True)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertgeom.errors import StoreError, UsageError
-from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
-from bertgeom.store import zarr_io
+from bertgeom.pipelines.context.folder import RUN, RunFolder
+from bertgeom.store import root_file, zarr_io
 from bertgeom.store.dataset import written_windows
 from bertgeom.store.files import check_folder, check_target, replacing_folder, write_text
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage
 
 if TYPE_CHECKING:
@@ -120,13 +121,14 @@ def inputs_of(*given: str | Path | None) -> list[str]:
 
 
 def _is_result(folder: Path) -> bool:
-    return zarr_io.is_store(Storage(str(folder)), FORMAT)
+    return root_file.is_store(Storage(str(folder)), FORMAT)
 
 
 def as_json(dataset: xarray.Dataset) -> dict[str, Any]:
     """JSON-able content of a dataset."""
     facts = dataset.to_dict()
-    return _clean({name: facts[name] for name in ("attrs", "dims", "coords", "data_vars")})
+    kept = ("attrs", "dims", "coords", "data_vars")
+    return {name: _clean(facts[name]) for name in kept}
 
 
 def as_lines(dataset: xarray.Dataset) -> Iterator[str]:

@@ -23,6 +23,7 @@ from bertgeom.analysis.region_placement import place_regions
 from bertgeom.analysis.rollout import attention_rollout
 from bertgeom.analysis.spectra import captured_spectra, spectra_dataset
 from bertgeom.errors import StoreError, UsageError
+from bertgeom.kernels.arrays import Int64Array
 from bertgeom.pipelines.context.run_context import RunContext, open_context, reopened
 from bertgeom.pipelines.partition.measure import encode_windows
 from bertgeom.pipelines.partition.sampled_spectra import with_statistics
@@ -270,7 +271,7 @@ def store_regions(
     return _with_places(dataset, places)
 
 
-def sample_numbers(context: RunContext, n: int, exclude_flags: Iterable[str] = ()) -> np.ndarray:
+def sample_numbers(context: RunContext, n: int, exclude_flags: Iterable[str] = ()) -> Int64Array:
     """Numbers of at most n windows with statistics, in order."""
     arrays = zarr_io.Arrays(context.storage, read_only=True)
     numbers, records = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]

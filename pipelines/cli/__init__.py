@@ -2,6 +2,6 @@
 
 `main` is the program `bertgeom`; `options` makes options from `bertgeom.config.Settings`;
 `catalogue` and `whole_store` hold the commands on finished stores, `catalogue_options` what they
-share; `tables`, `catalogue_tables`, `progress` and `output` print.
+share; `tables`, `catalogue_tables`, `progress` and `output` print, `logs` shows log records.
 Read `main` first. May import from every room; only `casestudy` has commands of its own.
 """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bertgeom._version import __version__
+from bertgeom.pipelines.cli.logs import show_more, showing_logs
 from bertgeom.pipelines.cli.options import (
     AnnotationsOption,
     JsonOption,
@@ -82,8 +83,14 @@ def common(
         ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, help="Show log records, -vv all: bertgeom -v COMMAND."
+        ),
+    ] = 0,
 ) -> None:
-    pass
+    show_more(verbose)
 
 
 @app.command()
@@ -380,7 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        with _signals_interrupt():
+        with _signals_interrupt(), showing_logs():
             code = command_group().main(args=arguments, prog_name="bertgeom", standalone_mode=False)
         if code == _INTERRUPTED:
             raise KeyboardInterrupt

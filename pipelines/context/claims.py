@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import IO
 
 from bertgeom.errors import BertgeomError, DamagedError, StoreError, UsageError
-from bertgeom.pipelines.context.folder import FOLDER, RunFolder
+from bertgeom.pipelines.context.folder import RunFolder
 from bertgeom.pipelines.context.leases import LEASE, lease
 from bertgeom.sequences.shards import is_complete
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file
 from bertgeom.store.journal import DRAFT, Journal
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage, explain_write_errors, reason
 
 #: Where the lock lies: that of a run stays, that of an ingest goes with it.
-LOCKS = {zarr_io.FORMAT: f"{FOLDER}/lock", zarr_io.SEQUENCE_FORMAT: "ingest.lock"}
+LOCKS = {root_file.FORMAT: f"{FOLDER}/lock", root_file.SEQUENCE_FORMAT: "ingest.lock"}
 LEASES = {kind: f"{key.removesuffix('lock')}{LEASE}" for kind, key in LOCKS.items()}
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 #: Attempts to lock a place that another process is taking back at the same time.
@@ -91,7 +92,7 @@ def exclusive_lock(storage: Storage, kind: str, journal: Journal) -> Iterator[No
         finally:
             # Unlinked while it is held: who gets it next looks whether it is still the file here.
             path = folder / LOCKS[kind]
-            if kind == zarr_io.SEQUENCE_FORMAT and _is_file(path, file):
+            if kind == root_file.SEQUENCE_FORMAT and _is_file(path, file):
                 with suppress(OSError):
                     path.unlink()
 
@@ -141,7 +142,7 @@ def _is_file(path: Path, file: IO[bytes]) -> bool:
 
 def _is_set_up(storage: Storage, kind: str) -> bool:
     with suppress(BertgeomError, OSError):
-        if kind == zarr_io.SEQUENCE_FORMAT:
+        if kind == root_file.SEQUENCE_FORMAT:
             return is_complete(storage)
         return storage.exists(f"{FOLDER}/run.json")
     return True
@@ -166,10 +167,10 @@ def check_place(storage: Storage, kind: str, inputs: Iterable[str] = ()) -> bool
     if folder is not None:
         _check_folder(storage.shown, folder)
     names = storage.names("", drafts=True)
-    if kind == zarr_io.FORMAT and names and _has_lost_root(storage):
+    if kind == root_file.FORMAT and names and _has_lost_root(storage):
         return False
-    if zarr_io.METADATA in names:
-        zarr_io.check_format(storage, kind)
+    if root_file.METADATA in names:
+        root_file.check_format(storage, kind)
         return False
     if not _is_unborn(storage, kind, names):
         raise StoreError(
@@ -188,11 +189,11 @@ def _has_lost_root(storage: Storage) -> bool:
     except StoreError:
         return False
     try:
-        zarr_io.check_format(storage, zarr_io.FORMAT)
+        root_file.check_format(storage, root_file.FORMAT)
     except DamagedError:
         return True
     except StoreError:
-        return not storage.exists(zarr_io.METADATA)
+        return not storage.exists(root_file.METADATA)
     return False
 
 
@@ -204,7 +205,7 @@ def _is_unborn(storage: Storage, kind: str, names: list[str]) -> bool:
     """Whether there is nothing but the lock of a store that was never begun."""
     own = {LOCKS[kind], LEASES[kind]}
     listed = list(names)
-    if kind == zarr_io.FORMAT and FOLDER in names:
+    if kind == root_file.FORMAT and FOLDER in names:
         listed.remove(FOLDER)
         listed += [f"{FOLDER}/{name}" for name in storage.names(FOLDER, drafts=True)]
     begun = any(key in own for key in listed)
@@ -253,7 +254,7 @@ def _above(folder: Path) -> str | None:
             return f"a path below the file {parent}"
         inner = Storage(str(parent))
         with suppress(OSError):
-            if any(zarr_io.is_store(inner, kind) for kind in LOCKS):
+            if any(root_file.is_store(inner, kind) for kind in LOCKS):
                 return f"a path inside of the store {parent}"
     return None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,18 @@ class Finished(Event):
 
 
 Subscriber = Callable[[Event], None]
+#: Sent many times in a row.
+_FREQUENT = (Ingesting, Cutting, Measured)
 
 
 @dataclass
 class Bus:
-    """Hands every event to every subscriber."""
+    """Hands every event to every subscriber, and to the log."""
 
     subscribers: list[Subscriber] = field(default_factory=list)
 
     def send(self, event: Event) -> None:
+        _LOG.log(logging.DEBUG if isinstance(event, _FREQUENT) else logging.INFO, "%s", event)
         for subscriber in self.subscribers:
             subscriber(event)
 

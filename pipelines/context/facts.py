@@ -143,9 +143,10 @@ class RunFacts:
         return json_values({k: v for k, v in values.items() if v is not None or k not in later})
 
 
-def json_values(values: Any) -> Any:
+def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as they come back from JSON: lists in place of tuples."""
-    return json.loads(json.dumps(values))
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
 
 
 def read_dataclass(kind: type[T], values: Any, where: str = "") -> T:

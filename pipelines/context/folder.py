@@ -36,7 +36,7 @@ from bertgeom.config import fingerprint as fingerprint_of
 from bertgeom.errors import DamagedError, StoreError
 from bertgeom.pipelines.context.facts import RunFacts
 from bertgeom.pipelines.context.input_summary import InputSummary
-from bertgeom.store import zarr_io as store
+from bertgeom.store import root_file
 from bertgeom.store.manifest import (
     FOLDER,
     REMEDY,
@@ -92,7 +92,9 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder; harmless when repeated."""
-        store.create_plain_group(self.storage, "bookkeeping of the run; no arrays")
+        from bertgeom.store.zarr_io import create_plain_group
+
+        create_plain_group(self.storage, "bookkeeping of the run; no arrays")
 
     def read_run(self) -> RunFacts | None:
         """What the run is, None before it was set up.
@@ -116,7 +118,7 @@ class RunFolder:
     def _completed(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Facts of a run by version 0.1.0, with what only the root of its store says."""
         try:
-            root = store.check_format(self.store, store.FORMAT)
+            root = root_file.check_format(self.store, root_file.FORMAT)
         except StoreError:
             root = {}
         model_id = (root.get("model") or {}).get("id") or Path(str(facts.get("model"))).name

@@ -10,7 +10,6 @@ from bertgeom.errors import StoreError
 from bertgeom.pipelines.context.claims import LEASES, LOCKS
 from bertgeom.pipelines.context.folder import (
     ANNOTATIONS,
-    FOLDER,
     HISTORY,
     INPUT,
     LABELS,
@@ -19,13 +18,20 @@ from bertgeom.pipelines.context.folder import (
     RunFolder,
 )
 from bertgeom.pipelines.context.run_context import SEQUENCES
-from bertgeom.store import manifest, zarr_io
+from bertgeom.store import manifest, root_file
 from bertgeom.store.journal import DRAFT
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage
+from bertgeom.store.zarr_io import create_root
 
 _BOOKKEEPING = {f"{FOLDER}/{name}" for name in (RUN, LABELS, ANNOTATIONS, WINDOWS, INPUT)}
-_KEPT = {f"{FOLDER}/{HISTORY}", LOCKS[zarr_io.FORMAT], LEASES[zarr_io.FORMAT], zarr_io.METADATA}
-_KEPT |= {f"{FOLDER}/{zarr_io.METADATA}"}
+_KEPT = {
+    f"{FOLDER}/{HISTORY}",
+    LOCKS[root_file.FORMAT],
+    LEASES[root_file.FORMAT],
+    root_file.METADATA,
+}
+_KEPT |= {f"{FOLDER}/{root_file.METADATA}"}
 
 
 def forget_unstarted(storage: Storage) -> bool:
@@ -41,8 +47,8 @@ def forget_unstarted(storage: Storage) -> bool:
     for key in sorted(_BOOKKEEPING - {f"{FOLDER}/{RUN}"}):
         storage.remove(key)
     # Killed here, the place still counts as a run that was set up.
-    storage.remove(zarr_io.METADATA)
-    zarr_io.create_root(storage)
+    storage.remove(root_file.METADATA)
+    create_root(storage)
     storage.remove(f"{FOLDER}/{RUN}")
     return True
 
@@ -52,8 +58,8 @@ def _made_by_set_up(storage: Storage) -> set[str] | None:
     folder = RunFolder(storage)
     try:
         facts = folder.read_run()
-        there = storage.exists(zarr_io.METADATA)
-        root = zarr_io.check_format(storage, zarr_io.FORMAT) if there else {}
+        there = storage.exists(root_file.METADATA)
+        root = root_file.check_format(storage, root_file.FORMAT) if there else {}
     except StoreError:
         return None
     if facts is None or facts.files is None or root.get("complete"):

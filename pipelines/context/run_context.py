@@ -15,17 +15,18 @@ import numpy as np
 from bertgeom.config import MeasureSettings, ResolvedSettings, Settings, check_same
 from bertgeom.errors import DamagedError, ModelError, StoreError
 from bertgeom.pipelines.context.facts import ModelIdentity, RunFacts
-from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
-from bertgeom.pipelines.plan.partitions import Index, Plan, window_index
-from bertgeom.pipelines.plan.token_windows import TokenWindows
+from bertgeom.pipelines.context.folder import RUN, RunFolder
+from bertgeom.pipelines.plan.partitions import Index, Pieces, Plan, window_index
 from bertgeom.sequences.shards import Sequences, open_sequences
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file
 from bertgeom.store.layout import Layout, Shape
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage
 
 if TYPE_CHECKING:
     from bertgeom.analysis.annotations import Annotations
     from bertgeom.model.encoder import Encoder
+    from bertgeom.pipelines.plan.token_windows import TokenWindows
 
 SEQUENCES = "sequences"
 #: From glibc's malloc.h.
@@ -83,9 +84,12 @@ class RunContext:
         """
         return self.folder.read_group(group, self.fingerprint, self.plan.group(group))
 
-    def records(self) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    def records(
+        self, pieces: Pieces | None = None
+    ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
         """All completion records, and what is wrong with those that cannot be used."""
-        return self.folder.read_groups(self.fingerprint, self.plan.group, self.plan.n_groups)
+        pieces = pieces or self.plan
+        return self.folder.read_groups(self.fingerprint, pieces.group, pieces.n_groups)
 
     @property
     def format_version(self) -> str:
@@ -128,12 +132,24 @@ class RunContext:
     @cached_property
     def plan(self) -> Plan:
         settings = self.settings
-        return Plan(
+        return Plan.of(
             self._index,
             settings.partition_windows,
             self.facts.group_windows,
             settings.batch_tokens,
         )
+
+    def pieces(self, n_windows: object) -> Pieces:
+        """Partitions and row groups, without a look at the records where their windows are known.
+
+        Args:
+            n_windows: what the root of the store says; anything but a count is ignored.
+        """
+        if self.facts.identity.windows is not None or type(n_windows) is not int:
+            return self.plan
+        # Shards of something else are an error here as well.
+        _ = self.sequences
+        return Pieces(n_windows, self.settings.partition_windows, self.facts.group_windows)
 
     @property
     def _index(self) -> Index:
@@ -142,6 +158,8 @@ class RunContext:
             return window_index(self.sequences.lengths, self.settings)
         if self.cut is not None:
             return self.cut
+        from bertgeom.pipelines.plan.token_windows import TokenWindows
+
         return TokenWindows.of_bytes(
             self.folder.read_windows(),
             known.sha256,
@@ -189,7 +207,7 @@ def open_context(url: str, encoder: Encoder | None = None) -> RunContext:
     """
     storage = Storage(url)
     facts = RunFolder(storage).read_run()
-    if facts is None and zarr_io.is_store(storage, zarr_io.FORMAT):
+    if facts is None and root_file.is_store(storage, root_file.FORMAT):
         raise DamagedError(
             f"{url}/{FOLDER}/{RUN}: expected what the run is, found no such file; the bertgeom run "
             "command of this store, given again, restores it"

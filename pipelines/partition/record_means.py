@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from bertgeom.analysis.cohorts import cohort_sums, statistic_dims, statistics_of
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file, zarr_io
 from bertgeom.store.layout import MEAN_CHUNK
 from bertgeom.variables import LOST, VARIABLES, Variable
 
@@ -68,7 +68,7 @@ class RecordSums:
 
 def write(context: RunContext, storage: Storage, groups: Iterable[bytes]) -> list[str]:
     """Write the means of all records as a group, row group by row group; returns the names."""
-    zarr_io.clear(storage)
+    root_file.clear(storage)
     arrays = zarr_io.Arrays(storage, format_version=context.format_version)
     text = "statistics of windows, mean by record; NaN where a record has no window with them"
     arrays.create_group({"description": text})

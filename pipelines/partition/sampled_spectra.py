@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from bertgeom.kernels.arrays import Int64Array, UInt8Array
 from bertgeom.pipelines.plan.sampling import stratified
 from bertgeom.variables import LOST
 
@@ -30,14 +31,14 @@ _WINDOW = "window_index"
 SAMPLING = "stratified"
 
 
-def with_statistics(flags: np.ndarray) -> np.ndarray:
+def with_statistics(flags: UInt8Array) -> Int64Array:
     """Places of the windows that have statistics, by their flags."""
     return np.flatnonzero(flags & LOST == 0)
 
 
 def sampled_rows(
-    context: RunContext, partition: int, flags: np.ndarray, record: np.ndarray
-) -> np.ndarray:
+    context: RunContext, partition: int, flags: UInt8Array, record: Int64Array
+) -> Int64Array:
     """Rows of a partition whose spectra are due, by flags and records of its windows."""
     there, n = with_statistics(flags), context.settings.spectra
     if context.facts.sampling == SAMPLING:

@@ -14,8 +14,10 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from bertgeom.config import Settings
+from bertgeom.kernels.arrays import BoolArray, Int64Array
 from bertgeom.sequences.windows import count_windows, windows_of
 from bertgeom.tokens.encoded import Tokenizer
 
@@ -31,16 +33,16 @@ class Windows:
         n_tokens: int64 (n,), tokens of the windows where they were cut by tokens, else None.
     """
 
-    record: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    strand: np.ndarray
-    n_tokens: np.ndarray | None = None
+    record: Int64Array
+    start: Int64Array
+    stop: Int64Array
+    strand: npt.NDArray[np.int8]
+    n_tokens: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.record)
 
-    def take(self, rows: np.ndarray) -> Windows:
+    def take(self, rows: Int64Array) -> Windows:
         """Those at `rows`, in that order."""
         tokens = None if self.n_tokens is None else self.n_tokens[rows]
         return Windows(
@@ -62,7 +64,7 @@ class Index(Protocol):
         """Windows number first..stop."""
         ...
 
-    def short(self, windows: Windows) -> np.ndarray:
+    def short(self, windows: Windows) -> BoolArray:
         """bool: the only window of a record, shorter than others."""
         ...
 
@@ -102,9 +104,10 @@ class WindowIndex:
         """Bases of a whole window."""
         return self.size
 
-    def short(self, windows: Windows) -> np.ndarray:
+    def short(self, windows: Windows) -> BoolArray:
         """bool: the only window of a record, shorter than a whole one."""
-        return (windows.stop - windows.start < self.size) & (windows.start == 0)
+        found: BoolArray = (windows.stop - windows.start < self.size) & (windows.start == 0)
+        return found
 
     def windows(self, first: int, stop: int) -> Windows:
         """Windows number first..stop."""
@@ -126,25 +129,19 @@ class WindowIndex:
         return windows_of(length, self.size, self.stride, self.min_length)
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A run, cut into pieces.
+@dataclass(frozen=True)
+class Pieces:
+    """So many windows, cut into partitions and row groups.
 
     Attributes:
-        index: the windows.
+        n_windows: windows of all records.
         partition_windows: windows of a partition; the last one has what is left.
         group_windows: windows of a row group, a multiple of `partition_windows`.
-        batch_tokens: padded tokens of a batch at most, but at least one window.
     """
 
-    index: Index
+    n_windows: int
     partition_windows: int
     group_windows: int
-    batch_tokens: int
-
-    @property
-    def n_windows(self) -> int:
-        return self.index.n_windows
 
     @property
     def n_partitions(self) -> int:
@@ -172,6 +169,26 @@ class Plan:
         """The partitions of a row group."""
         first, stop = self.group(group)
         return range(first // self.partition_windows, -(-stop // self.partition_windows))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Pieces):
+    """A run, cut into pieces, with its windows.
+
+    Attributes:
+        index: the windows.
+        batch_tokens: padded tokens of a batch at most, but at least one window.
+    """
+
+    index: Index
+    batch_tokens: int
+
+    @classmethod
+    def of(
+        cls, index: Index, partition_windows: int, group_windows: int, batch_tokens: int
+    ) -> Plan:
+        """The plan of all windows of an index."""
+        return cls(index.n_windows, partition_windows, group_windows, index, batch_tokens)
 
 
 def batches(n_tokens: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

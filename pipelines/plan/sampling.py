@@ -14,8 +14,10 @@ import itertools
 
 import numpy as np
 
+from bertgeom.kernels.arrays import Float64Array, Int64Array
 
-def stratified(record: np.ndarray, n: int, seed: int | tuple[int, ...] = 0) -> np.ndarray:
+
+def stratified(record: Int64Array, n: int, seed: int | tuple[int, ...] = 0) -> Int64Array:
     """Positions of at most n windows, ascending int64.
 
     Args:
@@ -38,9 +40,10 @@ def stratified(record: np.ndarray, n: int, seed: int | tuple[int, ...] = 0) -> n
     return chosen
 
 
-def _places(record: np.ndarray) -> np.ndarray:
+def _places(record: Int64Array) -> Float64Array:
     """Where in its record every window is, between 0 and 1."""
     first = np.flatnonzero(np.r_[True, record[1:] != record[:-1]])
     sizes = np.diff(np.r_[first, len(record)])
     rank = np.arange(len(record)) - np.repeat(first, sizes)
-    return (rank + 0.5) / np.repeat(sizes, sizes)
+    places: Float64Array = (rank + 0.5) / np.repeat(sizes, sizes)
+    return places

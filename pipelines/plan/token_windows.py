@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from bertgeom.errors import DamagedError, UsageError
+from bertgeom.kernels.arrays import BoolArray
 from bertgeom.kernels.kmers import reverse_complement
 from bertgeom.pipelines.plan.partitions import Windows
 from bertgeom.sequences.shards import CHUNK_BASES, Sequences
@@ -99,9 +100,10 @@ class TokenWindows:
             self.tokens[turn, place].astype(np.int64),
         )
 
-    def short(self, windows: Windows) -> np.ndarray:
+    def short(self, windows: Windows) -> BoolArray:
         """bool: windows that hold a whole record."""
-        return self.record_windows[windows.record] == 1
+        found: BoolArray = self.record_windows[windows.record] == 1
+        return found
 
     def to_bytes(self) -> bytes:
         """The file that a run keeps."""

@@ -27,6 +27,7 @@ from bertgeom.analysis.cohorts import (
     sums_of_dataset,
 )
 from bertgeom.errors import UsageError
+from bertgeom.kernels.arrays import BoolArray
 from bertgeom.pipelines.plan.sampling import stratified
 from bertgeom.pipelines.run.shares import MOST_UNKNOWN, Shares, mostly_unknown, percent, shares
 from bertgeom.store.dataset import attribute, check_flags, excluded, label_codes
@@ -328,7 +329,8 @@ def _values(array: xarray.DataArray, statistic: str) -> np.ndarray:
     values = np.asarray(array)
     if statistic != GATE_SHARE:
         return values
-    return (values[..., None] == np.arange(len(GATE_LABELS))).astype(np.float64)
+    chosen: BoolArray = values[..., None] == np.arange(len(GATE_LABELS))
+    return chosen.astype(np.float64)
 
 
 def _with_all(parts: Moments, n_named: int) -> Moments:

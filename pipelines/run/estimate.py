@@ -112,7 +112,7 @@ def preview(
     _check_tables(records, labels, regions)
     size = resolved.partition_windows
     group = row_group(shape, size, index.n_windows)
-    plan = Plan(index, size, group, resolved.batch_tokens)
+    plan = Plan.of(index, size, group, resolved.batch_tokens)
     threads = threads or max(1, len(os.sched_getaffinity(0)) // workers)
     needed = cost.memory(
         cost.model_cost(encoder),

@@ -246,10 +246,10 @@ def _work_group(url: str, model: str, threads: int, group: int) -> list[Event]:
 def _result(future: Any) -> list[Event]:
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     try:
-        return future.result()
+        events: list[Event] = future.result()
     except BertgeomError:
         raise
     except KilledWorker as error:
@@ -263,6 +263,7 @@ def _result(future: Any) -> list[Event]:
             f"expected {future.key.rsplit('-', 1)[0]} to finish, found the Dask scheduler lost; "
             "start it and give the same command again, finished work is kept"
         ) from error
+    return events
 
 
 #: Dask answers HTTP without a dashboard too; by default on every interface and one fixed port.

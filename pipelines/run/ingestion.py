@@ -22,7 +22,7 @@ from bertgeom.sequences.shards import (
     write_sequences,
 )
 from bertgeom.sequences.sources import Digest, Source, expand_sources, open_source
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file, zarr_io
 from bertgeom.store.storage import Storage
 from bertgeom.urls import shown_url
 
@@ -41,7 +41,7 @@ def outside_shards(sources: Sources | None, sequences: str | Path | None) -> str
         raise UsageError(
             "expected at least one source, found none; give FASTA files or --sequences"
         )
-    shards = [s for s in listed if zarr_io.is_store(Storage(s), zarr_io.SEQUENCE_FORMAT)]
+    shards = [s for s in listed if root_file.is_store(Storage(s), root_file.SEQUENCE_FORMAT)]
     if shards and len(listed) > 1:
         raise UsageError(
             f"expected one store of sequence shards as the only source, found {len(listed)} sources"
@@ -72,7 +72,7 @@ def ingest_into(
         bus.send(Ingested(facts["n_records"], facts["n_bases"], True))
         return found
     inner = storage.child(SEQUENCES)
-    known, written_by = _known_sources(storage), zarr_io.written_by(storage)
+    known, written_by = _known_sources(storage), root_file.written_by(storage)
     return ingest_sources(inner, sources, bus, known, written_by)
 
 
@@ -111,9 +111,9 @@ def ingest_sources(
     for line in damaged:
         bus.send(Damaged(f"{storage.shown}: {line}; the sources are read again"))
     # Until the last write the shards count as unfinished.
-    written_by = zarr_io.written_by(storage) or written_by
-    storage.remove(zarr_io.METADATA)
-    zarr_io.create_root(storage, zarr_io.SEQUENCE_FORMAT, written_by)
+    written_by = root_file.written_by(storage) or written_by
+    storage.remove(root_file.METADATA)
+    zarr_io.create_root(storage, root_file.SEQUENCE_FORMAT, written_by)
     digests: list[Digest] = []
     facts: list[dict[str, Any]] = []
 
@@ -139,7 +139,7 @@ def _known_sources(storage: Storage) -> list[dict[str, Any]] | None:
         if facts is not None and facts.sources is not None:
             return [dict(source) for source in facts.sources]
     with suppress(StoreError):
-        return zarr_io.check_format(storage, zarr_io.FORMAT).get("sources")
+        return root_file.check_format(storage, root_file.FORMAT).get("sources")
     return None
 
 

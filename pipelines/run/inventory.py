@@ -23,7 +23,7 @@ from bertgeom.pipelines.context.folder import (
 from bertgeom.pipelines.context.run_context import SEQUENCES, RunContext
 from bertgeom.pipelines.partition import cohort_sums, record_means
 from bertgeom.sequences import shards as sequences
-from bertgeom.store import manifest, zarr_io
+from bertgeom.store import manifest, root_file
 from bertgeom.store.journal import DRAFT
 from bertgeom.store.manifest import FOLDER, Entry
 from bertgeom.store.storage import Storage
@@ -207,13 +207,13 @@ def _is_ours(key: str) -> bool:
     """Whether a file has a name that a run writes; any other is somebody's."""
     top, _, rest = key.partition("/")
     kept = top == FOLDER and rest in _KEPT
-    return kept or bool(_OF_ROWS.fullmatch(key)) or zarr_io.is_of_zarr(key)
+    return kept or bool(_OF_ROWS.fullmatch(key)) or root_file.is_of_zarr(key)
 
 
 def owner(context: RunContext, key: str) -> tuple[Kind, int | None]:
     """What a file belongs to, and its row group if it has one."""
     top, _, rest = key.partition("/")
-    if key == zarr_io.METADATA:
+    if key == root_file.METADATA:
         return Kind.ROOT, None
     if key.startswith(_GROUPS):
         stem = key.removeprefix(_GROUPS).partition(".")[0]
@@ -223,7 +223,7 @@ def owner(context: RunContext, key: str) -> tuple[Kind, int | None]:
     if key.startswith(_PARTITIONS) or _is_draft(key):
         return Kind.LEFTOVER, None
     if top == FOLDER:
-        return _KEPT.get(rest, Kind.SET_UP if rest == zarr_io.METADATA else Kind.DERIVED), None
+        return _KEPT.get(rest, Kind.SET_UP if rest == root_file.METADATA else Kind.DERIVED), None
     if top == SEQUENCES:
         return Kind.SEQUENCES, None
     if top in DERIVED:
@@ -241,12 +241,12 @@ def owner(context: RunContext, key: str) -> tuple[Kind, int | None]:
 def _root(storage: Storage) -> tuple[bool, list[Damage]]:
     """Whether the root says complete, and what is wrong with it."""
     try:
-        return bool(zarr_io.check_format(storage, zarr_io.FORMAT).get("complete")), []
+        return bool(root_file.check_format(storage, root_file.FORMAT).get("complete")), []
     except StoreError as error:
         # The list of files outlives its root: what it says is then compared.
         complete = storage.exists(manifest.KEY)
         text = str(error).partition(": ")[2]
-        return complete, [Damage(zarr_io.METADATA, f"cannot be used: {text}", Kind.ROOT)]
+        return complete, [Damage(root_file.METADATA, f"cannot be used: {text}", Kind.ROOT)]
 
 
 def _compare(
@@ -287,7 +287,7 @@ def _strays(
     context: RunContext, expected: Mapping[str, Entry], keys: Iterable[str]
 ) -> Iterator[Damage]:
     """Files of a finished store that are not in its list."""
-    arrays = {key.removesuffix(zarr_io.METADATA) for key in expected if "/" in key}
+    arrays = {key.removesuffix(root_file.METADATA) for key in expected if "/" in key}
     for key in keys:
         if key in expected or not manifest.is_listed(key):
             continue
@@ -328,7 +328,7 @@ def _is_chunk(key: str) -> bool:
 
 def _shards(context: RunContext, named: set[str]) -> list[Damage]:
     """What the shards say of themselves, against what the run was made of."""
-    key = f"{SEQUENCES}/{zarr_io.METADATA}"
+    key = f"{SEQUENCES}/{root_file.METADATA}"
     try:
         attributes = sequences.Sequences(context.storage.child(SEQUENCES)).attributes
         expected = asdict(context.facts.identity.sequences)

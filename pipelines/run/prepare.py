@@ -47,7 +47,7 @@ from bertgeom.pipelines.plan.token_windows import (
 )
 from bertgeom.pipelines.run.unknown import check_known
 from bertgeom.sequences.shards import Sequences
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file, zarr_io
 from bertgeom.store.layout import Shape, row_group
 from bertgeom.store.manifest import FOLDER, Entry, entry_of
 from bertgeom.store.storage import Storage
@@ -299,7 +299,7 @@ def set_up(prepared: PreparedRun) -> RunContext:
     inputs = input_files(prepared)
     for key, data in inputs.items():
         context.storage.write(key, data)
-    written_by = zarr_io.written_by(context.storage) or zarr_io.writers()
+    written_by = root_file.written_by(context.storage) or root_file.writers()
     context = replace(context, facts=replace(context.facts, written_by=written_by))
     names, files = restore(context)
     facts = replace(
@@ -366,14 +366,14 @@ def restore(
                 _put(context.storage, key, data)
     finally:
         scratch.remove("")
-    files.pop(zarr_io.METADATA)
+    files.pop(root_file.METADATA)
     return names, files
 
 
 def is_root_of(context: RunContext) -> bool:
     """Whether the attributes of the root are those that the run was set up with."""
     try:
-        found = zarr_io.check_format(context.storage, zarr_io.FORMAT)
+        found = root_file.check_format(context.storage, root_file.FORMAT)
     except StoreError:
         return False
     expected = json.loads(json.dumps(_attributes(context)))
@@ -399,7 +399,7 @@ def _refuse_other_run(context: RunContext) -> None:
     """
     url = context.storage.url
     try:
-        attributes = zarr_io.check_format(context.storage, zarr_io.FORMAT)
+        attributes = root_file.check_format(context.storage, root_file.FORMAT)
     except DamagedError:
         attributes = {}
     now = {"fingerprint": context.fingerprint, "settings": _attributes(context)["settings"]}

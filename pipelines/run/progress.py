@@ -12,8 +12,8 @@ from bertgeom.pipelines.context.events import Bus, Damaged, Event, GroupWritten,
 from bertgeom.pipelines.context.folder import summed
 from bertgeom.pipelines.context.input_summary import InputSummary
 from bertgeom.pipelines.context.run_context import RunContext, open_context
-from bertgeom.pipelines.plan.partitions import Plan
-from bertgeom.store import zarr_io as store
+from bertgeom.pipelines.plan.partitions import Pieces
+from bertgeom.store import root_file
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,26 @@ class Tracker:
         written: row groups that are done.
     """
 
-    plan: Plan
+    plan: Pieces
     spooled: set[int]
     records: dict[int, dict[str, Any]]
     written: set[int]
 
     @classmethod
-    def of(cls, context: RunContext, bus: Bus | None) -> Tracker:
+    def of(cls, context: RunContext, bus: Bus | None, pieces: Pieces | None = None) -> Tracker:
         """Look at the bookkeeping. With a bus, leftovers are cleared and damage is repaired.
 
         A completion record that cannot be read, or is of another run, counts as none.
         """
-        records, wrong = context.records()
-        spooled = {i for i in context.folder.spooled() if i < context.plan.n_partitions}
-        tracker = cls(context.plan, spooled, records, set(records))
+        pieces = pieces or context.plan
+        records, wrong = context.records(pieces)
+        spooled = {i for i in context.folder.spooled() if i < pieces.n_partitions}
+        tracker = cls(pieces, spooled, records, set(records))
         if bus is not None:
             for problem in wrong.values():
                 bus.send(Damaged(problem))
         for partition in sorted(tracker.spooled):
-            if context.plan.group_of(partition) in tracker.written:
+            if pieces.group_of(partition) in tracker.written:
                 tracker.spooled.discard(partition)
                 if bus is not None:
                     context.folder.remove_spool(partition)
@@ -126,8 +127,9 @@ def status(url: str) -> Status:
         True
     """
     context = open_context(str(url))
-    attributes = store.check_format(context.storage, store.FORMAT)
-    tracker = Tracker.of(context, None)
+    attributes = root_file.check_format(context.storage, root_file.FORMAT)
+    pieces = context.pieces(attributes.get("n_windows"))
+    tracker = Tracker.of(context, None, pieces)
     counts = _counted(tracker.records)
     missing = tracker.missing()
     times = (
@@ -137,11 +139,11 @@ def status(url: str) -> Status:
     return Status(
         context.storage.url,
         bool(attributes.get("complete")) and not missing,
-        context.plan.n_windows,
+        pieces.n_windows,
         tracker.windows_done(),
-        context.plan.n_partitions,
-        context.plan.n_partitions - len(missing),
-        context.plan.n_groups,
+        pieces.n_partitions,
+        pieces.n_partitions - len(missing),
+        pieces.n_groups,
         len(tracker.written),
         counts,
         tuple(missing[:10]),

@@ -17,7 +17,7 @@ from bertgeom.pipelines.context.events import Bus, Damaged
 from bertgeom.pipelines.context.run_context import RunContext
 from bertgeom.pipelines.run.inventory import Damage, Inspection, Kind
 from bertgeom.pipelines.run.prepare import is_root_of, restore
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file
 from bertgeom.store.storage import make_way
 
 #: Bytes of a store up to which `run` compares all checksums, as `verify` always does.
@@ -44,7 +44,7 @@ def mend(
     inputs = inputs or {}
     damages = [d for d in found.damages if d.kind is not Kind.ALIEN]
     if not found.of(Kind.ROOT) and not is_root_of(context):
-        damages.append(Damage(zarr_io.METADATA, "says something else than the run", Kind.ROOT))
+        damages.append(Damage(root_file.METADATA, "says something else than the run", Kind.ROOT))
     if not damages:
         return
     _refuse(context, [d for d in damages if _is_beyond(context, d, inputs)])
@@ -55,9 +55,9 @@ def mend(
     if len(damages) > _NAMED:
         bus.send(Damaged(f"{context.storage.shown}: {len(damages) - _NAMED} more damaged files"))
     if any(damage.kind is Kind.ROOT for damage in damages):
-        restore(context, [zarr_io.METADATA])
+        restore(context, [root_file.METADATA])
     elif found.complete:
-        zarr_io.reopen(context.storage)
+        root_file.reopen(context.storage)
     for group in found.groups:
         context.folder.remove_group(group)
     # Without its record nobody would see that a chunk is damaged.

@@ -25,7 +25,7 @@ from bertgeom.pipelines.context.events import (
     Subscriber,
     history,
 )
-from bertgeom.pipelines.context.folder import FOLDER, RUN, RunFolder
+from bertgeom.pipelines.context.folder import RUN, RunFolder
 from bertgeom.pipelines.context.restart import forget_unstarted
 from bertgeom.pipelines.context.run_context import (
     SEQUENCES,
@@ -57,7 +57,8 @@ from bertgeom.pipelines.run.prepare import (
 from bertgeom.pipelines.run.progress import Status, Tracker, status
 from bertgeom.pipelines.run.repair import CHECKED_WHOLE, mend
 from bertgeom.sequences.shards import MEMBERS, Sequences
-from bertgeom.store import manifest, zarr_io
+from bertgeom.store import manifest, root_file, zarr_io
+from bertgeom.store.manifest import FOLDER
 from bertgeom.store.storage import Storage, explain_write_errors
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def run(
     storage, elsewhere = Storage(str(out)), outside_shards(sources, sequences)
     given = (model, labels, annotations, sequences)
     inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
-    check_place(storage, zarr_io.FORMAT, inputs)
+    check_place(storage, root_file.FORMAT, inputs)
     threads = threads_of(workers, threads)
     check_script(workers)
     check_scheduler(scheduler)
@@ -139,7 +140,7 @@ def run(
     encoder = _checked_model(str(model), options, bus)
     with explain_write_errors(storage.url):
         regions = read_groups(annotations, options)
-    with claimed(storage, zarr_io.FORMAT, inputs) as storage, explain_write_errors(storage.url):
+    with claimed(storage, root_file.FORMAT, inputs) as storage, explain_write_errors(storage.url):
         shards = _ingested(storage, sources, elsewhere, bus)
         prepared = prepare_run(
             storage,
@@ -228,10 +229,10 @@ def ingest(
     storage, bus = Storage(str(out)), Bus(list(subscribers))
     inputs = as_list(sources)
     with (
-        claimed(storage, zarr_io.SEQUENCE_FORMAT, inputs) as storage,
+        claimed(storage, root_file.SEQUENCE_FORMAT, inputs) as storage,
         explain_write_errors(storage.url),
     ):
-        zarr_io.create_root(storage, zarr_io.SEQUENCE_FORMAT)
+        zarr_io.create_root(storage, root_file.SEQUENCE_FORMAT)
         found = ingest_sources(storage, sources, bus)
     bus.close()
     return found
@@ -268,7 +269,7 @@ def repair(
     """
     url, bus = str(path), Bus(list(subscribers))
     context = open_context(url)
-    with claimed(context.storage, zarr_io.FORMAT), explain_write_errors(url):
+    with claimed(context.storage, root_file.FORMAT), explain_write_errors(url):
         bus.subscribers.append(history(context.folder.log))
         found = inspect(context)
         # Only `finalise` writes the list and the sums by cohort: root and list may both be lost.
@@ -329,7 +330,7 @@ def finalise(url: str) -> Status:
         )
     with explain_write_errors(url):
         if found.complete:
-            zarr_io.reopen(context.storage)
+            root_file.reopen(context.storage)
         for group in Tracker.of(context, Bus()).whole_groups():
             write_group(context, group)
         context.storage.sweep()
@@ -340,8 +341,8 @@ def finalise(url: str) -> Status:
             members += [SEQUENCES, *(f"{SEQUENCES}/{name}" for name in MEMBERS)]
         root = zarr_io.consolidated(context.storage, members, {"complete": True})
         files = written_files(context, {member.partition("/")[0] for member in members})
-        manifest.write(context.storage, files | {zarr_io.METADATA: manifest.entry_of(root)})
-        context.storage.write(zarr_io.METADATA, root)
+        manifest.write(context.storage, files | {root_file.METADATA: manifest.entry_of(root)})
+        context.storage.write(root_file.METADATA, root)
     return status(url)
 
 

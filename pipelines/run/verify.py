@@ -18,6 +18,7 @@ from bertgeom.pipelines.partition import cohort_sums
 from bertgeom.pipelines.run.inventory import Inspection, inspect
 from bertgeom.pipelines.run.progress import status
 from bertgeom.sequences import shards
+from bertgeom.store import root_file
 from bertgeom.store import zarr_io as store
 from bertgeom.store.storage import Storage, shown_url
 from bertgeom.variables import LOST
@@ -137,7 +138,7 @@ def _advisories(context: RunContext) -> list[str]:
     arrays = store.Arrays(context.storage, read_only=True)
     done = [arrays.read("n_tokens", *context.plan.group(g)) for g in sorted(context.records()[0])]
     n_tokens = np.concatenate([np.zeros(0, np.uint32), *done])
-    return advisories(store.check_format(context.storage, store.FORMAT), n_tokens)
+    return advisories(root_file.check_format(context.storage, root_file.FORMAT), n_tokens)
 
 
 def check_cohorts(context: RunContext) -> list[str]:

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import hashlib
 import json
 
@@ -7,7 +9,7 @@ import pytest
 from bertgeom import data
 
 
-def test_reference_is_the_genbank_sequence():
+def test_reference_is_the_genbank_sequence() -> None:
     bases = data.reference()
     assert bases.dtype == np.uint8
     assert bases.shape == (29903,)
@@ -15,12 +17,12 @@ def test_reference_is_the_genbank_sequence():
     assert data.REFERENCE_SHA256.startswith("7d5621cd3b3e498d0c27fcca9d3d3c51")
 
 
-def test_reference_cannot_be_changed_by_a_caller():
+def test_reference_cannot_be_changed_by_a_caller() -> None:
     with pytest.raises(ValueError, match="read-only"):
         data.reference()[0] = 65
 
 
-def test_all_shipped_files_are_there():
+def test_all_shipped_files_are_there() -> None:
     for path in (
         data.reference_path(),
         data.lineage_mutations(),
@@ -35,13 +37,13 @@ def test_all_shipped_files_are_there():
         assert path.stat().st_size > 0, path
 
 
-def test_shipped_model_is_small_and_has_no_pickle():
+def test_shipped_model_is_small_and_has_no_pickle() -> None:
     files = [path for path in data.demo_model().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 5_000_000
     assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors", ".md"}
 
 
-def test_demo_labels_name_every_demo_genome():
+def test_demo_labels_name_every_demo_genome() -> None:
     import gzip
 
     rows = data.demo_labels().read_text().splitlines()

@@ -8,7 +8,7 @@ import pytest
 
 from bertgeom import formatdoc
 from bertgeom.store.layout import Layout, Shape
-from bertgeom.store.zarr_io import FORMAT_VERSION
+from bertgeom.store.root_file import FORMAT_VERSION
 from bertgeom.variables import FLAGS, KEEP, VARIABLES
 
 TEXT = formatdoc.PATH.read_text("utf-8")
@@ -28,7 +28,9 @@ def test_every_array_flag_and_coordinate_is_described() -> None:
 
 
 def test_the_version_is_that_of_the_code() -> None:
-    assert re.search(r"format version (\d+)", TEXT)[1] == FORMAT_VERSION.split(".")[0]
+    found = re.search(r"format version (\d+)", TEXT)
+    assert found
+    assert found[1] == FORMAT_VERSION.split(".")[0]
 
 
 def test_missing_marks_are_an_error() -> None:

@@ -75,7 +75,7 @@ def attention_of_mixed_lengths() -> None:
             "n_offset_side": 9, "n_groups": 0, "rows": True, "columns": True,
         }  # fmt: skip
         counts = torch.tensor(lengths)
-        plain = [x.nan_to_num(0) for x in (q, k, v)]
+        plain = q.nan_to_num(0), k.nan_to_num(0), v.nan_to_num(0)
         bounds = tolerance.bounds(*plain, counts, None, None, api.checked_options(**options))
         for unit in UNITS:
             with mock.patch.object(amx, "usable", return_value=unit):
@@ -100,7 +100,7 @@ def attention_beyond_its_tensors() -> None:
 @check
 def attention_beyond_its_scratch_memory() -> None:
     heads = torch.randn(3, 2, 2, 1200, 32)
-    asked = {"lengths": torch.tensor([1200, 700]), "impl": "numba"}
+    asked: dict[str, Any] = {"lengths": torch.tensor([1200, 700]), "impl": "numba"}
     with mock.patch.object(run, "most_floats", return_value=4096):
         refused(lambda: attention_stats(*heads, **asked), "scratch memory too small")
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fake_encoder as fakes
 from zarr.storage import _local
@@ -56,9 +57,12 @@ class Countdown:
 
     def install(self) -> None:
         _local._put = self.wrap(_local._put, self._torn_chunk)
-        Storage.write = self.wrap(Storage.write, self._torn_record)
-        Storage.append = self.wrap(Storage.append, self._torn_line)
-        Storage.remove = self.wrap(Storage.remove, lambda *args: None)
+        for name, torn in (
+            ("write", self._torn_record),
+            ("append", self._torn_line),
+            ("remove", lambda *args: None),
+        ):
+            setattr(Storage, name, self.wrap(getattr(Storage, name), torn))
 
     @staticmethod
     def _torn_chunk(path: Path, value: Any, *rest: Any) -> None:
@@ -68,12 +72,14 @@ class Countdown:
 
     @staticmethod
     def _torn_record(storage: Storage, key: str, data: bytes) -> None:
+        assert storage.folder is not None
         path = storage.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(f"{path.name}.1{PARTIAL}").write_bytes(data[: len(data) // 2])
 
     @staticmethod
     def _torn_line(storage: Storage, key: str, text: str) -> None:
+        assert storage.folder is not None
         with (storage.folder / key).open("a") as file:
             file.write(text[: len(text) // 2])
 
@@ -105,8 +111,9 @@ def run(
 ) -> int:
     """A run with the fake encoder, or a repair of its store; the number of writes."""
     encoder = fakes.FakeEncoder()
-    stages.load_model = run_context.load_model = lambda *args, **options: encoder
-    prepare.row_group = lambda shape, size, n: 2 * size
+    for module in (stages, run_context):
+        mock.patch.object(module, "load_model", return_value=encoder).start()
+    mock.patch.object(prepare, "row_group", lambda shape, size, n: 2 * size).start()
     countdown = Countdown(kill_at, mode)
     countdown.install()
     if repaired:

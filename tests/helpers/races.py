@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fake_encoder as fakes
 
@@ -28,8 +29,13 @@ def start(kind: str, source: Path, out: Path, wait: float, barrier: Any, told: A
         if kind == "ingest":
             stages.ingest(source, out)
         else:
-            stages.load_model = lambda *args, **options: fakes.FakeEncoder()
-            options = {"window": 30, "partition_windows": 4, "tier": "core", "threads": 1}
+            mock.patch.object(stages, "load_model", return_value=fakes.FakeEncoder()).start()
+            options: dict[str, Any] = {
+                "window": 30,
+                "partition_windows": 4,
+                "tier": "core",
+                "threads": 1,
+            }
             stages.run(source, model="fake", out=out, **options)
         told.put("")
     except BertgeomError as error:

@@ -65,7 +65,9 @@ def dataset(
     return xarray.Dataset(found, coords=coords, attrs=attributes)
 
 
-def _values(variable: variables.Variable, shape: tuple[int, ...], rng: np.random.Generator):
+def _values(
+    variable: variables.Variable, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
     if variable.dtype == "string":
         return np.array([f"record {i}" for i in range(shape[0])], dtype=object)
     if variable.name == "gate":
@@ -93,21 +95,21 @@ class Outline(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.found: list[tuple[str, dict[str, str]]] = []
         self.text: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text.append(data)
 
-    def all(self, tag):
+    def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.found if name == tag]
 
 
@@ -119,6 +121,6 @@ def outline(text: str) -> Outline:
     return parsed
 
 
-def pictures(text):
+def pictures(text: str) -> list[ElementTree.Element]:
     found = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', text)
     return [ElementTree.fromstring(base64.b64decode(one)) for one in found]

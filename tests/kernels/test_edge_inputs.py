@@ -146,7 +146,7 @@ def test_what_is_not_finite_spoils_no_other_window(kernel: str, bad: float, wher
     """Its own statistics may be NaN; not even a vector of the largest numbers goes further."""
     x, lengths = vectors(4, 70, 32), torch.tensor([70, 40, 70, 1])
     clean = KERNELS[kernel](x, lengths=lengths)
-    x[1, {"an entry": 3, "a row": 3, "everything": slice(None)}[where]] = (
+    x[1, slice(None) if where == "everything" else 3] = (
         torch.where(torch.arange(32) == 2, bad, x[1, 3]) if where == "an entry" else bad
     )
     found = KERNELS[kernel](x, lengths=lengths)
@@ -253,7 +253,7 @@ def test_bases_and_ids_of_any_strides_are_read_and_written_right() -> None:
         lambda: np.full((4, 64), -1, np.int32)[::-2],
     ):
         ids = view()
-        encode_kmers(turned, *pairs.T, table, stride=1, ids=ids, **rows)
+        encode_kmers(turned, pairs[:, 0], pairs[:, 1], table, stride=1, ids=ids, **rows)
         assert np.array_equal(ids, plain[0])
         ids = view()
         encode_singles(turned, pairs[:, 0], singles, 1, ids=ids, **rows)

@@ -300,6 +300,22 @@ def head_cone(n, d, address, row, out):
 
 
 @inner
+def is_finite(n, d, matrices, out):
+    """Whether queries and keys, the first two matrices, are finite. They need not be read if the
+    rank of their product is, in out: a number that is not finite makes it NaN."""
+    if np.isfinite(out[_LOGIT_RANK]):
+        return True
+    for x in range(2):
+        address, row = matrices[x]
+        flat = numba.carray(floats_at(address), ((n - 1) * row + d,), np.float32)
+        for i in range(n):
+            for k in range(d):
+                if not np.isfinite(flat[i * row + k]):
+                    return False
+    return True
+
+
+@inner
 def logit_statistics(blas, n, d, query, query_row, key, key_row, gram, bias, out):
     """Asymmetry and effective rank of S = Q K^T, from S if n < d, else from d x d products.
 

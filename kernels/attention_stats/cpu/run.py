@@ -46,6 +46,7 @@ from bertgeom.kernels.attention_stats.cpu.head import (
     end_stretch,
     gates,
     head_cone,
+    is_finite,
     k90_summary,
     logit_statistics,
     offset_statistics,
@@ -237,14 +238,22 @@ def _leave_out(values, b, h, n):
     values.query_entropy[b, h, n:] = np.nan
     values.received[b, h, n:] = np.nan
     if n == 0:
-        values.scalars[:, b, h] = np.nan
-        values.k90[:, b, h] = 0
-        values.gate[b, h] = GATE_MIXED
-        values.gate_mass[b, h] = np.nan
-        values.group_mass[b, h] = np.nan
-        values.profile[b, h] = np.nan
-        values.block_map[b, h] = np.nan
+        _leave_out_head(values, b, h)
         values.cones[:, b, h] = np.nan
+
+
+@inner
+def _leave_out_head(values, b, h):
+    """Write missing values of everything but cones."""
+    values.scalars[:, b, h] = np.nan
+    values.k90[:, b, h] = 0
+    values.gate[b, h] = GATE_MIXED
+    values.gate_mass[b, h] = np.nan
+    values.group_mass[b, h] = np.nan
+    values.profile[b, h] = np.nan
+    values.block_map[b, h] = np.nan
+    values.query_entropy[b, h] = np.nan
+    values.received[b, h] = np.nan
 
 
 @inner
@@ -293,6 +302,8 @@ def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, s
         values.query_entropy[b, h, i] = work.entropies[i]
     for j in range(min(n, values.received.shape[2])):
         values.received[b, h, j] = work.columns[j]
+    if not is_finite(n, d, matrices, out):
+        _leave_out_head(values, b, h)
 
 
 @inner

@@ -108,7 +108,7 @@ class Work(NamedTuple):
 
         content        (ld,)       1 for content tokens, 0 for special tokens and padding
         column, near   (ld,)       column sums of this stretch of rows: far cells, near cells
-        columns, far, confident    (ld,)  column sums of all rows, as in finish.HeadSums
+        columns, far, confident    (ld,)  column sums of all rows, as in gpu.columns.ColumnSums
         diagonals      (16, w)     diagonal j - i lies at n - 1 + j - i - s in array s, where
                                    s = (n - 1 - i) % 16; w keeps equal places of two arrays out
                                    of one set of the cache

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bertgeom.kernels._triton.programs import any_length, head_of, launch, tokens_of
 from bertgeom.kernels._triton.rules import ceil_div
 from bertgeom.kernels.attention_stats.gpu.tiles import (
     LOG2E,
@@ -41,16 +42,40 @@ from bertgeom.kernels.attention_stats.gpu.tiles import (
 from bertgeom.kernels.attention_stats.options import N_BLOCKS, SLACK, Options
 
 MAPS = tl.constexpr(N_BLOCKS)
-#: Code of a padded slot.
-NO_CODE = tl.constexpr(2 * N_BLOCKS)
-#: Sums that a program stores, in the order of `finish.SUMS` after its first.
-N_SCALARS = 11
+#: Sums that a program stores, in this order. The near ones are those of columns without special
+#: tokens; `backward` is what no other direction holds.
+SUMS = (
+    "square",  # sum A_ij^2
+    "distance",  # sum A_ij |j - i|
+    "offset",  # sum A_ij (j - i)
+    "self",  # sum A_ii
+    "forward",  # sum of j > i
+    "backward",  # sum of j < i
+    "near_self",  # the last three again, |j - i| <= near and j not special
+    "near_forward",
+    "near_backward",
+    "confident_mass",  # sum of A_ij >= theta
+    "confident_count",
+)
+N_SCALARS = len(SUMS)
 SCALARS = tl.constexpr(N_SCALARS)
 
 
 @triton.jit
 def _total(x, m):
     return tl.sum(tl.where(m, x, 0.0), 0) / UNIT
+
+
+@triton.jit
+def _members(i_first, n, COLS: tl.constexpr):
+    """(COLS, 16): whether query i_first + row is in stretch g of a window: g n <= 16 i < (g + 1) n.
+
+    Made of three instructions a cell: no launch has to write them before, none has to read them.
+    """
+    at = (i_first + tl.arange(0, COLS)) * MAPS
+    begin = tl.arange(0, MAPS) * n
+    member = (at[:, None] >= begin[None, :]) & (at[:, None] < (begin + n)[None, :])
+    return tl.where(member, 1.0, 0.0)
 
 
 @triton.jit
@@ -77,7 +102,7 @@ def _received(
     return tl.exp2(logits(b_k, b_q, PRECISION, WIDEN) * scale - (lse - UNIT_SHIFT)[None, :])
 
 
-@triton.jit
+@any_length
 def attention_columns(
     p_query,
     p_key,
@@ -87,8 +112,7 @@ def attention_columns(
     p_far_map,
     p_block_map,
     p_lengths,
-    p_codes,
-    p_members,
+    p_special,
     stride_qb,
     stride_qh,
     stride_qn,
@@ -98,6 +122,7 @@ def attention_columns(
     stride_kn,
     stride_kd,
     n_slots,
+    n_heads,
     heads_per_key,
     scale,
     theta,
@@ -108,27 +133,24 @@ def attention_columns(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     FULL: tl.constexpr,
+    SPECIAL: tl.constexpr,
     WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     """Keys [block ROWS, ...) of one head of one window.
 
-    Buffers, with K = blocks of keys: p_columns (B, H, 3, N) and p_scalars (B, H, K, 11) are
-    written whole; of the maps (B, H, K, 16, 16), zero before the launch, only what a block of
-    keys touches. p_codes (B, N), p_members (B, N, 16): see
-    `slot_codes` and `stretch_members`. theta in units of 1 / UNIT.
+    Buffers, with K = blocks of keys: p_columns (B, H, 3, N), p_scalars (B, H, K, 11) and the maps
+    (B, H, K, 16, 16) are written whole. p_special (B, N) bytes, None for none. theta in units of
+    1 / UNIT.
     """
-    i_block = tl.program_id(0)
-    i_head = tl.program_id(1).to(tl.int64)
-    i_batch = tl.program_id(2).to(tl.int64)
-    i_flat = i_batch * tl.num_programs(1) + i_head
-    i_part = i_flat * tl.num_programs(0) + i_block
-    n = tl.load(p_lengths + i_batch)
+    n_blocks = tl.cdiv(n_slots, ROWS)
+    i_block, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, n_blocks)
+    i_part = i_flat * n_blocks + i_block
+    n = tokens_of(p_lengths, i_batch, n_slots)
     j_first = i_block * ROWS
     i_key = j_first + tl.arange(0, ROWS)
     m_key = i_key < n
-    p_code = p_codes + i_batch * n_slots
     p_l = p_lse + i_flat * n_slots
     p_q = p_query + i_batch * stride_qb + i_head * stride_qh
     p_k = p_key + i_batch * stride_kb + (i_head // heads_per_key) * stride_kh
@@ -160,8 +182,6 @@ def attention_columns(
     b_far = tl.zeros((ROWS, MAPS), tl.float32)
     b_near = tl.zeros((ROWS, MAPS), tl.float32)
     o_map = tl.arange(0, MAPS)
-    p_mem = p_members + i_batch * n_slots * MAPS
-    o_mem = tile_offsets(MAPS, 1, COLS, MAPS)
 
     n_far = band_first - first + last - band_last
     if WINDOW:
@@ -186,7 +206,7 @@ def attention_columns(
         confident += held
         confident_far += held
         count += tl.sum(certain, 1)
-        here = load_tile(p_mem + i_first * MAPS, o_mem, n - i_first, True, MAPS, COLS, MAPS)
+        here = _members(i_first, n, COLS).to(b_k.dtype)
         b_far = multiply(p.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
 
     for it in tl.range(band_first, band_last, num_stages=1):
@@ -214,13 +234,15 @@ def attention_columns(
         confident += tl.sum(certain * p, 1)
         confident_far += tl.sum(certain * far_p, 1)
         count += tl.sum(certain, 1)
-        here = load_tile(p_mem + i_first * MAPS, o_mem, n - i_first, True, MAPS, COLS, MAPS)
+        here = _members(i_first, n, COLS).to(b_k.dtype)
         b_far = multiply(far_p.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
         if FULL:
             b_near = multiply(near_p.to(b_k.dtype), here, b_near, PRECISION, WIDEN)
 
-    code = tl.load(p_code + i_key, mask=m_key, other=NO_CODE)
-    m_content = code < MAPS
+    m_content = m_key
+    if SPECIAL:
+        special = tl.load(p_special + i_batch * n_slots + i_key, mask=m_key, other=1)
+        m_content = m_key & (special == 0)
     far = tl.maximum(received - near_forward - near_backward - itself, 0.0)
     backward = tl.maximum(received - forward - itself, 0.0)
     m_slot = i_key < n_slots
@@ -242,28 +264,35 @@ def attention_columns(
     tl.store(p_sum + 9, _total(confident, m_key))
     tl.store(p_sum + 10, _total(count, m_key) * UNIT)
 
-    # A block of keys spans few stretches; maps are [query, key].
-    if j_first < n:
-        g_first = tl.load(p_code + j_first) & (MAPS - 1)
-        g_last = tl.load(p_code + tl.minimum(j_first + ROWS, n) - 1) & (MAPS - 1)
-        o_out = i_part * MAPS * MAPS + o_map * MAPS
-        for g in range(g_first, g_last + 1):
-            m_own = m_key & ((code & (MAPS - 1)) == g)
-            part = tl.where((m_own & m_content)[:, None], b_far, 0.0)
-            tl.store(p_far_map + o_out + g, tl.sum(part, 0) / UNIT)
-            if FULL:
-                part = tl.where(m_own[:, None], b_far + b_near, 0.0)
-                tl.store(p_block_map + o_out + g, tl.sum(part, 0) / UNIT)
+    # A block of keys spans few stretches; maps are [query, key], and 0 elsewhere.
+    some = tl.maximum(n, 1)
+    g_first = tl.where(j_first < n, j_first * MAPS // some, MAPS)
+    g_last = tl.where(j_first < n, (tl.minimum(j_first + ROWS, n) - 1) * MAPS // some, MAPS - 1)
+    o_out = i_part * MAPS * MAPS + o_map * MAPS
+    m_other = ((o_map < g_first) | (o_map > g_last))[None, :] & (o_map >= 0)[:, None]
+    nothing = tl.zeros((MAPS, MAPS), tl.float32)
+    tl.store(p_far_map + o_out[:, None] + o_map[None, :], nothing, mask=m_other)
+    if FULL:
+        tl.store(p_block_map + o_out[:, None] + o_map[None, :], nothing, mask=m_other)
+    for g in range(g_first, g_last + 1):
+        # The keys j of stretch g: g n <= 16 j < (g + 1) n.
+        m_own = m_key & (i_key * MAPS >= g * n) & (i_key * MAPS < g * n + n)
+        part = tl.where((m_own & m_content)[:, None], b_far, 0.0)
+        tl.store(p_far_map + o_out + g, tl.sum(part, 0) / UNIT)
+        if FULL:
+            part = tl.where(m_own[:, None], b_far + b_near, 0.0)
+            tl.store(p_block_map + o_out + g, tl.sum(part, 0) / UNIT)
 
 
 @dataclass(frozen=True)
 class ColumnSums:
-    """The results of `attention_columns`, blocks of keys already added up in order.
+    """The results of `attention_columns`; K = blocks of keys.
 
     Attributes:
-        columns: (B, H, 3, N) column sums of all cells, of far, of confident far cells.
-        scalars: (B, H, 11) in the order of `finish.SUMS`, from its second on.
-        far_map: (B, H, 16, 16).
+        columns: (B, H, 3, N) column sums of all cells, of far, of confident far cells; far cells
+            are those of columns without special tokens.
+        scalars: (B, H, K, 11) in the order of `SUMS`.
+        far_map: (B, H, K, 16, 16), the far cells by stretch of the query and of the key.
         block_map: the same of all cells, None in tier core.
     """
 
@@ -280,19 +309,6 @@ def columns_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     return Tiles(64, 32, 4, 2)
 
 
-def slot_codes(lengths: Tensor, special: Tensor | None, n_slots: int) -> Tensor:
-    """(B, N) int32: the stretch of the map that a slot belongs to, + 16 for special tokens."""
-    slot = torch.arange(n_slots, device=lengths.device, dtype=torch.int32)
-    codes = (slot * N_BLOCKS) // lengths.clamp(min=1)[:, None]
-    return codes if special is None else codes + N_BLOCKS * special
-
-
-def stretch_members(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, N, 16): 1 in the column of the stretch that a slot belongs to."""
-    stretch = torch.arange(N_BLOCKS, device=codes.device, dtype=codes.dtype)
-    return (codes[..., None] % N_BLOCKS == stretch).to(dtype)
-
-
 def column_sums(
     query: Tensor,
     key: Tensor,
@@ -301,30 +317,28 @@ def column_sums(
     special: Tensor | None,
     options: Options,
 ) -> ColumnSums:
-    """Sums over all cells, given lse (B, H, N)."""
+    """Sums over all cells, given lse (B, H, N); special (B, N) contiguous, a byte each."""
     batch, n_heads, n_slots, head_dim = query.shape
     tiles = columns_tiles(query.dtype, head_dim)
     n_blocks = ceil_div(n_slots, tiles.rows)
     single = {"dtype": torch.float32, "device": query.device}
-    columns = torch.empty((batch, n_heads, 3, n_slots), **single)
-    scalars = torch.empty((batch, n_heads, n_blocks, N_SCALARS), **single)
-    shape = (2 if options.full else 1, batch, n_heads, n_blocks, N_BLOCKS, N_BLOCKS)
-    maps = torch.zeros(shape, **single)
-    codes = slot_codes(lengths, special, n_slots)
-    attention_columns[(n_blocks, n_heads, batch)](
-        query, key, lse, columns, scalars, maps[0], maps[1] if options.full else None,
-        lengths, codes, stretch_members(codes, query.dtype),
-        *query.stride(), *key.stride(), n_slots, n_heads // key.shape[1],
+    maps = (batch, n_heads, n_blocks, N_BLOCKS, N_BLOCKS)
+    found = ColumnSums(
+        columns=torch.empty((batch, n_heads, 3, n_slots), **single),
+        scalars=torch.empty((batch, n_heads, n_blocks, N_SCALARS), **single),
+        far_map=torch.empty(maps, **single),
+        block_map=torch.empty(maps, **single) if options.full else None,
+    )
+    launch(
+        attention_columns, n_blocks * n_heads * batch,
+        query, key, lse, found.columns, found.scalars, found.far_map, found.block_map,
+        lengths, special,
+        *query.stride(), *key.stride(), n_slots, n_heads, n_heads // key.shape[1],
         options.scale * LOG2E, options.theta * (1 - SLACK) * 2.0**UNIT_BITS,
         options.near, -1 if options.window is None else options.window,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
-        FULL=options.full, WINDOW=options.window is not None,
+        FULL=options.full, SPECIAL=special is not None, WINDOW=options.window is not None,
         PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
-    return ColumnSums(
-        columns=columns,
-        scalars=scalars.sum(2),
-        far_map=maps[0].sum(2),
-        block_map=maps[1].sum(2) if options.full else None,
-    )
+    return found

@@ -1,4 +1,4 @@
-"""Triton: the d x d products Q'Q, K'K and K'Q of a head, and the statistics of Q K^T from them."""
+"""Triton: the d x d products Q'Q, K'K and K'Q of a head, whose traces `finish` takes."""
 
 # mypy: ignore-errors
 from __future__ import annotations
@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bertgeom.kernels._triton.programs import any_length, head_of, launch, tokens_of
 from bertgeom.kernels.attention_stats.gpu.tiles import (
     PRECISION,
     Tiles,
@@ -20,7 +21,7 @@ from bertgeom.kernels.attention_stats.gpu.tiles import (
 )
 
 
-@triton.jit
+@any_length
 def attention_gram(
     p_query,
     p_key,
@@ -34,6 +35,8 @@ def attention_gram(
     stride_kh,
     stride_kn,
     stride_kd,
+    n_slots,
+    n_heads,
     heads_per_key,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -41,11 +44,9 @@ def attention_gram(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Program (0, head, window) writes p_gram (B, H, 3, d, d): Q'Q, K'K, K'Q."""
-    i_head = tl.program_id(1).to(tl.int64)
-    i_batch = tl.program_id(2).to(tl.int64)
-    i_flat = i_batch * tl.num_programs(1) + i_head
-    n = tl.load(p_lengths + i_batch)
+    """One head of one window: p_gram (B, H, 3, d, d) takes Q'Q, K'K, K'Q."""
+    _, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, 1)
+    n = tokens_of(p_lengths, i_batch, n_slots)
     p_q = p_query + i_batch * stride_qb + i_head * stride_qh
     p_k = p_key + i_batch * stride_kb + (i_head // heads_per_key) * stride_kh
     o_q = tile_offsets(stride_qn, stride_qd, BLOCK, BLOCK_DIM)
@@ -70,6 +71,75 @@ def attention_gram(
     tl.store(p_out + 2 * HEAD_DIM * HEAD_DIM, cross, mask=m_out)
 
 
+@triton.jit
+def _shrink(trace):
+    """A power of two near 1 / sqrt(trace): exact to multiply with, whatever the size of logits."""
+    return tl.exp2(-tl.ceil(0.5 * tl.log2(tl.where(trace > 0, trace, 1.0))))
+
+
+@triton.jit
+def _product_square(
+    p_gram, by_q, by_k, i, D: tl.constexpr, BLOCK_DIM: tl.constexpr, STEP: tl.constexpr
+):
+    """Sums by column of (P P)_ii, P = Q'Q K'K, over rows i to i + STEP: P and its transpose K'K Q'Q
+    are multiplied anew, as a whole P of 128 x 128 would take all registers."""
+    o = tl.arange(0, BLOCK_DIM)
+    row = i + tl.arange(0, STEP)
+    p = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+    t = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+    for j in range(0, D, STEP):
+        inner = j + tl.arange(0, STEP)
+        m_a = (row < D)[:, None] & (inner < D)[None, :]
+        o_a = row[:, None] * D + inner[None, :]
+        m_b = (inner < D)[:, None] & (o < D)[None, :]
+        o_b = inner[:, None] * D + o[None, :]
+        a = tl.load(p_gram + o_a, mask=m_a, other=0.0) * by_q
+        b = tl.load(p_gram + D * D + o_b, mask=m_b, other=0.0) * by_k
+        p = tl.dot(a, b, p, input_precision="ieee")
+        a = tl.load(p_gram + D * D + o_a, mask=m_a, other=0.0) * by_k
+        b = tl.load(p_gram + o_b, mask=m_b, other=0.0) * by_q
+        t = tl.dot(a, b, t, input_precision="ieee")
+    return tl.sum(p * t, 0)
+
+
+@triton.jit
+def traces(p_gram, D: tl.constexpr, BLOCK_DIM: tl.constexpr, STEP: tl.constexpr):
+    """|S|^2, tr(S^2) and tr((Q'Q K'K)^2) of the products of a head, the last in the square of the
+    unit of the others, which is near |Q|^2 |K|^2."""
+    o = tl.arange(0, BLOCK_DIM)
+    m = o < D
+    by_q = _shrink(tl.sum(tl.load(p_gram + o * (D + 1), mask=m, other=0.0), 0))
+    by_k = _shrink(tl.sum(tl.load(p_gram + D * D + o * (D + 1), mask=m, other=0.0), 0))
+    by_both = by_q * by_k
+    by_q = by_q * by_q
+    by_k = by_k * by_k
+    norm = tl.zeros((BLOCK_DIM,), tl.float32)
+    square = tl.zeros((BLOCK_DIM,), tl.float32)
+    quartic = tl.zeros((BLOCK_DIM,), tl.float32)
+    WHOLE: tl.constexpr = BLOCK_DIM <= 64
+    if WHOLE:
+        whole = tl.zeros((BLOCK_DIM, BLOCK_DIM), tl.float32)
+    for i in range(0, D, STEP):
+        row = i + tl.arange(0, STEP)
+        m_r = (row < D)[:, None] & m[None, :]
+        o_r = row[:, None] * D + o[None, :]
+        o_t = o[None, :] * D + row[:, None]
+        q = tl.load(p_gram + o_r, mask=m_r, other=0.0) * by_q
+        k = tl.load(p_gram + D * D + o_r, mask=m_r, other=0.0) * by_k
+        norm += tl.sum(q * k, 0)
+        cross = tl.load(p_gram + 2 * D * D + o_r, mask=m_r, other=0.0) * by_both
+        turned = tl.load(p_gram + 2 * D * D + o_t, mask=m_r, other=0.0) * by_both
+        square += tl.sum(cross * turned, 0)
+        if WHOLE:
+            # Q'Q is symmetric: its columns are these rows.
+            whole = tl.dot(tl.trans(q), k, whole, input_precision="ieee")
+        else:
+            quartic += _product_square(p_gram, by_q, by_k, i, D, BLOCK_DIM, STEP)
+    if WHOLE:
+        quartic = tl.sum(whole * tl.trans(whole), 0)
+    return tl.sum(norm, 0), tl.sum(square, 0), tl.sum(quartic, 0)
+
+
 def gram_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     """The pinned configuration."""
     warps = 16 if block_dim(head_dim) > 64 else 4
@@ -78,31 +148,17 @@ def gram_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     return Tiles(64, 64, warps, 2)
 
 
-def logit_sums(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
-    """(B, H, 3): |S|^2, tr(S^2) and tr((Q'Q K'K)^2) in the unit |Q|^2 |K|^2 of every head."""
-    batch, n_heads, _, head_dim = query.shape
+def gram_matrices(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
+    """(B, H, 3, d, d) float32: Q'Q, K'K and K'Q of every head."""
+    batch, n_heads, n_slots, head_dim = query.shape
     tiles = gram_tiles(query.dtype, head_dim)
     gram = query.new_empty((batch, n_heads, 3, head_dim, head_dim), dtype=torch.float32)
-    attention_gram[(1, n_heads, batch)](
+    launch(
+        attention_gram, n_heads * batch,
         query, key, gram, lengths,
-        *query.stride(), *key.stride(), n_heads // key.shape[1],
+        *query.stride(), *key.stride(), n_slots, n_heads, n_heads // key.shape[1],
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
         PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
-    queries, keys, cross = gram.unbind(2)
-    size = [_trace(x).sqrt() for x in (queries, keys)]
-    unit = [torch.where(x > 0, x, 1.0)[..., None, None] for x in size]
-    queries = queries / unit[0] / unit[0]
-    keys = keys / unit[1] / unit[1]
-    cross = cross / unit[0] / unit[1]
-    product = queries @ keys
-    return torch.stack([_trace(product), _trace_of_square(cross), _trace_of_square(product)], -1)
-
-
-def _trace(x: Tensor) -> Tensor:
-    return x.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _trace_of_square(x: Tensor) -> Tensor:
-    return (x * x.mT).sum((-2, -1))
+    return gram

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bertgeom.kernels._triton.programs import any_length, head_of, launch, tokens_of
 from bertgeom.kernels._triton.rules import ceil_div, next_power_of_two
 from bertgeom.kernels.attention_stats.gpu.rows import RowValues
 from bertgeom.kernels.attention_stats.gpu.tiles import (
@@ -77,7 +78,7 @@ def _row_weights(
     return tl.where(m, p, 0.0)
 
 
-@triton.jit
+@any_length
 def attention_k90(
     p_query,
     p_key,
@@ -95,6 +96,7 @@ def attention_k90(
     stride_kn,
     stride_kd,
     n_slots,
+    n_heads,
     heads_per_key,
     scale,
     window,
@@ -112,11 +114,10 @@ def attention_k90(
 
     RESIDENT: COLS columns hold the whole window.
     """
-    i_head = tl.program_id(1).to(tl.int64)
-    i_batch = tl.program_id(2).to(tl.int64)
-    i_flat = i_batch * tl.num_programs(1) + i_head
-    n = tl.load(p_lengths + i_batch)
-    i_first = tl.program_id(0) * ROWS
+    n_blocks = tl.cdiv(n_slots, ROWS)
+    i_block, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, n_blocks)
+    n = tokens_of(p_lengths, i_batch, n_slots)
+    i_first = i_block * ROWS
     i_row = i_first + tl.arange(0, ROWS)
     m_row = i_row < n
     p_q = p_query + i_batch * stride_qb + i_head * stride_qh + i_first.to(tl.int64) * stride_qn
@@ -242,10 +243,11 @@ def k90_counts(
     batch, n_heads, n_slots, head_dim = query.shape
     tiles, resident = k90_tiles(query.dtype, head_dim, n_slots)
     counts = torch.empty((batch, n_heads, n_slots), dtype=torch.int32, device=query.device)
-    attention_k90[(ceil_div(n_slots, tiles.rows), n_heads, batch)](
+    launch(
+        attention_k90, ceil_div(n_slots, tiles.rows) * n_heads * batch,
         query, key, rows.lse, rows.entropy, rows.top, counts, lengths,
         *query.stride(), *key.stride(),
-        n_slots, n_heads // key.shape[1], options.scale * LOG2E,
+        n_slots, n_heads, n_heads // key.shape[1], options.scale * LOG2E,
         -1 if options.window is None else options.window, max_steps,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
         RESIDENT=resident, WINDOW=options.window is not None,
@@ -253,14 +255,3 @@ def k90_counts(
         **compile_options(tiles),
     )  # fmt: skip
     return counts
-
-
-def median_and_minimum(counts: Tensor, lengths: Tensor) -> Tensor:
-    """(B, H, 2) int32: lower median and minimum of the valid rows; 0 without any."""
-    # Padded slots sort after every valid row.
-    slot = torch.arange(counts.shape[-1], device=counts.device)
-    valid = (slot < lengths[:, None])[:, None]
-    ranked = counts.masked_fill(~valid, torch.iinfo(torch.int32).max).sort(dim=-1).values
-    middle = ((lengths.long() - 1).clamp(min=0) // 2)[:, None, None].expand(*counts.shape[:2], 1)
-    found = torch.cat([ranked.gather(-1, middle), ranked[..., :1]], dim=-1)
-    return found.masked_fill((lengths == 0)[:, None, None], 0)

@@ -16,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bertgeom.kernels._triton.programs import any_length, head_of, launch, tokens_of
 from bertgeom.kernels._triton.rules import ceil_div
+from bertgeom.kernels.attention_stats.gpu.rows import RowValues
 from bertgeom.kernels.attention_stats.gpu.tiles import (
     LOG2E,
     NO_ROW,
@@ -33,6 +35,9 @@ from bertgeom.kernels.attention_stats.options import N_VALUE_BINS, SLACK, Option
 
 VALUE_BINS = tl.constexpr(N_VALUE_BINS)
 VALUE_SLOTS = tl.constexpr(32)
+#: Width of the profile in memory, and rows whose extremes are read at once.
+PROFILE = tl.constexpr(128)
+AT_ONCE = tl.constexpr(512)
 BIN_SLACK = tl.constexpr(SLACK * N_VALUE_BINS)
 
 
@@ -71,6 +76,19 @@ def _tile(
 
 
 @triton.jit
+def _extremes(p_low, p_top, n):
+    """Smallest and largest weight of a head of n tokens from those of its rows."""
+    o_row = tl.arange(0, AT_ONCE)
+    low = tl.full((AT_ONCE,), 1.0, tl.float32)
+    top = tl.zeros((AT_ONCE,), tl.float32)
+    for first in range(0, n, AT_ONCE):
+        m = first + o_row < n
+        low = tl.minimum(low, tl.load(p_low + first + o_row, mask=m, other=1.0))
+        top = tl.maximum(top, tl.load(p_top + first + o_row, mask=m, other=0.0))
+    return tl.min(low, 0), tl.max(top, 0)
+
+
+@triton.jit
 def _bins_of_rows(p, m, low, factor):
     """Cells of every row by bin: five words of four bins, a byte each (a row has 64 cells)."""
     x = (p - low) * factor + BIN_SLACK
@@ -98,13 +116,13 @@ def _unpack(w_0, w_1, w_2, w_3, w_4):
     return (w >> ((o_bin & 3) * 8)) & 255
 
 
-@triton.jit
+@any_length
 def attention_pairs(
     p_query,
     p_key,
     p_lse,
     p_low,
-    p_high,
+    p_top,
     p_crossed,
     p_profile,
     p_bins,
@@ -118,6 +136,7 @@ def attention_pairs(
     stride_kn,
     stride_kd,
     n_slots,
+    n_heads,
     heads_per_key,
     scale,
     window,
@@ -131,20 +150,14 @@ def attention_pairs(
 ):
     """Block diagonals +delta and -delta of one head of one window.
 
-    Buffers, with D = block diagonals: p_low, p_high (B, H) extremes of the weights;
-    p_crossed (B, H, D); p_bins (B, H, D, 32); p_profile (B, H, D, 2 n_side + 1), zero before
-    the launch.
+    Buffers, with D = block diagonals: p_low, p_top (B, H, N) as `attention_rows` leaves them;
+    p_crossed (B, H, D), p_bins (B, H, D, 32), p_profile (B, H, D, PROFILE), all written whole.
     """
-    delta = tl.program_id(0)
-    i_head = tl.program_id(1).to(tl.int64)
-    i_batch = tl.program_id(2).to(tl.int64)
-    n_heads = tl.num_programs(1)
-    n_diagonals = tl.num_programs(0)
-    i_flat = i_batch * n_heads + i_head
+    n_diagonals = tl.cdiv(n_slots, BLOCK)
+    delta, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, n_diagonals)
     i_part = i_flat * n_diagonals + delta
-    n = tl.load(p_lengths + i_batch)
-    low = tl.load(p_low + i_flat)
-    high = tl.load(p_high + i_flat)
+    n = tokens_of(p_lengths, i_batch, n_slots)
+    low, high = _extremes(p_low + i_flat * n_slots, p_top + i_flat * n_slots, n)
     factor = tl.where(high > low, VALUE_BINS / tl.where(high > low, high - low, 1.0), 0.0)
 
     p_q = p_query + i_batch * stride_qb + i_head * stride_qh
@@ -197,17 +210,22 @@ def attention_pairs(
     o_bin = tl.arange(0, VALUE_SLOTS)
     tl.store(p_bins + i_part * VALUE_SLOTS + o_bin, tl.sum(bins, 0))
 
-    width = 2 * n_side + 1
-    p_mid = p_profile + i_part * width + n_side
+    p_mid = p_profile + i_part * PROFILE + n_side
     distance = delta * BLOCK + o_row[None, :] - o_row[:, None]
     side = _offset_bin(tl.abs(distance), n_side)
-    nearest = tl.maximum(delta * BLOCK - BLOCK + 1, 1)
-    farthest = delta * BLOCK + BLOCK - 1
+    nearest = _offset_bin(tl.maximum(delta * BLOCK - BLOCK + 1, 1), n_side)
+    farthest = _offset_bin(delta * BLOCK + BLOCK - 1, n_side)
+    # Bins that no cell of these diagonals falls into; the others are stored below.
+    o_bin = tl.arange(0, PROFILE)
+    away = tl.abs(o_bin - n_side)
+    least = tl.where(delta > 0, 0, 1)
+    m_none = (away > farthest) | ((away < nearest) & (away >= least))
+    tl.store(p_profile + i_part * PROFILE + o_bin, tl.zeros((PROFILE,), tl.float32), mask=m_none)
     if delta == 0:
         zero = tl.where(distance == 0, sum_above, 0.0)
         tl.store(p_mid, tl.sum(tl.sum(zero, 1), 0))
         sum_below = sum_above
-    for b in range(_offset_bin(nearest, n_side), _offset_bin(farthest, n_side) + 1):
+    for b in range(nearest, farthest + 1):
         m = (side == b) & (distance > 0)
         tl.store(p_mid + b, tl.sum(tl.sum(tl.where(m, sum_above, 0.0), 1), 0))
         # Above delta 0 both tiles hold distance > 0; on it, the lower half is distance < 0.
@@ -217,12 +235,12 @@ def attention_pairs(
 
 @dataclass(frozen=True)
 class PairSums:
-    """The results of `attention_pairs`, block diagonals already added up in order.
+    """The results of `attention_pairs` by block diagonal.
 
     Attributes:
-        crossed: (B, H) sum of A_ij A_ji.
-        profile: (B, H, 2 n_offset_side + 1) mass by signed offset bin.
-        bins: (B, H, 20) int64, visible cells by value bin.
+        crossed: (B, H, D) sum of A_ij A_ji.
+        profile: (B, H, D, 128) mass by signed offset bin, the first 2 n_offset_side + 1 of them.
+        bins: (B, H, D, 32) int32, visible cells by value bin, the first 20 of them.
     """
 
     crossed: Tensor
@@ -233,36 +251,39 @@ class PairSums:
 def pairs_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
     """The pinned configuration."""
     if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
+        side = 16 if block_dim(head_dim) > 64 else 32
+        return Tiles(side, side, 4, 1)
     return Tiles(64, 64, 8, 2)
 
 
 def pair_sums(
-    query: Tensor,
-    key: Tensor,
-    lse: Tensor,
-    low: Tensor,
-    high: Tensor,
-    lengths: Tensor,
-    options: Options,
+    query: Tensor, key: Tensor, rows: RowValues, lengths: Tensor, options: Options
 ) -> PairSums:
-    """Sums over pairs of cells, given lse (B, H, N) and the extremes (B, H) of the weights."""
+    """Sums over pairs of cells, given the values of every row.
+
+    Raises:
+        ValueError: for rows without their smallest weights.
+    """
+    if rows.low is None:
+        raise ValueError("tier full: expected the smallest weight of every row, found none")
     batch, n_heads, n_slots, head_dim = query.shape
     tiles = pairs_tiles(query.dtype, head_dim)
     n_diagonals = ceil_div(n_slots, tiles.rows)
     parts = (batch, n_heads, n_diagonals)
-    single = {"dtype": torch.float32, "device": query.device}
-    crossed = torch.empty(parts, **single)
-    profile = torch.zeros((*parts, 2 * options.n_offset_side + 1), **single)
-    bins = torch.empty((*parts, VALUE_SLOTS.value), dtype=torch.int32, device=query.device)
-    attention_pairs[(n_diagonals, n_heads, batch)](
-        query, key, lse, low, high, crossed, profile, bins, lengths,
-        *query.stride(), *key.stride(),
-        n_slots, n_heads // key.shape[1], options.scale * LOG2E,
+    found = PairSums(
+        crossed=torch.empty(parts, dtype=torch.float32, device=query.device),
+        profile=torch.empty((*parts, PROFILE.value), dtype=torch.float32, device=query.device),
+        bins=torch.empty((*parts, VALUE_SLOTS.value), dtype=torch.int32, device=query.device),
+    )
+    launch(
+        attention_pairs, n_diagonals * n_heads * batch,
+        query, key, rows.lse, rows.low, rows.top, found.crossed, found.profile, found.bins,
+        lengths, *query.stride(), *key.stride(),
+        n_slots, n_heads, n_heads // key.shape[1], options.scale * LOG2E,
         -1 if options.window is None else options.window, options.n_offset_side,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
         WINDOW=options.window is not None,
         PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip
-    return PairSums(crossed.sum(2), profile.sum(2), bins.sum(2)[..., :N_VALUE_BINS])
+    return found

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bertgeom.kernels._triton.programs import any_length, head_of, launch, tokens_of
 from bertgeom.kernels._triton.rules import ceil_div
 from bertgeom.kernels.attention_stats.gpu.tiles import (
     LN2,
@@ -96,7 +97,7 @@ def _sweep(
     return high, total, moment, low, b_out
 
 
-@triton.jit
+@any_length
 def attention_rows(
     p_query,
     p_key,
@@ -123,6 +124,7 @@ def attention_rows(
     stride_oh,
     stride_on,
     n_slots,
+    n_heads,
     heads_per_key,
     scale,
     window,
@@ -140,11 +142,10 @@ def attention_rows(
     p_output (B, H, N, d) has last stride 1; p_lse (log2), p_entropy (nats), p_top and, if FULL,
     p_low (largest and smallest weight) are (B, H, N). All are written in every slot.
     """
-    i_head = tl.program_id(1).to(tl.int64)
-    i_batch = tl.program_id(2).to(tl.int64)
-    i_flat = i_batch * tl.num_programs(1) + i_head
-    n = tl.load(p_lengths + i_batch)
-    i_first = tl.program_id(0) * ROWS
+    n_blocks = tl.cdiv(n_slots, ROWS)
+    i_block, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, n_blocks)
+    n = tokens_of(p_lengths, i_batch, n_slots)
+    i_first = i_block * ROWS
     i_row = i_first + tl.arange(0, ROWS)
     m_row = i_row < n
     m_slot = i_row < n_slots
@@ -181,7 +182,9 @@ def attention_rows(
     safe = tl.where(m_row, total, 1.0)
     spread = tl.log2(safe)
     lse = tl.where(m_row, high * scale + spread, NO_ROW)
-    entropy = tl.where(m_row, tl.maximum(spread - moment / safe, 0.0) * LN2, 0.0)
+    # Of the largest weight and a NaN, tl.maximum returns the weight; a comparison keeps the NaN.
+    entropy = spread - moment / safe
+    entropy = tl.where(m_row, tl.where(entropy < 0.0, 0.0, entropy) * LN2, 0.0)
     o_flat = i_flat * n_slots + i_row
     tl.store(p_lse + o_flat, lse, mask=m_slot)
     tl.store(p_entropy + o_flat, entropy, mask=m_slot)
@@ -234,10 +237,11 @@ def row_values(
     shape = (4 if options.full else 3, batch, n_heads, n_slots)
     rows = torch.empty(shape, dtype=torch.float32, device=query.device)
     low = rows[3] if options.full else None
-    attention_rows[(ceil_div(n_slots, tiles.rows), n_heads, batch)](
+    launch(
+        attention_rows, ceil_div(n_slots, tiles.rows) * n_heads * batch,
         query, key, value, output, rows[0], rows[1], rows[2], low, lengths,
         *query.stride(), *key.stride(), *value.stride(), *output.stride()[:3],
-        n_slots, n_heads // key.shape[1], options.scale * LOG2E,
+        n_slots, n_heads, n_heads // key.shape[1], options.scale * LOG2E,
         -1 if options.window is None else options.window,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
         FULL=options.full, WINDOW=options.window is not None,

@@ -12,6 +12,8 @@ import torch
 
 from bertgeom.kernels._triton.rules import TRITON_DTYPES, ShippedKernel
 from bertgeom.kernels.attention_stats.gpu.columns import attention_columns, columns_tiles
+from bertgeom.kernels.attention_stats.gpu.cones import attention_cones, cones_tiles
+from bertgeom.kernels.attention_stats.gpu.finish import attention_finish, finish_tiles
 from bertgeom.kernels.attention_stats.gpu.gram import attention_gram, gram_tiles
 from bertgeom.kernels.attention_stats.gpu.k90 import attention_k90, k90_tiles
 from bertgeom.kernels.attention_stats.gpu.pairs import attention_pairs, pairs_tiles
@@ -21,9 +23,13 @@ from bertgeom.kernels.attention_stats.gpu.tiles import PRECISION, Tiles, block_d
 _SINGLE = "fp32 products run on the FMA units: TF32 would cost accuracy, three of them registers"
 _RESIDENT = "16 resident rows are below the 64 of a wgmma tile; the product is 1/10 of the work"
 _SMALL = "a d x d product with d below 64 is smaller than a wgmma tile"
+_NO_PRODUCT = "the traces of d x d matrices are fp32 sums, a thousandth of the work"
+#: Pointers that tier core leaves out.
+_FULL_ONLY = ("p_low", "p_block_map", "p_crossed", "p_profile", "p_bins", "p_k90")
 #: Pointers to elements of the query's type, to int32; all others are float32.
-_INPUTS = ("p_query", "p_key", "p_value", "p_output", "p_members")
-_INTEGERS = ("p_lengths", "p_codes", "p_count", "p_bins")
+_INPUTS = ("p_query", "p_key", "p_value", "p_output")
+_INTEGERS = ("p_lengths", "p_count", "p_counts", "p_bins", "p_k90", "p_groups")
+_BYTES = ("p_special",)
 
 
 def _configuration(
@@ -32,6 +38,7 @@ def _configuration(
     dtype: torch.dtype,
     head_dim: int,
     mma_sync: str | None = None,
+    dots: bool = True,
     **settings: Any,
 ) -> ShippedKernel:
     """One entry: signature and constants follow from the names of the arguments."""
@@ -41,16 +48,19 @@ def _configuration(
         "ROWS": tiles.rows,
         "COLS": tiles.cols,
         "BLOCK": tiles.rows,
+        "BLOCK_ROWS": tiles.rows,
+        "STEP": tiles.rows,
         "PRECISION": PRECISION,
         "WIDEN": False,
         "WINDOW": False,
         "FULL": True,
+        "SPECIAL": True,
         "stride_qd": 1,
         "stride_kd": 1,
         "stride_vd": 1,
     } | settings
     if not constexprs["FULL"]:
-        constexprs |= {"p_low": None, "p_block_map": None}
+        constexprs |= dict.fromkeys(_FULL_ONLY)
     names = kernel.arg_names
     constexprs = {name: x for name, x in constexprs.items() if name in names}
     element = TRITON_DTYPES[dtype]
@@ -59,8 +69,7 @@ def _configuration(
         if name in constexprs:
             continue
         if name.startswith("p_"):
-            kind = element if name in _INPUTS else "i32" if name in _INTEGERS else "fp32"
-            signature[name] = f"*{kind}"
+            signature[name] = f"*{_element(name, element)}"
         else:
             signature[name] = "fp32" if name in ("scale", "theta") else "i32"
     aligned = tuple(name for name in signature if name.startswith(("p_", "stride_")))
@@ -72,9 +81,16 @@ def _configuration(
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         aligned=aligned,
-        dots=True,
+        dots=dots,
         mma_sync=_SINGLE if single else mma_sync,
     )
+
+
+def _element(name: str, element: str) -> str:
+    """What a pointer points to; `element` is the query's type."""
+    if name in _INPUTS:
+        return element
+    return "i32" if name in _INTEGERS else "u8" if name in _BYTES else "fp32"
 
 
 def _shipped() -> dict[str, ShippedKernel]:
@@ -96,6 +112,12 @@ def _shipped() -> dict[str, ShippedKernel]:
                 reason = _RESIDENT if resident else None
                 name = f"attention_k90/{of}/{'resident' if resident else 'swept'}"
                 add(name, attention_k90, tiles, dtype, d, reason, RESIDENT=resident)
+            if dtype == torch.float16:
+                for core in (False, True):
+                    name = f"attention_finish/d{d}{'/core' if core else ''}"
+                    tiles = finish_tiles(d)
+                    add(name, attention_finish, tiles, dtype, d, _NO_PRODUCT, FULL=not core)
+            add(f"attention_cones/{of}", attention_cones, cones_tiles(d), dtype, d, dots=False)
     half, d = torch.float16, 64
     tiles = rows_tiles(half, d)
     add("attention_rows/fp16/d64/core", attention_rows, tiles, half, d, FULL=False)

@@ -54,7 +54,11 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def choose_threshold(
-    logits: np.ndarray, truth: np.ndarray, *, risk: float = 0.01, bounds: tuple = (0.5, 0.9)
+    logits: np.ndarray,
+    truth: np.ndarray,
+    *,
+    risk: float = 0.01,
+    bounds: tuple[float, float] = (0.5, 0.9),
 ) -> float:
     """The least confidence above which at most `risk` of the answers are wrong.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from bertgeom.errors import ModelError
 from bertgeom.pipelines.casestudy.classifier.calibrate import OTHER, Decision
 from bertgeom.pipelines.casestudy.classifier.quiet import no_progress_bars
-from bertgeom.pipelines.casestudy.genomes.spike import Spike
+from bertgeom.pipelines.casestudy.genomes import spike
 from bertgeom.tokens.select import KmerTokenizer, load_kmer_tokenizer
 
 
@@ -51,14 +51,16 @@ class VariantClassifier:
     classes: tuple[str, ...]
     decision: Decision
 
-    def classify(self, spikes: Sequence[Spike], *, batch_size: int = 32) -> Iterator[Prediction]:
+    def classify(
+        self, spikes: Iterable[spike.Sequence], *, batch_size: int = 32
+    ) -> Iterator[Prediction]:
         """A prediction for every spike, in order."""
         waiting = iter(spikes)
         while chunk := list(islice(waiting, batch_size)):
             yield from self._classify_batch(chunk)
 
-    def _classify_batch(self, spikes: Sequence[Spike]) -> Iterator[Prediction]:
-        batch = self.tokenizer.encode_batch([spike.bases for spike in spikes])
+    def _classify_batch(self, spikes: Sequence[spike.Sequence]) -> Iterator[Prediction]:
+        batch = self.tokenizer.encode_batch([one.bases for one in spikes])
         mask = np.arange(batch.ids.shape[1]) < batch.lengths[:, None]
         with torch.inference_mode():
             output = self.model(
@@ -67,10 +69,10 @@ class VariantClassifier:
             )
         probabilities = softmax(output.logits.double().numpy(), axis=-1)
         known, unknown = self._readable(batch.ids, mask & ~batch.special)
-        for row, spike in enumerate(spikes):
+        for row, one in enumerate(spikes):
             reason = self._doubt(probabilities[row], int(known[row]), int(unknown[row]))
             best = self.classes[int(probabilities[row].argmax())]
-            yield Prediction(spike.id, OTHER if reason else best, best, probabilities[row], reason)
+            yield Prediction(one.id, OTHER if reason else best, best, probabilities[row], reason)
 
     def _readable(self, ids: np.ndarray, content: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of every row that are k-mers of the vocabulary with bases in them, and [UNK]s."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertgeom import data
+from bertgeom.kernels.arrays import UInt8Array
 from bertgeom.kernels.kmers import kmer_keys, unpack_kmers
 from bertgeom.pipelines.casestudy.classifier.settings import (
     CALIBRATION,
@@ -153,7 +154,7 @@ def encode(
     return batch.ids.astype(np.int64), mask.astype(np.int64)
 
 
-def outlier(random: np.random.Generator) -> np.ndarray:
+def outlier(random: np.random.Generator) -> UInt8Array:
     """A sequence that tells nothing: random bases, another gene, the wrong strand, mostly N."""
     start = SPIKE[0]
     kind = random.integers(4)
@@ -166,7 +167,8 @@ def outlier(random: np.random.Generator) -> np.ndarray:
         return data.reference()[first : first + length]
     spike = draw(int(random.integers(2**31)), 0, TRAINING).bases.copy()
     if kind == 2:
-        return _COMPLEMENT[spike[::-1]]
+        other_strand: UInt8Array = _COMPLEMENT[spike[::-1]]
+        return other_strand
     seen = int(random.integers(0, 100))
     first = int(random.integers(0, max(1, len(spike) - seen)))
     hidden = np.full_like(spike, ord("N"))

@@ -257,7 +257,8 @@ class _Loop:
             output = self.model(
                 **{name: torch.tensor(array, device=self.device) for name, array in inputs.items()}
             )
-        return output.logits
+        logits: Tensor = output.logits
+        return logits
 
     def _validate(self) -> dict[str, float]:
         logits = self.logits([sample.bases for sample in self.samples])

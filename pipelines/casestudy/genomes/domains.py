@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertgeom import data
-from bertgeom.analysis.annotations import Alignment, Annotations, Region, group_regions
+from bertgeom.analysis.annotations import Alignment, Annotations, group_regions
+from bertgeom.analysis.region_files import Region
 from bertgeom.errors import InputError
 from bertgeom.pipelines.casestudy.genomes.lineages import (
     DELETED,

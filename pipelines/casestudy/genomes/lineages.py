@@ -18,6 +18,7 @@ import numpy as np
 
 from bertgeom import data
 from bertgeom.errors import InputError
+from bertgeom.kernels.arrays import UInt8Array
 
 CLASSES = (
     "alpha",
@@ -78,7 +79,7 @@ class Genome:
         offset: reference index of `bases[0]`.
     """
 
-    bases: np.ndarray
+    bases: UInt8Array
     insertions: dict[int, bytes] = field(default_factory=dict)
     offset: int = 0
 
@@ -91,18 +92,22 @@ class Genome:
         inside = {i - first: b for i, b in self.insertions.items() if first <= i < last - 1}
         return Genome(self.bases[first:last].copy(), inside, start)
 
-    def sequence(self) -> np.ndarray:
+    def sequence(self) -> UInt8Array:
         """The bases as they would be sequenced: (m,) uint8 ASCII."""
         if not self.insertions:
-            return self.bases[self.bases != DELETED]
+            return _present(self.bases)
         pieces, start = [], 0
         for index in sorted(self.insertions):
             pieces.append(self.bases[start : index + 1])
             pieces.append(np.frombuffer(self.insertions[index], np.uint8))
             start = index + 1
         pieces.append(self.bases[start:])
-        joined = np.concatenate(pieces)
-        return joined[joined != DELETED]
+        return _present(np.concatenate(pieces))
+
+
+def _present(bases: UInt8Array) -> UInt8Array:
+    kept: UInt8Array = bases[bases != DELETED]
+    return kept
 
 
 @dataclass(frozen=True)

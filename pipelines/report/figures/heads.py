@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertgeom.kernels.arrays import Float64Array
 from bertgeom.pipelines.report.figures import style
 from bertgeom.pipelines.report.summary import ALL, Summary
 from bertgeom.variables import GATE_MIXED, GATES
@@ -199,7 +200,7 @@ def k90_violins(summary: Summary) -> Figure:
     return figure
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
+def _finite(values: Float64Array) -> Float64Array:
     return values[np.isfinite(values)]
 
 

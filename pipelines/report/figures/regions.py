@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertgeom.kernels.arrays import Float64Array
 from bertgeom.pipelines.report.figures import style
 from bertgeom.pipelines.report.summary import ALL, Summary
 
@@ -148,8 +149,8 @@ def track(
     return figure
 
 
-def _root(values: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(values, 0))
+def _root(values: Float64Array) -> Float64Array:
+    return np.sqrt(np.maximum(values, 0.0))
 
 
 def _root_ticks(top: float) -> list[float]:

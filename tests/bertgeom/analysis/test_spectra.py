@@ -222,8 +222,8 @@ def test_samples_of_unequal_length_are_padded_with_nan() -> None:
     assert set(dataset.data_vars) == set(declared)
     assert dataset.window_index.values.tolist() == [3, 17]
     for name, array in dataset.data_vars.items():
-        assert array.dims == declared[name].dims
-        assert array.dtype == declared[name].dtype
+        assert array.dims == declared[str(name)].dims
+        assert array.dtype == declared[str(name)].dtype
         assert array.attrs["units"]
     assert np.isnan(dataset.attention_singular_values[0, ..., 6:]).all()
     assert np.isfinite(dataset.attention_singular_values[1]).all()

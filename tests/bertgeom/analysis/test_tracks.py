@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ N_TOKENS = 12
 
 def windows_of_record(
     record: int, length: int, size: int, stride: int, rng: np.random.Generator, k: int, hop: int
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Windows with overlapping k-mers behind one special token, both strands."""
     rows = []
     for strand in (1, -1):
@@ -79,7 +80,7 @@ def by_definition(store: xarray.Dataset, record: int) -> tuple[np.ndarray, np.nd
     return sums, counts
 
 
-def spread(blocks: list, record: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def spread(blocks: list[Any], record: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     values, counts = np.full((columns, 60), np.nan), np.zeros(60, int)
     for block in blocks:
         if block.record_index == record:
@@ -108,7 +109,7 @@ def test_bases_hold_the_mean_of_their_tokens(store: xarray.Dataset, mean: str, s
 
 
 def test_layers_heads_and_records_can_be_chosen(store: xarray.Dataset) -> None:
-    chosen = {"layers": [1], "heads": [2, 0], "mean": "none"}
+    chosen: dict[str, Any] = {"layers": [1], "heads": [2, 0], "mean": "none"}
     assert track_columns(store, [1], [2, 0], "none") == ["layer1_head2", "layer1_head0"]
     blocks = list(genome_tracks(store, "attention_received", records=[1], **chosen))
     assert {block.record_index for block in blocks} == {1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ SMALL = {
 }
 DISTIL = {"vocab_size": 40, "dim": 24, "n_layers": 3, "n_heads": 3, "hidden_dim": 32}
 ALBERT = {"embedding_size": 16, "num_hidden_groups": 2, "inner_group_num": 1}
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Bert": SMALL,
     "Roberta": SMALL,
     "Electra": SMALL,
@@ -36,7 +37,7 @@ ARCHITECTURES = {
 }
 
 
-def small_model(name: str, seed: int = 0) -> nn.Module:
+def small_model(name: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = getattr(transformers, f"{name}Config")(**ARCHITECTURES[name])
     model = getattr(transformers, f"{name}Model")(config)
@@ -111,7 +112,9 @@ def test_projections_give_the_queries_and_keys_that_the_model_computes(name: str
     layers = head_projections(model)
     modules = dict(model.named_modules())
 
-    def keep_input(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict) -> None:
+    def keep_input(
+        module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+    ) -> None:
         inputs.append(args[0] if args else kwargs["hidden_states"])
 
     for module in {modules[layer.name] for layer in layers}:

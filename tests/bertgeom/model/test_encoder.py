@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,10 +132,11 @@ def test_overflow_in_half_precision_is_computed_again_in_a_wider_type(encoder: E
     half = load_encoder(encoder.model_id, dtype="float16")
     with torch.no_grad():
         # 1e5 does not fit into float16; layer norm takes the factor out again.
-        embeddings = half.model.bert.embeddings
+        bert: Any = half.model.bert
+        embeddings = bert.embeddings
         embeddings.word_embeddings.weight.copy_(embeddings.word_embeddings.weight)
-        half.model.bert.encoder.layer[0].attention.output.dense.bias += 60000
-        half.model.bert.encoder.layer[0].attention.output.dense.weight *= 2000
+        bert.encoder.layer[0].attention.output.dense.bias += 60000
+        bert.encoder.layer[0].attention.output.dense.weight *= 2000
     found = half.measure(batch(30, 12), SETTINGS)
     assert (found["flags"] & flag_bit("recomputed")).all()
     assert np.isfinite(found["attention_entropy"]).all()
@@ -144,7 +146,8 @@ def test_overflow_in_half_precision_is_computed_again_in_a_wider_type(encoder: E
 def test_what_stays_not_finite_is_quarantined(folder: Path) -> None:
     broken = load_encoder(folder)
     with torch.no_grad():
-        broken.model.bert.embeddings.word_embeddings.weight[7] = torch.nan
+        bert: Any = broken.model.bert
+        bert.embeddings.word_embeddings.weight[7] = torch.nan
     tokens = batch(12, 12)
     tokens.ids[0, 3], tokens.ids[1, :12] = 7, 9
     found = broken.measure(tokens, SETTINGS)

@@ -195,7 +195,8 @@ def test_positions_counted_from_the_padding_limit_a_window(name: str, pad: int) 
 def test_a_probe_passes_and_changes_nothing(tmp_path: Path) -> None:
     encoder = load_encoder(save_tiny_classifier(tmp_path))
     encoder.probe()
-    assert encoder.model.config._attn_implementation == "bertgeom"
+    config: Any = encoder.model.config
+    assert config._attn_implementation == "bertgeom"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def _fail(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("other", [{"n_layers": 3}, {"n_heads": 4}, {"hidden": 48}])
-def test_two_models_in_one_record_are_refused(other: dict[str, int]) -> None:
+def test_two_models_in_one_record_are_refused(other: dict[str, Any]) -> None:
     with bertgeom.record() as recorder:
         ours()(**batch())
         with pytest.raises(ModelError, match="one model in one record"):
@@ -158,7 +158,8 @@ def test_arguments_that_change_the_logits_are_refused_by_name(name: str, value: 
     with pytest.raises(ModelError, match=name):
         attend(module, x, x, x, None, **{name: value})
     for nothing in (None, False, 0, 0.0):
-        attend(module, x, x, x, None, **{name: nothing})
+        unused: dict[str, Any] = {name: nothing}
+        attend(module, x, x, x, None, **unused)
 
 
 @pytest.mark.parametrize("options", [{"is_causal": True}, {"sliding_window": 2}])

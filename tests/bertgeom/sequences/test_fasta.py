@@ -7,6 +7,9 @@ import gzip
 import lzma
 import os
 import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import fsspec
 import numpy as np
@@ -20,8 +23,14 @@ from bertgeom.sequences import fasta, sources
 from bertgeom.sequences.fasta import Source, expand_sources, read_chunks, read_records
 
 
+class Write(Protocol):
+    """Writes a file and returns its path."""
+
+    def __call__(self, content: bytes, name: str = "x.fa") -> str: ...
+
+
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path: Path) -> Write:
     def write(content: bytes, name: str = "x.fa") -> str:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +40,7 @@ def write(tmp_path):
     return write
 
 
-def rows(source) -> list[tuple[str, str, bytes]]:
+def rows(source: str | Path | Source | Sequence[Source | str]) -> list[tuple[str, str, bytes]]:
     return [(r.id, r.description, r.bases.tobytes()) for r in read_records(source)]
 
 
@@ -90,7 +99,7 @@ READ = {
 
 
 @pytest.mark.parametrize("case", READ)
-def test_reads(write, case):
+def test_reads(write: Write, case: str) -> None:
     content, expected = READ[case]
     assert rows(write(content)) == expected
 
@@ -104,7 +113,9 @@ def test_reads(write, case):
         b"\xef\xbb\xbf\n>a x\nAC\n\nGT\n>b\nA\n>c\n>d\nACGTACGTACGT\n",
     ],
 )
-def test_where_a_block_ends_changes_nothing(write, monkeypatch, content, block):
+def test_where_a_block_ends_changes_nothing(
+    write: Write, monkeypatch: pytest.MonkeyPatch, content: bytes, block: int
+) -> None:
     source = write(content)
     monkeypatch.setattr(fasta, "_BLOCK", block)
     assert rows(source) == [
@@ -115,7 +126,9 @@ def test_where_a_block_ends_changes_nothing(write, monkeypatch, content, block):
     ]
 
 
-def test_chunks_of_a_record_follow_each_other_in_bounded_pieces(write, monkeypatch):
+def test_chunks_of_a_record_follow_each_other_in_bounded_pieces(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fasta, "_BLOCK", 1000)
     bases = np.random.default_rng(1).choice(np.frombuffer(b"ACGT", np.uint8), 12_345).tobytes()
     lines = b"\n".join(bases[i : i + 60] for i in range(0, len(bases), 60))
@@ -131,7 +144,7 @@ def test_chunks_of_a_record_follow_each_other_in_bounded_pieces(write, monkeypat
     ]
 
 
-def test_records_are_numbered_over_all_sources(write):
+def test_records_are_numbered_over_all_sources(write: Write) -> None:
     first, second = write(b">a\nA\n>b\nC\n", "1.fa"), write(b">c\nG\n", "2.fa")
     found = list(read_records([first, Source(second)]))
     assert [(r.index, r.id, r.source) for r in found] == [(0, "a", 0), (1, "b", 0), (2, "c", 1)]
@@ -151,7 +164,13 @@ names = st.text(
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     block=st.integers(1, 40),
 )
-def test_what_is_written_is_read(tmp_path_factory, records, width, end, block):
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory,
+    records: list[tuple[str, str]],
+    width: int,
+    end: str,
+    block: int,
+) -> None:
     text = "".join(
         f">{name}{end}" + "".join(s[i : i + width] + end for i in range(0, len(s), width))
         for name, s in records
@@ -224,7 +243,7 @@ STOP = {
 
 
 @pytest.mark.parametrize("case", STOP)
-def test_stops_with_one_line(write, case):
+def test_stops_with_one_line(write: Write, case: str) -> None:
     content, message = STOP[case]
     source = write(content)
     with pytest.raises(InputError) as caught:
@@ -246,7 +265,7 @@ def zst(content: bytes, path: str) -> bytes:
         return stream.read()
 
 
-def packed(kind: str, content: bytes, folder) -> bytes:
+def packed(kind: str, content: bytes, folder: Path) -> bytes:
     if kind == "gz":
         return gzip.compress(content)
     if kind == "bgz":
@@ -265,19 +284,19 @@ BASES = np.random.default_rng(3).choice(np.frombuffer(b"ACGT", np.uint8), 5000).
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["x.fa.{}", "x.fa"])
-def test_compression_is_told_by_content(write, tmp_path, kind, name):
+def test_compression_is_told_by_content(write: Write, tmp_path: Path, kind: str, name: str) -> None:
     source = write(packed(kind, b">a b\n" + BASES + b"\n", tmp_path), name.format(kind))
     assert rows(source) == [("a", "b", BASES)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_plain_text_that_is_named_compressed_is_read(write, kind):
+def test_plain_text_that_is_named_compressed_is_read(write: Write, kind: str) -> None:
     assert rows(write(b">a\nAC\n", f"x.fa.{kind}")) == [("a", "", b"AC")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.98])
-def test_truncated_files_stop(write, tmp_path, kind, share):
+def test_truncated_files_stop(write: Write, tmp_path: Path, kind: str, share: float) -> None:
     content = packed(kind, b">a\n" + BASES + b"\n", tmp_path)
     if kind == "bgz":
         content = content.removesuffix(gzip.compress(b""))
@@ -290,7 +309,9 @@ def test_truncated_files_stop(write, tmp_path, kind, share):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_follows_compressed_data_is_no_end_in_silence(write, tmp_path, kind):
+def test_what_follows_compressed_data_is_no_end_in_silence(
+    write: Write, tmp_path: Path, kind: str
+) -> None:
     """A second stream is read, one that is damaged or is none stops, zeros are padding."""
     one, two = (packed(kind, data, tmp_path) for data in (b">a\nAC\n", b">b\nGT\n"))
     assert rows(write(one + two, f"x.fa.{kind}")) == [("a", "", b"AC"), ("b", "", b"GT")]
@@ -306,7 +327,9 @@ def test_what_follows_compressed_data_is_no_end_in_silence(write, tmp_path, kind
 
 @pytest.mark.parametrize("kind", ["bz2", "xz"])
 @pytest.mark.parametrize("size", [8, 13, 1 << 20])
-def test_streams_may_end_anywhere(write, tmp_path, monkeypatch, kind, size):
+def test_streams_may_end_anywhere(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+) -> None:
     monkeypatch.setattr(sources, "_BUFFER", size)
     lines = [b">r%d\n%s\n" % (i, BASES[i : 700 + i]) for i in range(5)]
     content = b"".join(packed(kind, line, tmp_path) + b"\0" * 4 for line in lines)
@@ -315,7 +338,7 @@ def test_streams_may_end_anywhere(write, tmp_path, monkeypatch, kind, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files_stop(write, tmp_path, kind):
+def test_damaged_files_stop(write: Write, tmp_path: Path, kind: str) -> None:
     content = bytearray(packed(kind, b">a\n" + BASES + b"\n", tmp_path))
     content[len(content) // 2] ^= 0xFF
     with pytest.raises(InputError):
@@ -325,7 +348,7 @@ def test_damaged_files_stop(write, tmp_path, kind):
 # Files, folders, globs, URLs.
 
 
-def test_a_folder_is_its_sequence_files_sorted(write, tmp_path):
+def test_a_folder_is_its_sequence_files_sorted(write: Write, tmp_path: Path) -> None:
     for name in ("b.fa", "a.FASTA", "sub/c.fna.gz", "notes.txt", ".hidden.fa", "sub/d.fastq.zst"):
         write(b">a\nA\n", name)
     assert [os.path.relpath(s.url, tmp_path) for s in expand_sources(tmp_path)] == [
@@ -337,7 +360,9 @@ def test_a_folder_is_its_sequence_files_sorted(write, tmp_path):
     assert {s.size for s in expand_sources(tmp_path)} == {5}
 
 
-def test_the_order_of_sources_changes_nothing_and_none_counts_twice(write, tmp_path):
+def test_the_order_of_sources_changes_nothing_and_none_counts_twice(
+    write: Write, tmp_path: Path
+) -> None:
     a, b = write(b">a\nA\n", "a.fa"), write(b">b\nA\n", "b.fa")
     expected = [Source(a, 5), Source(b, 5)]
     assert expand_sources([b, a]) == expected
@@ -345,19 +370,19 @@ def test_the_order_of_sources_changes_nothing_and_none_counts_twice(write, tmp_p
     assert expand_sources(expected) == expected
 
 
-def test_globs(write, tmp_path):
+def test_globs(write: Write, tmp_path: Path) -> None:
     write(b">a\nA\n", "x1.fa")
     write(b">a\nA\n", "deep/er/x2.fa")
     found = expand_sources(str(tmp_path / "**" / "x?.fa"))
     assert [os.path.basename(s.url) for s in found] == ["x2.fa", "x1.fa"]
 
 
-def test_a_file_named_like_a_glob_is_that_file(write):
+def test_a_file_named_like_a_glob_is_that_file(write: Write) -> None:
     source = write(b">a\nA\n", "x[1].fa")
     assert expand_sources(source) == [Source(source, 5)]
 
 
-def test_any_file_may_be_named_by_itself(write):
+def test_any_file_may_be_named_by_itself(write: Write) -> None:
     source = write(b">a\nA\n", "genome.txt")
     assert expand_sources(source)[0].url == source
 
@@ -370,19 +395,19 @@ def test_any_file_may_be_named_by_itself(write):
         ("folder", "expected a folder with FASTA or FASTQ files, found none"),
     ],
 )
-def test_sources_that_are_not_there(tmp_path, name, message):
+def test_sources_that_are_not_there(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=message):
         expand_sources(str(tmp_path / name))
 
 
-def test_no_source_at_all():
+def test_no_source_at_all() -> None:
     with pytest.raises(InputError, match="at least one source"):
         expand_sources([])
 
 
 @pytest.fixture
-def memory():
+def memory() -> Iterator[str]:
     files = fsspec.filesystem("memory")
     files.pipe("/bertgeom-test/b.fa.gz", gzip.compress(b">b\nAC\n"))
     files.pipe("/bertgeom-test/a.fa", b">a\nAC\n")
@@ -392,7 +417,7 @@ def memory():
 
 
 @pytest.mark.parametrize("what", ["", "/*.fa*"])
-def test_urls_of_folders_and_globs(memory, what):
+def test_urls_of_folders_and_globs(memory: str, what: str) -> None:
     sources = expand_sources(memory + what)
     assert [s.url.rsplit("/", 1)[-1] for s in sources] == ["a.fa", "b.fa.gz"]
     assert rows(sources) == [("a", "", b"AC"), ("b", "", b"AC")]
@@ -400,16 +425,16 @@ def test_urls_of_folders_and_globs(memory, what):
 
 
 @pytest.mark.parametrize("name", ["missing.fa", "*.fna"])
-def test_urls_that_are_not_there(memory, name):
+def test_urls_that_are_not_there(memory: str, name: str) -> None:
     with pytest.raises(InputError, match=r"found (nothing there|none)"):
         expand_sources(f"{memory}/{name}")
 
 
-def test_unknown_protocols_are_named():
+def test_unknown_protocols_are_named() -> None:
     with pytest.raises(InputError, match="nowhere"):
         expand_sources("nowhere://x.fa")
 
 
-def test_a_file_that_vanished_stops_with_one_line(tmp_path):
+def test_a_file_that_vanished_stops_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing there"):
         rows(Source(str(tmp_path / "x.fa"), 1))

@@ -13,7 +13,7 @@ from bertgeom.errors import InputError, StoreError
 from bertgeom.sequences import shards as module
 from bertgeom.sequences.fasta import Chunk, read_chunks
 from bertgeom.sequences.shards import Sequences, is_complete, open_sequences, write_sequences
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file, zarr_io
 from bertgeom.store.storage import Storage
 
 FASTA = b">a first one\nACGTN\nACG\n>empty\n>b\nRYSWACGT\n>a again\nT\n"
@@ -21,7 +21,7 @@ FACTS = [{"name": "x.fa", "size": len(FASTA), "sha256": "0"}]
 
 
 def shards(storage: Storage, source: Path) -> Sequences:
-    zarr_io.create_root(storage, zarr_io.SEQUENCE_FORMAT)
+    zarr_io.create_root(storage, root_file.SEQUENCE_FORMAT)
     return write_sequences(storage, read_chunks(source), FACTS)
 
 
@@ -101,7 +101,7 @@ def test_an_ingest_that_was_stopped_is_no_shard_set_until_repeated(
             yield piece
 
     storage = Storage(str(tmp_path / "db"))
-    zarr_io.create_root(storage, zarr_io.SEQUENCE_FORMAT)
+    zarr_io.create_root(storage, root_file.SEQUENCE_FORMAT)
     assert not is_complete(storage)
     with pytest.raises(InputError):
         write_sequences(storage, stopped(), FACTS)

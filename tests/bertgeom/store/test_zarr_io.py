@@ -11,7 +11,7 @@ import xarray
 
 import bertgeom
 from bertgeom.errors import StoreError
-from bertgeom.store import manifest, zarr_io
+from bertgeom.store import manifest, root_file, zarr_io
 from bertgeom.store.layout import Layout, Shape
 from bertgeom.store.storage import Storage
 from bertgeom.variables import KEEP, VARIABLES
@@ -49,10 +49,10 @@ def fill(storage: Storage, layout: Layout) -> dict[str, np.ndarray]:
 def finish(storage: Storage, layout: Layout) -> None:
     names = [v.name for v in layout.variables] + [c.name for c in layout.coordinates]
     root = zarr_io.consolidated(storage, names, {"complete": True})
-    keys = storage.sizes().keys() - {zarr_io.METADATA}
+    keys = storage.sizes().keys() - {root_file.METADATA}
     files = {key: manifest.entry_of(storage.read(key)) for key in keys}
-    manifest.write(storage, files | {zarr_io.METADATA: manifest.entry_of(root)})
-    storage.write(zarr_io.METADATA, root)
+    manifest.write(storage, files | {root_file.METADATA: manifest.entry_of(root)})
+    storage.write(root_file.METADATA, root)
 
 
 def files(folder: Path) -> dict[str, bytes]:

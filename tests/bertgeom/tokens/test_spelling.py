@@ -37,6 +37,7 @@ def fast(kind: str, letters: str, *, unknown: str | None = "[UNK]") -> Any:
         made = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
         made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
         return PreTrainedTokenizerFast(tokenizer_object=made)
+    trainer: Any
     if kind == "unigram":
         made = Tokenizer(models.Unigram())
         trainer = trainers.UnigramTrainer(vocab_size=80, unk_token=unknown, **options)

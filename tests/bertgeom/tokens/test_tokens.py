@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.kmers import reference
 from bertgeom.tokens.bases import SINGLE_IDS, nt_vocabulary
 from bertgeom.tokens.encoded import Tokenizer
-from bertgeom.tokens.kmer import all_kmers
+from bertgeom.tokens.huggingface import HuggingFace
+from bertgeom.tokens.kmer import KmerTokenizer, all_kmers
 from bertgeom.tokens.select import (
     DnabertKmer,
     NucleotideTransformer,
@@ -44,16 +48,18 @@ def text_of(bases: np.ndarray) -> str:
 SPIKE_LIKE = random_bases(3822, seed=5)
 
 
-def paper(max_tokens: int = 512) -> PaperKmer:
+def paper(max_tokens: int = 512) -> KmerTokenizer:
     return PaperKmer(build_vocabulary([SPIKE_LIKE]), max_tokens=max_tokens)
 
 
 @pytest.fixture(scope="module")
-def hugging_face(minilm):
-    return load_tokenizer(minilm)
+def hugging_face(minilm: Path) -> HuggingFace:
+    found = load_tokenizer(minilm)
+    assert isinstance(found, HuggingFace)
+    return found
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], Tokenizer] | None] = {
     "paper": paper,
     "dnabert": lambda: DnabertKmer(3, max_tokens=40),
     "nt": lambda: NucleotideTransformer(nt_vocabulary("v2"), 40),
@@ -63,7 +69,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     made = KINDS[request.param]
     return request.getfixturevalue("hugging_face") if made is None else made()
 
@@ -83,13 +89,13 @@ SEQUENCES = [
 ] + [random_bases(600, "ACGTN", 1), SPIKE_LIKE]
 
 
-def test_every_kind_is_a_tokenizer(tokenizer):
+def test_every_kind_is_a_tokenizer(tokenizer: Tokenizer) -> None:
     assert isinstance(tokenizer, Tokenizer)
     json.dumps(tokenizer.settings())
 
 
 @pytest.mark.parametrize("bases", SEQUENCES, ids=lambda b: f"{len(b)} bases")
-def test_an_encoding_is_consistent(tokenizer, bases):
+def test_an_encoding_is_consistent(tokenizer: Tokenizer, bases: np.ndarray) -> None:
     encoded = tokenizer.encode(bases)
     n, content = encoded.ids.size, ~encoded.special
     assert encoded.ids.dtype == encoded.start.dtype == encoded.stop.dtype == np.int32
@@ -107,7 +113,7 @@ def test_an_encoding_is_consistent(tokenizer, bases):
     assert n == counted if tokenizer.exact_counts else n <= counted
 
 
-def test_a_batch_is_its_rows(tokenizer):
+def test_a_batch_is_its_rows(tokenizer: Tokenizer) -> None:
     batch = encode_batch(tokenizer, SEQUENCES)
     assert len(batch) == len(SEQUENCES)
     assert batch.ids.shape[1] == batch.lengths.max()
@@ -126,18 +132,18 @@ def test_a_batch_is_its_rows(tokenizer):
         assert (batch.start[b, padding] == -1).all()
 
 
-def test_an_empty_batch_has_no_rows(tokenizer):
+def test_an_empty_batch_has_no_rows(tokenizer: Tokenizer) -> None:
     batch = tokenizer.encode_batch([])
     assert len(batch) == 0
     assert batch.ids.shape == (0, 0)
 
 
-def test_case_and_u_are_folded(tokenizer):
+def test_case_and_u_are_folded(tokenizer: Tokenizer) -> None:
     upper = tokenizer.encode(as_bases("ACGTTGCATTACGGATTA"))
     assert tokenizer.encode(as_bases("acguTgcauuacggATTA")).ids.tolist() == upper.ids.tolist()
 
 
-def test_the_longest_window_fits_and_one_more_base_does_not(tokenizer):
+def test_the_longest_window_fits_and_one_more_base_does_not(tokenizer: Tokenizer) -> None:
     n = tokenizer.window_bases()
     assert not tokenizer.encode(random_bases(n)).truncated
     assert tokenizer.count_tokens(np.array([n, 0])).tolist()[0] <= tokenizer.max_tokens
@@ -146,8 +152,10 @@ def test_the_longest_window_fits_and_one_more_base_does_not(tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["paper", "dnabert"])
-def test_a_window_one_base_longer_is_cut_off(kind):
-    made = KINDS[kind]()
+def test_a_window_one_base_longer_is_cut_off(kind: str) -> None:
+    make = KINDS[kind]
+    assert make is not None
+    made = make()
     n = made.window_bases()
     assert not made.encode(random_bases(n)).truncated
     assert made.encode(random_bases(n + 1)).truncated
@@ -158,7 +166,7 @@ def test_a_window_one_base_longer_is_cut_off(kind):
 
 @settings(deadline=None, max_examples=40)
 @given(text=st.text("ACGTNr", max_size=120), k=st.integers(2, 13), stride=st.integers(1, 14))
-def test_paper_kmers_agree_with_the_oracle(text, k, stride):
+def test_paper_kmers_agree_with_the_oracle(text: str, k: int, stride: int) -> None:
     bases = as_bases(text)
     tokenizer = PaperKmer(
         build_vocabulary([bases[: len(bases) // 2]], k, stride), k=k, stride=stride, max_tokens=12
@@ -174,7 +182,7 @@ def test_paper_kmers_agree_with_the_oracle(text, k, stride):
     assert encoded.truncated == (len(tokens) > 10)
 
 
-def test_a_spike_gives_the_papers_number_of_tokens():
+def test_a_spike_gives_the_papers_number_of_tokens() -> None:
     """3,822 bases are padded to 3,828; (3,828 - 12) / 9 + 1 = 425 k-mers."""
     encoded = paper().encode(SPIKE_LIKE)
     assert encoded.ids.size == 427
@@ -183,7 +191,7 @@ def test_a_spike_gives_the_papers_number_of_tokens():
     assert encoded.stop[-2] == 3822
 
 
-def test_kmers_with_n_are_tokens_only_if_training_saw_them():
+def test_kmers_with_n_are_tokens_only_if_training_saw_them() -> None:
     seen = as_bases("ACGTACGTACGTACG")
     tokenizer = PaperKmer(build_vocabulary([seen]))
     assert sorted(tokenizer.vocabulary) == ["acgtacgtacgt", "cgtacgnnnnnn"]
@@ -191,7 +199,7 @@ def test_kmers_with_n_are_tokens_only_if_training_saw_them():
     assert tokenizer.encode(as_bases("ACGTACGTACGTACN")).n_unknown == 1
 
 
-def test_offsets_name_the_bases_of_a_kmer():
+def test_offsets_name_the_bases_of_a_kmer() -> None:
     tokenizer = paper()
     encoded = tokenizer.encode(SPIKE_LIKE)
     letters = {i: kmer for kmer, i in tokenizer.table.vocabulary.items()}
@@ -201,7 +209,7 @@ def test_offsets_name_the_bases_of_a_kmer():
         assert letters[int(token)].rstrip("N") == text_of(SPIKE_LIKE[start:stop])
 
 
-def test_a_vocabulary_is_sorted_counted_and_free_of_gaps():
+def test_a_vocabulary_is_sorted_counted_and_free_of_gaps() -> None:
     some = [as_bases("AAACCC"), as_bases("AAAGGG"), as_bases("AAA-GG"), as_bases("")]
     assert build_vocabulary(some, 3, 3) == ["aaa", "ccc", "ggg"]
     assert build_vocabulary(some, 3, 3, min_count=2) == ["aaa"]
@@ -213,7 +221,7 @@ def test_a_vocabulary_is_sorted_counted_and_free_of_gaps():
     assert build_vocabulary(many, 3, 3, min_count=150) == frequent
 
 
-def test_a_saved_tokenizer_comes_back(tmp_path):
+def test_a_saved_tokenizer_comes_back(tmp_path: Path) -> None:
     tokenizer = paper(300)
     save_kmer_tokenizer(tmp_path, tokenizer)
     lines = (tmp_path / "vocab.txt").read_text().splitlines()
@@ -229,7 +237,7 @@ def test_a_saved_tokenizer_comes_back(tmp_path):
     assert load_tokenizer(tmp_path, max_tokens=1000).max_tokens == 300
 
 
-def test_what_changes_an_id_changes_the_settings():
+def test_what_changes_an_id_changes_the_settings() -> None:
     kmers = build_vocabulary([SPIKE_LIKE])
     base = PaperKmer(kmers).settings()
     special = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -255,7 +263,9 @@ def test_what_changes_an_id_changes_the_settings():
         ({"vocabulary": ["ac"], "k": 2, "max_tokens": 2}, UsageError, "max_tokens of at least 3"),
     ],
 )
-def test_kmer_tokenizers_that_cannot_be_meant(arguments, error, message):
+def test_kmer_tokenizers_that_cannot_be_meant(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         PaperKmer(**arguments)
 
@@ -264,7 +274,7 @@ def test_kmer_tokenizers_that_cannot_be_meant(arguments, error, message):
 
 
 @pytest.fixture(scope="module")
-def dnabert_folder(tmp_path_factory):
+def dnabert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dnabert")
     lines = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *all_kmers(6)]
     (folder / "vocab.txt").write_text("\n".join(lines) + "\n")
@@ -272,7 +282,7 @@ def dnabert_folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("letters", ["ACGT", "ACGTACGTACGTACGTACGTACGTACGTACGTN"])
-def test_dnabert_agrees_with_transformers(dnabert_folder, letters):
+def test_dnabert_agrees_with_transformers(dnabert_folder: Path, letters: str) -> None:
     from transformers import BertTokenizer
 
     theirs = BertTokenizer(str(dnabert_folder / "vocab.txt"), do_lower_case=False)
@@ -285,7 +295,7 @@ def test_dnabert_agrees_with_transformers(dnabert_folder, letters):
 
 
 @pytest.mark.parametrize("k", [3, 4, 5, 6])
-def test_dnabert_ids_follow_the_order_a_t_c_g(k):
+def test_dnabert_ids_follow_the_order_a_t_c_g(k: int) -> None:
     tokenizer = DnabertKmer(k)
     assert tokenizer.vocab_size == 4**k + 5
     ids = [int(tokenizer.encode(as_bases(x * k)).ids[1]) for x in "ATCG"]
@@ -299,7 +309,7 @@ def test_dnabert_ids_follow_the_order_a_t_c_g(k):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_nucleotide_transformer_agrees_with_transformers(tmp_path, version):
+def test_nucleotide_transformer_agrees_with_transformers(tmp_path: Path, version: str) -> None:
     from transformers import EsmTokenizer
 
     vocabulary = nt_vocabulary(version)
@@ -314,7 +324,7 @@ def test_nucleotide_transformer_agrees_with_transformers(tmp_path, version):
         assert ours.encode(as_bases(text)).ids.tolist() == theirs(text)["input_ids"], text
 
 
-def test_nucleotide_transformer_layouts():
+def test_nucleotide_transformer_layouts() -> None:
     v1, v2 = nt_vocabulary("v1"), nt_vocabulary("v2")
     assert [v1[x] for x in ("<unk>", "<pad>", "<mask>", "<cls>", "AAAAAA", "A", "N")] == [
         *(0, 1, 2, 3, 4),
@@ -330,7 +340,7 @@ def test_nucleotide_transformer_layouts():
     assert NucleotideTransformer(v2).vocab_size == 4107
 
 
-def test_nucleotide_transformer_offsets():
+def test_nucleotide_transformer_offsets() -> None:
     encoded = NucleotideTransformer().encode(as_bases("ACGTACNACRRA"))
     assert list(zip(encoded.start.tolist(), encoded.stop.tolist(), strict=True)) == [
         *((-1, -1), (0, 6), (6, 7), (7, 8), (8, 9), (9, 11), (11, 12))
@@ -339,7 +349,7 @@ def test_nucleotide_transformer_offsets():
     assert encoded.n_ambiguous == 3
 
 
-def test_an_incomplete_nucleotide_transformer_vocabulary_is_refused():
+def test_an_incomplete_nucleotide_transformer_vocabulary_is_refused() -> None:
     vocabulary = nt_vocabulary()
     del vocabulary["ACGTAC"]
     with pytest.raises(ModelError, match="found no ACGTAC"):
@@ -349,7 +359,7 @@ def test_an_incomplete_nucleotide_transformer_vocabulary_is_refused():
 # Single bases.
 
 
-def test_single_bases_as_hyenadna_and_caduceus_have_them():
+def test_single_bases_as_hyenadna_and_caduceus_have_them() -> None:
     encoded = SingleNucleotide(10).encode(as_bases("ACGTnRu"))
     assert encoded.ids.tolist() == [7, 8, 9, 10, 11, 6, 10, 1]
     assert encoded.special.tolist() == [False] * 7 + [True]
@@ -363,7 +373,7 @@ def test_single_bases_as_hyenadna_and_caduceus_have_them():
     assert SINGLE_IDS["N"] == 11
 
 
-def test_single_bases_are_cut_off_in_front_of_the_last_token():
+def test_single_bases_are_cut_off_in_front_of_the_last_token() -> None:
     encoded = SingleNucleotide(4).encode(as_bases("ACGTA"))
     assert encoded.ids.tolist() == [7, 8, 9, 1]
     assert encoded.truncated
@@ -372,7 +382,7 @@ def test_single_bases_are_cut_off_in_front_of_the_last_token():
 # Any Hugging Face tokenizer.
 
 
-def test_hugging_face_offsets_map_back_to_the_bases(hugging_face):
+def test_hugging_face_offsets_map_back_to_the_bases(hugging_face: HuggingFace) -> None:
     bases = random_bases(95, "ACGTN", 2)
     encoded = hugging_face.encode(bases)
     theirs = hugging_face.tokenizer(text_of(bases))["input_ids"]
@@ -387,7 +397,9 @@ def test_hugging_face_offsets_map_back_to_the_bases(hugging_face):
     assert encoded.stop[-2] == bases.size
 
 
-def test_hugging_face_cuts_off_content_and_keeps_special_tokens(minilm, hugging_face):
+def test_hugging_face_cuts_off_content_and_keeps_special_tokens(
+    minilm: Path, hugging_face: HuggingFace
+) -> None:
     short = load_tokenizer(minilm, max_tokens=8)
     bases = random_bases(90)
     whole, cut = hugging_face.encode(bases), short.encode(bases)
@@ -396,25 +408,26 @@ def test_hugging_face_cuts_off_content_and_keeps_special_tokens(minilm, hugging_
     assert cut.stop.tolist() == [*whole.stop[:7].tolist(), -1]
 
 
-def test_hugging_face_counts_its_unknown_token(hugging_face):
+def test_hugging_face_counts_its_unknown_token(hugging_face: HuggingFace) -> None:
     # More than 100 letters without a space are one unknown word to WordPiece.
     encoded = hugging_face.encode(random_bases(101))
     assert encoded.n_unknown == 1
     assert (encoded.start[1], encoded.stop[1]) == (0, 101)
 
 
-def test_a_length_limit_saved_with_a_tokenizer_is_no_rule(hugging_face):
+def test_a_length_limit_saved_with_a_tokenizer_is_no_rule(hugging_face: HuggingFace) -> None:
     assert json.loads(hugging_face.tokenizer.backend_tokenizer.to_str())["truncation"] is None
     assert hugging_face.max_tokens == 512
 
 
-def test_a_tokenizer_without_offsets_is_aligned_by_its_tokens(tmp_path):
+def test_a_tokenizer_without_offsets_is_aligned_by_its_tokens(tmp_path: Path) -> None:
     from transformers import EsmTokenizer
 
     lines = ["<cls>", "<pad>", "<eos>", "<unk>", "<mask>", *"ACGTN"]
     (tmp_path / "vocab.txt").write_text("\n".join(lines))
     EsmTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path, max_tokens=100)
+    assert isinstance(tokenizer, HuggingFace)
     assert not tokenizer.tokenizer.is_fast
     encoded = tokenizer.encode(as_bases("ACRRGT"))
     assert encoded.ids.tolist() == [0, 5, 6, 3, 7, 8, 2]
@@ -439,7 +452,7 @@ def test_a_tokenizer_without_offsets_is_aligned_by_its_tokens(tmp_path):
         ("hf:case=lower", {"kind": "hf", "case": "lower"}),
     ],
 )
-def test_specs(spec, expected):
+def test_specs(spec: str, expected: dict[str, Any]) -> None:
     assert parse_spec(spec) == expected
 
 
@@ -453,22 +466,23 @@ def test_specs(spec, expected):
         ("single:cls=maybe", "expected cls as bool, found 'maybe'"),
     ],
 )
-def test_specs_that_cannot_be_meant(spec, message):
+def test_specs_that_cannot_be_meant(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_spec(spec)
 
 
-def test_a_spec_decides_before_the_files(tmp_path, dnabert_folder):
+def test_a_spec_decides_before_the_files(tmp_path: Path, dnabert_folder: Path) -> None:
     save_kmer_tokenizer(tmp_path, paper())
     assert load_tokenizer(tmp_path).settings()["kind"] == "kmer"
     assert load_tokenizer(tmp_path, override="dnabert:k=4").settings() == DnabertKmer(4).settings()
     assert load_tokenizer(tmp_path, override="nt:v1").max_tokens == 1000
     assert load_tokenizer(tmp_path, override="single", max_tokens=64).window_bases() == 63
     kmer = load_tokenizer(dnabert_folder, override="kmer:k=6,stride=3,case=upper")
+    assert isinstance(kmer, KmerTokenizer)
     assert (kmer.k, kmer.stride, len(kmer.vocabulary)) == (6, 3, 4096)
 
 
-def test_unknown_versions_and_missing_limits_are_refused(tmp_path):
+def test_unknown_versions_and_missing_limits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected nt:v1 or nt:v2, found 'v3'"):
         load_tokenizer(tmp_path, override="nt:v3")
     with pytest.raises(UsageError, match="give --max-tokens"):
@@ -476,7 +490,7 @@ def test_unknown_versions_and_missing_limits_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["HyenaDNATokenizer", "CaduceusTokenizer"])
-def test_single_base_models_need_none_of_their_code(tmp_path, name):
+def test_single_base_models_need_none_of_their_code(tmp_path: Path, name: str) -> None:
     config = {"tokenizer_class": name, "model_max_length": 1026}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(tmp_path)
@@ -509,7 +523,9 @@ def test_single_base_models_need_none_of_their_code(tmp_path, name):
         ({"tokenizer_config.json": "{"}, "expected JSON"),
     ],
 )
-def test_folders_without_a_tokenizer_stop_with_one_line(tmp_path, files, message):
+def test_folders_without_a_tokenizer_stop_with_one_line(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(ModelError, match=message) as caught:
@@ -517,12 +533,12 @@ def test_folders_without_a_tokenizer_stop_with_one_line(tmp_path, files, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_settings_file_with_an_unknown_key_names_it(tmp_path):
+def test_a_settings_file_with_an_unknown_key_names_it(tmp_path: Path) -> None:
     (tmp_path / "bertgeom_tokenizer.json").write_text('{"kind": "kmer", "kk": 3}')
     with pytest.raises(UsageError, match=r"bertgeom_tokenizer\.json: .*found 'kk'"):
         load_tokenizer(tmp_path)
 
 
-def test_a_model_that_is_nowhere_stops_with_one_line():
+def test_a_model_that_is_nowhere_stops_with_one_line() -> None:
     with pytest.raises(ModelError, match="no-such/model"):
         load_tokenizer("no-such/model")

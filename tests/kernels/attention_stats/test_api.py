@@ -48,7 +48,7 @@ def test_head_cones_are_those_of_the_cone_kernel(impl: str) -> None:
     _, k, v = qkv(heads=2, tokens=130)
     k[0, 0, 3] = 0
     v[1, 1, 5, 2] = torch.nan
-    asked = {"lengths": torch.tensor([130, 77]), "impl": impl}
+    asked: dict[str, Any] = {"lengths": torch.tensor([130, 77]), "impl": impl}
     found = attention_stats(q, k, v, head_cones=True, **asked)
     wide = (q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), found.output)
     cones = [cone_sums(x, axis_angles=False, **asked) for x in wide]

@@ -108,7 +108,7 @@ def test_pairs_of_a_union_are_those_of_the_parts_and_those_between_them() -> Non
         pairwise_angle_histogram(y),
         pairwise_angle_histogram(x, y),
     ]
-    together = {"angle_histogram": sum(p["angle_histogram"] for p in parts)}
+    together = {"angle_histogram": torch.stack([p["angle_histogram"] for p in parts]).sum(0)}
     weights = torch.stack([p["n_pairs"] for p in parts]).double()
     means = torch.stack([p["angle_mean"] for p in parts]).double()
     assert whole["angle_mean"].item() == pytest.approx(

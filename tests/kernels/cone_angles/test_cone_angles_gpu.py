@@ -183,6 +183,7 @@ def test_folded_tiles_hold_what_the_tiles_held(device: str) -> None:
     sums = torch.rand(2, n_tiles, 5, generator=seed)
     found = fold(TileSums(counts.to(device), sums.to(device)))
     parts = [slice(0, FOLD), slice(FOLD, None)]
+    assert found.counts is not None
     assert torch.equal(
         found.counts.cpu(), torch.stack([counts[:, p].sum(1) for p in parts], 1).int()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def vocabulary_of(texts: list[str], k: int, stride: int) -> dict[str, int]:
     stride=st.integers(1, 20),
     pad=st.booleans(),
 )
-def test_kmers_agree_with_the_oracle(texts, k, stride, pad):
+def test_kmers_agree_with_the_oracle(texts: list[str], k: int, stride: int, pad: bool) -> None:
     bases, starts, stops = joined(texts)
     vocabulary = vocabulary_of(texts, k, stride)
     table = KmerTable.build(vocabulary, k, UNKNOWN)
@@ -79,7 +80,7 @@ def test_kmers_agree_with_the_oracle(texts, k, stride, pad):
 
 
 @pytest.mark.parametrize(("k", "stride"), [(12, 9), (6, 1), (6, 6), (3, 1), (16, 16), (9, 2000)])
-def test_rows_longer_than_a_block_agree_with_the_oracle(k, stride):
+def test_rows_longer_than_a_block_agree_with_the_oracle(k: int, stride: int) -> None:
     random = np.random.default_rng(k)
     clean = random.choice(as_bases("ACGT"), 9_000)
     mixed = clean.copy()
@@ -113,7 +114,7 @@ def full_table(k: int) -> KmerTable:
     k=st.sampled_from([2, 3, 6]),
     room=st.one_of(st.just(500), st.integers(0, 30)),
 )
-def test_split_kmers_agree_with_the_oracle(texts, k, room):
+def test_split_kmers_agree_with_the_oracle(texts: list[str], k: int, room: int) -> None:
     table = full_table(k)
     letters = {"A": 2, "C": 3, "G": 4, "T": 5, "N": 6}
     bases, starts, stops = joined(texts)
@@ -141,7 +142,7 @@ def test_split_kmers_agree_with_the_oracle(texts, k, room):
 
 @settings(max_examples=50, deadline=None)
 @given(texts=st.lists(sequences, min_size=1, max_size=4))
-def test_single_bases_agree_with_the_oracle(texts):
+def test_single_bases_agree_with_the_oracle(texts: list[str]) -> None:
     singles = single_table({"A": 7, "C": 8, "G": 9, "T": 10, "N": 11})
     bases, starts, stops = joined(texts)
     counts = stops - starts
@@ -155,14 +156,14 @@ def test_single_bases_agree_with_the_oracle(texts):
     assert found[0] == found[1]
 
 
-def test_u_is_t_unless_it_has_an_id_of_its_own():
+def test_u_is_t_unless_it_has_an_id_of_its_own() -> None:
     assert single_table({"T": 3})[ord("u")] == 3
     assert single_table({"T": 3, "U": 4})[ord("u")] == 4
 
 
 @settings(deadline=None)
 @given(text=sequences)
-def test_counts_and_strands_agree_with_the_oracle(text):
+def test_counts_and_strands_agree_with_the_oracle(text: str) -> None:
     bases = as_bases(text)
     assert count_ambiguous(bases).tolist() == [reference.count_ambiguous(text)]
     assert (count_ambiguous(bases) == count_ambiguous(bases, impl="reference")).all()
@@ -172,11 +173,11 @@ def test_counts_and_strands_agree_with_the_oracle(text):
 
 @settings(deadline=None)
 @given(text=st.text("ACGTNRYSWKMBDHV-", max_size=300))
-def test_the_strand_of_the_other_strand_is_the_first(text):
+def test_the_strand_of_the_other_strand_is_the_first(text: str) -> None:
     assert reverse_complement(reverse_complement(as_bases(text))).tobytes() == text.encode()
 
 
-def test_rows_of_ambiguous_counts_are_apart():
+def test_rows_of_ambiguous_counts_are_apart() -> None:
     bases = as_bases("ACGTNNAC-TN")
     starts, stops = np.array([0, 4, 6, 11]), np.array([4, 6, 11, 11])
     assert count_ambiguous(bases, starts, stops).tolist() == [0, 2, 2, 0]
@@ -184,19 +185,19 @@ def test_rows_of_ambiguous_counts_are_apart():
 
 @settings(deadline=None)
 @given(kmers=st.lists(st.text("ACGTNRYSWKMBDHV", min_size=7, max_size=7), max_size=20))
-def test_keys_hold_their_kmers(kmers):
+def test_keys_hold_their_kmers(kmers: list[str]) -> None:
     assert unpack_kmers(pack_kmers(kmers, 7), 7) == kmers
 
 
 @settings(deadline=None)
 @given(text=sequences, k=st.integers(1, 16), stride=st.integers(1, 20))
-def test_keys_of_a_sequence_are_those_of_its_kmers(text, k, stride):
+def test_keys_of_a_sequence_are_those_of_its_kmers(text: str, k: int, stride: int) -> None:
     expected = [kmer for kmer, _, _ in reference.kmers(text, k, stride, pad=True)]
     plain = ["".join(c if c in "ACGTNRYSWKMBDHV" else "?" for c in kmer) for kmer in expected]
     assert unpack_kmers(kmer_keys(as_bases(text), k, stride, pad=True), k) == plain
 
 
-def test_a_full_hash_key_is_no_empty_slot():
+def test_a_full_hash_key_is_no_empty_slot() -> None:
     table = KmerTable.build({"G" * 16: 2, "A" * 16: 3, "C" * 16: 4, "V" * 16: 5}, 16, UNKNOWN)
     bases, starts, stops = joined(["G" * 16, "A" * 16, "C" * 16, "T" * 16, "V" * 16, "-" * 16])
     ids = np.zeros((6, 1), dtype=np.int32)
@@ -216,15 +217,21 @@ def test_a_full_hash_key_is_no_empty_slot():
         ({}, 17, "expected k in 1..16, found 17"),
     ],
 )
-def test_vocabularies_that_cannot_be_meant(vocabulary, k, message):
+def test_vocabularies_that_cannot_be_meant(
+    vocabulary: dict[str, int], k: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         KmerTable.build(vocabulary, k, UNKNOWN)
 
 
-def test_arguments_that_cannot_be_meant():
+def test_arguments_that_cannot_be_meant() -> None:
     table = full_table(2)
     bases, starts, stops = joined(["ACGT"])
-    good = {"stride": 1, "counts": np.array([3]), "ids": np.zeros((1, 3), dtype=np.int32)}
+    good: dict[str, Any] = {
+        "stride": 1,
+        "counts": np.array([3]),
+        "ids": np.zeros((1, 3), dtype=np.int32),
+    }
     for wrong, message in (
         ({"stride": 0}, "stride of at least 1"),
         ({"ids": np.zeros((1, 3))}, "ids int32"),
@@ -252,7 +259,7 @@ def test_arguments_that_cannot_be_meant():
         )
 
 
-def test_other_threads_run_while_bases_are_counted():
+def test_other_threads_run_while_bases_are_counted() -> None:
     """The loops release the GIL: Python code goes on meanwhile."""
     bases = np.full(1 << 27, ord("A"), dtype=np.uint8)
     count_ambiguous(bases[:10])

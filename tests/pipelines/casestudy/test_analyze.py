@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import report_data
+import xarray
 from typer.testing import CliRunner
 
 pytest.importorskip("matplotlib", reason="the extra `casestudy` is not installed")
@@ -29,13 +32,14 @@ from bertgeom.pipelines.casestudy.genomes.lineages import SPIKE
 from bertgeom.pipelines.casestudy.measure import STORE
 from bertgeom.store.dataset import attribute
 
+Arrays = dict[str, np.ndarray]
 CLASSES = ("alpha", "delta", "omicron")
 N = 6
 HOSTILE = "<script>alert(1)</script>"
 REFERENCE = data.reference()[slice(*SPIKE)]
 
 
-def demo_records():
+def demo_records() -> Iterator[tuple[str, str, str]]:
     """id, bases and class of two demo spikes of each of three classes."""
     rows = [line.split("\t") for line in data.demo_labels().read_text().splitlines()[1:]]
     label = {row[0]: row[1] for row in rows}
@@ -49,7 +53,7 @@ def demo_records():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("casestudy")
     records = [*demo_records(), (HOSTILE, "N" * 3822, "alpha")]
     fasta, labels = place / "in.fasta", place / "in.tsv"
@@ -69,28 +73,28 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def dataset(folder):
+def dataset(folder: Path) -> xarray.Dataset:
     return bertgeom.open(folder / STORE).load()
 
 
 @pytest.fixture(scope="module")
-def result(folder):
+def result(folder: Path) -> dict[str, Any]:
     return analysis.load(folder)[0]
 
 
 @pytest.fixture(scope="module")
-def arrays(folder):
+def arrays(folder: Path) -> Arrays:
     return analysis.load(folder)[1]
 
 
-def test_every_labelled_genome_is_measured_or_listed_with_a_reason(result):
+def test_every_labelled_genome_is_measured_or_listed_with_a_reason(result: dict[str, Any]) -> None:
     assert result["genomes"]["measured"] == N
     assert result["genomes"]["by_class"] == dict.fromkeys(CLASSES, 2)
     assert [one["id"] for one in result["genomes"]["skipped"]] == [HOSTILE]
     assert "no base is known" in result["genomes"]["skipped"][0]["reason"]
 
 
-def test_means_by_class_are_those_of_the_store(arrays, dataset):
+def test_means_by_class_are_those_of_the_store(arrays: Arrays, dataset: xarray.Dataset) -> None:
     label = np.asarray(dataset["label_code"])
     assert attribute(dataset, "labels") == list(CLASSES)
     checked = 0
@@ -107,7 +111,9 @@ def test_means_by_class_are_those_of_the_store(arrays, dataset):
     assert checked > 40
 
 
-def test_figures_in_the_json_are_those_of_the_store(result, dataset):
+def test_figures_in_the_json_are_those_of_the_store(
+    result: dict[str, Any], dataset: xarray.Dataset
+) -> None:
     names = [str(name) for name in dataset["class"].values]
     truth = [CLASSES[i] for i in np.asarray(dataset["label_code"])]
     answers = [names[i] for i in np.asarray(dataset["logits"]).argmax(axis=1)]
@@ -128,11 +134,13 @@ def test_figures_in_the_json_are_those_of_the_store(result, dataset):
     np.testing.assert_allclose(result["cone_index"]["delta"], delta.mean(axis=0), rtol=1e-9)
 
 
-def test_attention_on_domains_is_the_attention_its_tokens_receive(result, dataset, folder):
+def test_attention_on_domains_is_the_attention_its_tokens_receive(
+    result: dict[str, Any], dataset: xarray.Dataset, folder: Path
+) -> None:
     spikes = dict(fasta_of(folder / "spikes.fasta"))
     annotations = domains.spike_annotations(spikes.items())
     received = np.asarray(dataset["attention_received"], dtype=np.float64)
-    total = np.zeros(np.asarray(result["domains"]["mass"]).shape)
+    total = np.zeros_like(np.asarray(result["domains"]["mass"]), dtype=np.float64)
     share = np.zeros(total.shape[-1])
     for row, name in enumerate(dataset["record_id"].values):
         start = np.asarray(dataset["token_start"][row]).astype(int)
@@ -153,19 +161,22 @@ def test_attention_on_domains_is_the_attention_its_tokens_receive(result, datase
     assert (inside <= confident + 1e-3).all()
 
 
-def fasta_of(path):
+def fasta_of(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     for block in path.read_text().split(">")[1:]:
         name, *lines = block.splitlines()
         yield name, np.frombuffer("".join(lines).encode(), np.uint8)
 
 
-def test_the_profile_along_the_spike_averages_the_tokens_of_its_steps(arrays, dataset, folder):
+def test_the_profile_along_the_spike_averages_the_tokens_of_its_steps(
+    arrays: Arrays, dataset: xarray.Dataset, folder: Path
+) -> None:
     spikes = dict(fasta_of(folder / "spikes.fasta"))
     received = np.asarray(dataset["attention_received"], dtype=np.float64).mean(axis=(1, 2))
     at = 3 * 500
     found = []
     for row, name in enumerate(dataset["record_id"].values):
         blocks = domains.align(spikes[str(name)])
+        assert blocks is not None
         middle = (np.asarray(dataset["token_start"][row]) + dataset["token_stop"][row].values) // 2
         base = domains.reference_position(blocks, middle.astype(int))
         inside = (base // (3 * STEP) == at // (3 * STEP)) & (middle > 0)
@@ -176,7 +187,9 @@ def test_the_profile_along_the_spike_averages_the_tokens_of_its_steps(arrays, da
     assert arrays["received_n"][step] == len(found)
 
 
-def test_the_exact_map_has_the_entropy_of_the_store(arrays, dataset):
+def test_the_exact_map_has_the_entropy_of_the_store(
+    arrays: Arrays, dataset: xarray.Dataset
+) -> None:
     window = int(arrays["exact_map_window"][0])
     for weights, (layer, head) in zip(
         arrays["exact_map"].astype(np.float64), arrays["exact_map_head"], strict=True
@@ -188,7 +201,7 @@ def test_the_exact_map_has_the_entropy_of_the_store(arrays, dataset):
         assert entropy == pytest.approx(stored, abs=0.03)
 
 
-def test_domains_keep_their_place_where_nothing_is_inserted_or_deleted():
+def test_domains_keep_their_place_where_nothing_is_inserted_or_deleted() -> None:
     found = domains.spike_annotations([("x", REFERENCE)])
     assert found.names == tuple(d.name for d in domains.DOMAINS)
     for domain, where in zip(domains.DOMAINS, found.by_sequence["x"], strict=True):
@@ -196,7 +209,7 @@ def test_domains_keep_their_place_where_nothing_is_inserted_or_deleted():
         assert where.stop.tolist() == [3 * domain.last]
 
 
-def test_domains_move_with_a_deletion_an_insertion_and_through_unknown_bases():
+def test_domains_move_with_a_deletion_an_insertion_and_through_unknown_bases() -> None:
     changed = np.concatenate([REFERENCE[:204], REFERENCE[210:642], b9(), REFERENCE[642:]])
     changed[2700:2800] = ord("N")
     found = domains.spike_annotations([("x", changed)])
@@ -207,29 +220,30 @@ def test_domains_move_with_a_deletion_an_insertion_and_through_unknown_bases():
     assert ends.stop.tolist() == [3 * 1273 + 3]
 
 
-def b9():
+def b9() -> np.ndarray:
     return np.frombuffer(b"GAGCCAGAA", np.uint8)
 
 
-def domain(name):
+def domain(name: str) -> domains.Domain:
     return next(d for d in domains.DOMAINS if d.name == name)
 
 
-def test_sequences_that_are_no_spike_are_refused():
+def test_sequences_that_are_no_spike_are_refused() -> None:
     rng = np.random.default_rng(0)
     other = np.frombuffer(b"ACGT", np.uint8)[rng.integers(0, 4, 3800)]
     with pytest.raises(InputError, match="spike genes"):
         domains.spike_annotations([("x", other)])
 
 
-def test_positions_of_amino_acids_follow_the_alignment():
+def test_positions_of_amino_acids_follow_the_alignment() -> None:
     cut = np.concatenate([REFERENCE[:204], REFERENCE[210:]])
     blocks = domains.align(cut)
+    assert blocks is not None
     base = domains.reference_position(blocks, np.array([0, 100, 300, len(cut) - 1]))
     assert base.tolist() == [0, 100, 306, len(REFERENCE) - 1]
 
 
-def test_defining_changes_are_named_as_virologists_do():
+def test_defining_changes_are_named_as_virologists_do() -> None:
     alpha = domains.defining_amino_acids("alpha")
     assert {alpha[p] for p in (501, 570, 681, 982, 1118)} == {
         "N501Y",
@@ -244,7 +258,7 @@ def test_defining_changes_are_named_as_virologists_do():
     assert domains.domain_of(310) == "S1"
 
 
-def test_one_position_that_tells_a_class_is_found():
+def test_one_position_that_tells_a_class_is_found() -> None:
     rng = np.random.default_rng(1)
     codes = np.repeat([0, 1, 2], 20)
     ids = rng.integers(5, 8, (60, 30)).astype(np.int32)
@@ -259,7 +273,7 @@ def test_one_position_that_tells_a_class_is_found():
     assert best["a", "attention", 1].f1 < 0.8
 
 
-def test_effects_of_positions_follow_the_rule_of_contrasts():
+def test_effects_of_positions_follow_the_rule_of_contrasts() -> None:
     """No genome alone, no rounding and no missing token makes a difference."""
     rng = np.random.default_rng(3)
     inside = np.arange(12) < 6
@@ -279,7 +293,7 @@ def test_effects_of_positions_follow_the_rule_of_contrasts():
     assert abs(welch(moments, 0, 1)["cohens_d"][4]) == pytest.approx(size)
 
 
-def test_a_tree_without_proposals_looks_nowhere():
+def test_a_tree_without_proposals_looks_nowhere() -> None:
     codes = np.repeat([0, 1], 10)
     ids = np.stack([codes, 1 - codes], axis=1).astype(np.int32)
     found = positions.one_versus_all(ids, codes, ["a", "b"], np.ones((20, 2)))
@@ -287,14 +301,14 @@ def test_a_tree_without_proposals_looks_nowhere():
     assert {(f.positions, f.mcc) for f in found if f.by == "attention"} == {((), 0.0)}
 
 
-def test_positions_without_information_tell_nothing():
+def test_positions_without_information_tell_nothing() -> None:
     codes = np.tile([0, 1], 30)
     ids = np.random.default_rng(2).integers(0, 3, (60, 20)).astype(np.int32)
     for one in positions.one_versus_all(ids, codes, ["a", "b"]):
         assert abs(one.mcc) < 0.5
 
 
-def test_classes_of_one_genome_are_left_out():
+def test_classes_of_one_genome_are_left_out() -> None:
     found = positions.one_versus_all(np.zeros((3, 4), np.int32), np.array([0, 0, 1]), ["a", "b"])
     assert found == []
 
@@ -321,7 +335,7 @@ EVALUATION = {
 
 
 @pytest.fixture(scope="module")
-def page(folder, result, tmp_path_factory):
+def page(folder: Path, result: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     judged = result["classification"] | {"share": 0.9231}
     evaluation = EVALUATION | dict.fromkeys(("forced", "decided", "covered"), judged)
     place = tmp_path_factory.mktemp("page")
@@ -339,7 +353,7 @@ def page(folder, result, tmp_path_factory):
     return (place / "r.html").read_text("utf-8")
 
 
-def test_the_page_is_whole_escaped_and_needs_nothing_else(page):
+def test_the_page_is_whole_escaped_and_needs_nothing_else(page: str) -> None:
     parsed = report_data.outline(page)
     images = parsed.all("img")
     assert len(images) == len(parsed.all("figcaption")) == len(parsed.all("figure")) >= 25
@@ -351,7 +365,7 @@ def test_the_page_is_whole_escaped_and_needs_nothing_else(page):
     assert len(report_data.pictures(page)) == len(images)
 
 
-def test_the_page_prints_the_numbers_of_the_analysis(page, result):
+def test_the_page_prints_the_numbers_of_the_analysis(page: str, result: dict[str, Any]) -> None:
     text = "".join(report_data.outline(page).text)
     assert f"{result['classification']['accuracy']:.2%}" in text
     assert "0.0123" in text
@@ -366,7 +380,9 @@ def test_the_page_prints_the_numbers_of_the_analysis(page, result):
     assert "N501Y" in text or "S982A" in text
 
 
-def test_a_page_is_made_of_the_store_it_belongs_to(folder, tmp_path, result):
+def test_a_page_is_made_of_the_store_it_belongs_to(
+    folder: Path, tmp_path: Path, result: dict[str, Any]
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     changed = {**result, "fingerprint": "0", "store": str(folder / STORE)}
@@ -381,10 +397,12 @@ def test_a_page_is_made_of_the_store_it_belongs_to(folder, tmp_path, result):
         pages.report(folder, tmp_path / "r.html", evaluation=[tmp_path / "e.json"])
 
 
-def test_the_commands_pass_a_store_on_and_write_beside_it(folder, result, arrays, monkeypatch):
+def test_the_commands_pass_a_store_on_and_write_beside_it(
+    folder: Path, result: dict[str, Any], arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
-    def analysed(store, **options):
+    def analysed(store: str, **options: Any) -> tuple[dict[str, Any], Arrays]:
         asked.append((store, options["model"]))
         return {**result, "genomes": {**result["genomes"]}}, arrays
 
@@ -399,7 +417,7 @@ def test_the_commands_pass_a_store_on_and_write_beside_it(folder, result, arrays
     assert (out / analysis.ARRAYS).read_bytes() == (folder / analysis.ARRAYS).read_bytes()
 
 
-def test_genomes_need_labels(folder, tmp_path):
+def test_genomes_need_labels(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--labels"):
         analysis.analyze(folder / "spikes.fasta", tmp_path / "x")
 
@@ -407,7 +425,9 @@ def test_genomes_need_labels(folder, tmp_path):
 @pytest.mark.parametrize(
     ("drop", "said"), [("cls", "--keep"), ("attention_received", "tracks"), ("labels", "--labels")]
 )
-def test_a_store_without_what_is_needed_is_named(dataset, monkeypatch, drop, said):
+def test_a_store_without_what_is_needed_is_named(
+    dataset: xarray.Dataset, monkeypatch: pytest.MonkeyPatch, drop: str, said: str
+) -> None:
     lacking = dataset.copy()
     lacking.attrs = {**dataset.attrs}
     if drop == "labels":

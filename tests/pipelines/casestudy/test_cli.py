@@ -1,8 +1,11 @@
+from __future__ import annotations
+
 import gzip
 import json
+from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from bertgeom.errors import UsageError
 from bertgeom.pipelines.casestudy.cli import app
@@ -11,12 +14,12 @@ from bertgeom.pipelines.casestudy.genomes.simulate import PROFILES
 runner = CliRunner()
 
 
-def run(*arguments):
+def run(*arguments: object) -> Result:
     return runner.invoke(app, [str(a) for a in arguments], catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     fasta = tmp_path_factory.mktemp("simulated") / "spikes.fasta.gz"
     result = run("simulate", "--out", fasta, "--count", 9, "--seed", 21, "--profile", "clean")
     assert result.exit_code == 0
@@ -24,7 +27,9 @@ def simulated(tmp_path_factory):
     return fasta, fasta.with_name("spikes.tsv")
 
 
-def test_simulated_files_are_equal_for_equal_seeds(simulated, tmp_path):
+def test_simulated_files_are_equal_for_equal_seeds(
+    simulated: tuple[Path, Path], tmp_path: Path
+) -> None:
     fasta, table = simulated
     again = tmp_path / fasta.name
     run("simulate", "--out", again, "--count", 9, "--seed", 21, "--profile", "clean")
@@ -32,7 +37,9 @@ def test_simulated_files_are_equal_for_equal_seeds(simulated, tmp_path):
     assert again.with_name("spikes.tsv").read_bytes() == table.read_bytes()
 
 
-def test_shipped_model_is_evaluated_by_default(simulated, tmp_path):
+def test_shipped_model_is_evaluated_by_default(
+    simulated: tuple[Path, Path], tmp_path: Path
+) -> None:
     fasta, table = simulated
     out = tmp_path / "figures.json"
     result = run("evaluate", fasta, table, "--out", out)
@@ -45,11 +52,13 @@ def test_shipped_model_is_evaluated_by_default(simulated, tmp_path):
     assert json.loads(printed) == figures
 
 
-def rows_of(table):
+def rows_of(table: Path) -> list[str]:
     return table.read_text().splitlines()[1:]
 
 
-def test_spikes_are_written_and_skipped_genomes_named(simulated, tmp_path):
+def test_spikes_are_written_and_skipped_genomes_named(
+    simulated: tuple[Path, Path], tmp_path: Path
+) -> None:
     fasta, _ = simulated
     source = tmp_path / "in.fasta"
     lines = gzip.decompress(fasta.read_bytes()).decode()
@@ -64,7 +73,7 @@ def test_spikes_are_written_and_skipped_genomes_named(simulated, tmp_path):
     ]
 
 
-def test_without_genomes_held_out_simulations_are_evaluated(tmp_path):
+def test_without_genomes_held_out_simulations_are_evaluated(tmp_path: Path) -> None:
     result = run("evaluate", "--count", 9, "--out", tmp_path / "x.json")
     assert "no spike" in result.stdout
     figures = json.loads((tmp_path / "x.json").read_text())
@@ -81,6 +90,6 @@ def test_without_genomes_held_out_simulations_are_evaluated(tmp_path):
         (("simulate", "--out", "x.fa", "--profile", "dirty"), "expected a profile"),
     ],
 )
-def test_wrong_usage_says_what_is_expected(arguments, message):
+def test_wrong_usage_says_what_is_expected(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         run(*arguments)

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import csv
 import json
 import os
@@ -16,7 +18,11 @@ from bertgeom.pipelines.casestudy.classifier.calibrate import (
     choose_threshold,
     fit_temperature,
 )
-from bertgeom.pipelines.casestudy.classifier.classify import Prediction, load_classifier
+from bertgeom.pipelines.casestudy.classifier.classify import (
+    Prediction,
+    VariantClassifier,
+    load_classifier,
+)
 from bertgeom.pipelines.casestudy.classifier.evaluate import (
     Outcome,
     evaluate,
@@ -38,12 +44,12 @@ TRUTH = ["a", "a", "a", "b", "b", "c"]
 ANSWER = ["a", "a", "b", "b", "c", "c"]
 
 
-def test_confusion_matrix_counts_truth_by_row():
+def test_confusion_matrix_counts_truth_by_row() -> None:
     counts = confusion_matrix(TRUTH, ANSWER, "abc", "abc")
     assert counts.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
 
 
-def test_class_table_on_literal_numbers():
+def test_class_table_on_literal_numbers() -> None:
     table = class_table(TRUTH, ANSWER, "abcd")
     assert table["a"] == {"n": 3, "precision": 1.0, "recall": 2 / 3, "f1": 0.8}
     assert table["b"] == {"n": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5}
@@ -52,20 +58,20 @@ def test_class_table_on_literal_numbers():
     assert macro_f1(table) == pytest.approx((0.8 + 0.5 + 2 / 3) / 3)
 
 
-def test_matthews_is_phi_for_two_classes():
+def test_matthews_is_phi_for_two_classes() -> None:
     true_positive, missed, false_alarm, true_negative = 40, 10, 5, 45
     counts = np.array([[true_positive, missed], [false_alarm, true_negative]])
     phi = (40 * 45 - 10 * 5) / np.sqrt(50 * 50 * 45 * 55)
     assert matthews(counts) == pytest.approx(phi)
 
 
-def test_matthews_is_one_zero_or_undefined_as_zero():
+def test_matthews_is_one_zero_or_undefined_as_zero() -> None:
     assert matthews(np.diag([3, 1, 7])) == pytest.approx(1.0)
     assert matthews(np.full((4, 4), 5)) == pytest.approx(0.0)
     assert matthews(np.array([[5, 0], [0, 0]])) == 0.0
 
 
-def test_calibration_error_on_literal_numbers():
+def test_calibration_error_on_literal_numbers() -> None:
     confidence = np.array([0.95, 0.95, 0.55, 0.55, 1.0])
     correct = np.array([True, True, True, False, True])
     found = calibration(confidence, correct)
@@ -74,14 +80,14 @@ def test_calibration_error_on_literal_numbers():
     assert [row["n"] for row in found["reliability"]] == [2, 3]
 
 
-def test_temperature_recovers_a_known_scale():
+def test_temperature_recovers_a_known_scale() -> None:
     random = np.random.default_rng(1)
     logits = random.normal(size=(4000, 5)) * 2
     truth = np.array([random.choice(5, p=p) for p in softmax(logits, axis=-1)])
     assert fit_temperature(logits * 3, truth) == pytest.approx(3, rel=0.1)
 
 
-def test_threshold_is_the_least_that_keeps_the_risk():
+def test_threshold_is_the_least_that_keeps_the_risk() -> None:
     confidence = np.array([0.99, 0.9, 0.8, 0.7, 0.6, 0.55])
     logits = np.log(np.stack([confidence, 1 - confidence], axis=1))
     truth = np.array([0, 0, 0, 0, 1, 0])
@@ -91,14 +97,14 @@ def test_threshold_is_the_least_that_keeps_the_risk():
     assert choose_threshold(logits, 1 - truth, risk=0.0) == 0.9
 
 
-def prediction(name, answer, best, confidence):
+def prediction(name: str, answer: str, best: str, confidence: float) -> Prediction:
     rest = (1 - confidence) / 2
     probabilities = np.full(3, rest)
     probabilities["abc".index(best)] = confidence
     return Prediction(name, answer, best, probabilities, "" if answer != OTHER else "doubt")
 
 
-def test_figures_count_other_and_skipped_as_they_say():
+def test_figures_count_other_and_skipped_as_they_say() -> None:
     results = [
         Outcome("1", "a", prediction("1", "a", "a", 0.9), ""),
         Outcome("2", "a", prediction("2", OTHER, "a", 0.5), "doubt"),
@@ -118,12 +124,12 @@ def test_figures_count_other_and_skipped_as_they_say():
     json.dumps(figures)
 
 
-def test_no_labelled_genome_is_an_error():
+def test_no_labelled_genome_is_an_error() -> None:
     with pytest.raises(InputError, match="labelled genomes"):
         evaluate([], CLASSES)
 
 
-def test_labels_are_read_and_relabelled(tmp_path):
+def test_labels_are_read_and_relabelled(tmp_path: Path) -> None:
     table = tmp_path / "labels.tsv"
     table.write_text("record_id\tclass\nx\tgh\ny\tother_G\nz\talpha\n")
     found = read_labels(table, CLASSES, {"gh": "background"})
@@ -137,17 +143,17 @@ def test_labels_are_read_and_relabelled(tmp_path):
         read_labels(table, CLASSES)
 
 
-def test_folder_without_a_classifier_is_an_error(tmp_path):
+def test_folder_without_a_classifier_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="expected a sequence classifier"):
         load_classifier(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def shipped():
+def shipped() -> VariantClassifier:
     return load_classifier(data.demo_model())
 
 
-def test_shipped_model_classifies_its_demo_genomes(shipped):
+def test_shipped_model_classifies_its_demo_genomes(shipped: VariantClassifier) -> None:
     labels = read_labels(data.demo_labels(), shipped.classes)
     results = outcomes(shipped, read_records(data.demo_genomes()), labels)
     figures = evaluate(results, shipped.classes)
@@ -156,7 +162,7 @@ def test_shipped_model_classifies_its_demo_genomes(shipped):
     assert figures["forced"]["accuracy"] >= 35 / 36
 
 
-def test_shipped_model_on_held_out_simulated_genomes(shipped):
+def test_shipped_model_on_held_out_simulated_genomes(shipped: VariantClassifier) -> None:
     samples = list(simulate(180, 2_000_001, balanced=True))
     results = outcomes(shipped, samples, {sample.id: sample.label for sample in samples})
     figures = evaluate(results, shipped.classes)
@@ -164,7 +170,7 @@ def test_shipped_model_on_held_out_simulated_genomes(shipped):
     assert figures["covered"]["accuracy"] >= 0.99
 
 
-def test_sequences_that_are_no_spike_get_no_class(shipped):
+def test_sequences_that_are_no_spike_get_no_class(shipped: VariantClassifier) -> None:
     random = np.random.default_rng(0)
     letters = np.frombuffer(b"ACGT", np.uint8)
     spike = data.reference()[21562:25384]
@@ -181,7 +187,7 @@ def test_sequences_that_are_no_spike_get_no_class(shipped):
     assert all("k-mers" in p.reason for p in answers)
 
 
-def test_answers_do_not_depend_on_the_batch(shipped):
+def test_answers_do_not_depend_on_the_batch(shipped: VariantClassifier) -> None:
     spikes = [SimpleNamespace(id=s.id, bases=s.bases) for s in simulate(9, 5, balanced=True)]
     together = list(shipped.classify(spikes, batch_size=9))
     alone = list(shipped.classify(spikes, batch_size=1))
@@ -189,7 +195,7 @@ def test_answers_do_not_depend_on_the_batch(shipped):
         assert np.allclose(a.probabilities, b.probabilities, atol=1e-5)
 
 
-def test_decision_defaults_are_never_more_lenient_than_one_half():
+def test_decision_defaults_are_never_more_lenient_than_one_half() -> None:
     assert Decision().min_confidence >= 0.5
 
 
@@ -197,7 +203,7 @@ def test_decision_defaults_are_never_more_lenient_than_one_half():
     "BERTGEOM_REAL_GENOMES" not in os.environ,
     reason="set BERTGEOM_REAL_GENOMES to a .fasta.xz or .gz with a label table (.tsv) beside it",
 )
-def test_shipped_model_on_real_genomes(shipped):
+def test_shipped_model_on_real_genomes(shipped: VariantClassifier) -> None:
     pytest.importorskip("mappy", reason="needs the extra 'casestudy'")
     path = Path(os.environ["BERTGEOM_REAL_GENOMES"])
     table = path.with_name(path.name.split(".fasta")[0] + ".tsv")

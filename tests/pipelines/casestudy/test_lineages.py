@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from bertgeom.pipelines.casestudy.genomes.lineages import (
     DELETED,
     SPIKE,
     Change,
+    Genome,
+    Lineage,
     _nearest_codon,
     apply,
     change,
@@ -40,12 +44,12 @@ HALLMARKS = {
 }
 
 
-def spike_of(name):
+def spike_of(name: str) -> Genome:
     return next(one for one in lineages() if one.name == name).genome.cut(*SPIKE)
 
 
 @pytest.mark.parametrize("one", lineages(), ids=lambda one: one.name)
-def test_spike_translates_to_its_end(one):
+def test_spike_translates_to_its_end(one: Lineage) -> None:
     bases = one.genome.cut(*SPIKE).sequence()
     protein = translate(bases)
     assert len(bases) % 3 == 0
@@ -55,7 +59,7 @@ def test_spike_translates_to_its_end(one):
 
 
 @pytest.mark.parametrize("name", HALLMARKS)
-def test_lineage_has_its_hallmark_amino_acids(name):
+def test_lineage_has_its_hallmark_amino_acids(name: str) -> None:
     bases = spike_of(name).bases
     for hallmark in HALLMARKS[name].split():
         place, amino_acid = 3 * (int(hallmark[:-1]) - 1), hallmark[-1]
@@ -81,27 +85,27 @@ def test_lineage_has_its_hallmark_amino_acids(name):
         ("BA.2", "QSYTNSFTR"),  # del 24-26, A27S
     ],
 )
-def test_indels_give_the_published_protein(name, motif):
+def test_indels_give_the_published_protein(name: str, motif: str) -> None:
     assert motif in translate(spike_of(name).sequence())
 
 
-def test_every_class_has_a_lineage_and_every_parent_a_table_row():
+def test_every_class_has_a_lineage_and_every_parent_a_table_row() -> None:
     assert {one.label for one in lineages()} == set(CLASSES)
     assert all(one.weight > 0 for one in lineages())
     assert len({one.name for one in lineages()}) == len(lineages())
 
 
-def test_background_has_no_lineage_of_the_variant_table():
+def test_background_has_no_lineage_of_the_variant_table() -> None:
     variants = [n for n in defining_changes() if not n.startswith(("B.1+", "20C"))]
     found = {one.name for one in lineages() if one.label == "background"}
     assert not found & set(variants)
 
 
-def test_spike_of_the_reference_is_untouched():
+def test_spike_of_the_reference_is_untouched() -> None:
     assert np.array_equal(spike_of("B").sequence(), data.reference()[21562:25384])
 
 
-def test_insertion_and_deletion_move_only_what_follows():
+def test_insertion_and_deletion_move_only_what_follows() -> None:
     genome = apply(
         reference_genome(), [Change(21764, b"TACATG", b""), Change(22204 - 1, b"", b"GAGCCAGAA")]
     )
@@ -110,13 +114,13 @@ def test_insertion_and_deletion_move_only_what_follows():
     assert genome.sequence().tobytes() == expected
 
 
-def test_wrong_reference_base_is_refused():
+def test_wrong_reference_base_is_refused() -> None:
     with pytest.raises(InputError, match=r"position 23403.*the reference base.*C, found A"):
         apply(reference_genome(), [Change(23402, b"C", b"G")])
 
 
 @pytest.mark.parametrize("text", ["D614", "K484E", "nt:A23731T", "614G", "nt:dup5"])
-def test_malformed_or_impossible_change_is_refused(text):
+def test_malformed_or_impossible_change_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         change(reference_genome(), text)
 
@@ -130,11 +134,11 @@ def test_malformed_or_impossible_change_is_refused(text):
         ("CTG", "R", "CGG"),  # L452R
     ],
 )
-def test_nearest_codon_changes_least(codon, amino_acid, expected):
+def test_nearest_codon_changes_least(codon: str, amino_acid: str, expected: str) -> None:
     assert _nearest_codon(codon, amino_acid) == expected
 
 
-def test_deletion_is_left_normalised():
+def test_deletion_is_left_normalised() -> None:
     # ..TTTATTACC.. : deleting the second TTA equals deleting the first.
     start, stop = left_normalised(21990, 21993)
     assert stop - start == 3

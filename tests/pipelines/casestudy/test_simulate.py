@@ -1,4 +1,8 @@
+from __future__ import annotations
+
 import gzip
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +21,11 @@ from bertgeom.pipelines.casestudy.genomes.simulate import (
 LETTERS = set(b"ACGTNRYSWKM")
 
 
-def profile(name, **more):
+def profile(name: str, **more: Any) -> Simulation:
     return Simulation(profiles=((name, 1.0),), **more)
 
 
-def test_equal_seeds_give_equal_samples_in_any_order():
+def test_equal_seeds_give_equal_samples_in_any_order() -> None:
     forward = [draw(3, i) for i in range(20)]
     backward = [draw(3, i) for i in reversed(range(20))][::-1]
     for a, b in zip(forward, backward, strict=True):
@@ -30,7 +34,7 @@ def test_equal_seeds_give_equal_samples_in_any_order():
     assert any(not np.array_equal(a.bases, draw(4, i).bases) for i, a in enumerate(forward))
 
 
-def test_samples_do_not_change_between_releases():
+def test_samples_do_not_change_between_releases() -> None:
     # Literal digests: shipped demo data and training depend on the stream staying as it is.
     import hashlib
 
@@ -39,7 +43,7 @@ def test_samples_do_not_change_between_releases():
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_samples_have_only_bases_and_ambiguity_codes(name):
+def test_samples_have_only_bases_and_ambiguity_codes(name: str) -> None:
     for i in range(60):
         sample = draw(1, i, profile(name))
         assert sample.bases.dtype == np.uint8
@@ -48,7 +52,7 @@ def test_samples_have_only_bases_and_ambiguity_codes(name):
         assert sample.lineage in {one.name for one in lineages() if one.label == sample.label}
 
 
-def test_clean_spikes_are_mostly_translatable_and_poor_ones_rich_in_n():
+def test_clean_spikes_are_mostly_translatable_and_poor_ones_rich_in_n() -> None:
     clean = [draw(5, i, profile("clean")).bases for i in range(60)]
     poor = [draw(5, i, profile("poor")).bases for i in range(60)]
     assert all(len(b) % 3 == 0 for b in clean)
@@ -57,7 +61,7 @@ def test_clean_spikes_are_mostly_translatable_and_poor_ones_rich_in_n():
     assert np.mean([(b == ord("N")).mean() for b in poor]) > 0.1
 
 
-def test_substitutions_are_biased_to_transitions():
+def test_substitutions_are_biased_to_transitions() -> None:
     quiet = Diversity(
         private_per_kb=3.0,
         recurrent=0.0,
@@ -90,7 +94,7 @@ def test_substitutions_are_biased_to_transitions():
     assert pairs.count("CT") > 2 * pairs.count("TC")
 
 
-def test_some_samples_miss_sites_and_some_are_off_frame():
+def test_some_samples_miss_sites_and_some_are_off_frame() -> None:
     samples = [draw(9, i, profile("poor")) for i in range(300)]
     known = [s.bases for s in samples]
     assert sum(len(b) % 3 != 0 for b in known) > 30
@@ -100,17 +104,17 @@ def test_some_samples_miss_sites_and_some_are_off_frame():
     assert 0 < with_k417n < len(beta)
 
 
-def test_balanced_simulation_gives_as_many_of_every_class():
+def test_balanced_simulation_gives_as_many_of_every_class() -> None:
     labels = [sample.label for sample in simulate(27, 2, balanced=True)]
     assert sorted(labels) == sorted(CLASSES * 3)
 
 
-def test_whole_genomes_carry_the_changes_outside_the_spike():
+def test_whole_genomes_carry_the_changes_outside_the_spike() -> None:
     sample = draw(1, 0, profile("clean", region="genome"))
     assert 29_500 < len(sample.bases) <= 29_950
 
 
-def test_written_files_hold_what_was_drawn(tmp_path):
+def test_written_files_hold_what_was_drawn(tmp_path: Path) -> None:
     fasta, table = tmp_path / "x.fasta.gz", tmp_path / "x.tsv"
     samples = list(simulate(5, 1))
     assert write(iter(samples), fasta, table) == 5
@@ -119,9 +123,9 @@ def test_written_files_hold_what_was_drawn(tmp_path):
     rows = table.read_text().splitlines()
     assert rows[0] == "record_id\tclass\tlineage\tprofile"
     for record, row, sample in zip(records, rows[1:], samples, strict=True):
-        name, *lines = record.splitlines()
+        name, *bases = record.splitlines()
         assert name == sample.id == row.split("\t")[0]
-        assert "".join(lines).encode() == sample.bases.tobytes()
+        assert "".join(bases).encode() == sample.bases.tobytes()
         assert row.split("\t")[1:] == [sample.label, sample.lineage, sample.profile]
 
 
@@ -133,6 +137,6 @@ def test_written_files_hold_what_was_drawn(tmp_path):
         {"weights": (("epsilon", 1.0),)},
     ],
 )
-def test_unknown_settings_are_refused(wrong):
+def test_unknown_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
         Simulation(**wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,12 @@ def test_an_interrupted_comparison_goes_on(
         finalise(job)
 
     again: list[int] = []
-    monkeypatch.setattr(angles, "run_row", lambda job, row: (again.append(row), run_row(job, row)))
+
+    def noted(job: Any, row: int) -> None:
+        again.append(row)
+        run_row(job, row)
+
+    monkeypatch.setattr(angles, "run_row", noted)
     seen: list[tuple[int, int]] = []
     found = database_angles(
         store, tmp_path, settings=settings, progress=lambda *pairs: seen.append(pairs)

@@ -152,8 +152,8 @@ def test_flagged_windows_are_in_no_track(variable: str, say: Callable[..., Any])
         tables.append([line.split() for line in lines if not line.startswith("track")])
     found, expected, everything = tables
     assert [row[:3] for row in found] == [row[:3] for row in expected]
-    values = [np.array([float(row[3]) for row in table]) for table in (found, expected)]
-    np.testing.assert_allclose(*values, rtol=2e-3, atol=2e-3)
+    some, same = (np.array([float(row[3]) for row in table]) for table in (found, expected))
+    np.testing.assert_allclose(some, same, rtol=2e-3, atol=2e-3)
     assert {row[0] for row in everything} > {row[0] for row in found}
 
 
@@ -189,8 +189,8 @@ def test_flagged_windows_are_in_no_figure(
     found, expected, everything = summaries
     for name in found.mean.data_vars:
         for part in ("mean", "variance"):
-            values = [getattr(one, part)[name].values for one in (found, expected)]
-            np.testing.assert_allclose(*values, rtol=1e-3, atol=1e-4, err_msg=str(name))
+            some, same = (getattr(one, part)[name].values for one in (found, expected))
+            np.testing.assert_allclose(some, same, rtol=1e-3, atol=1e-4, err_msg=str(name))
     for name, moments in found.effects.items():
         other = expected.effects[name]
         np.testing.assert_array_equal(moments.count, other.count)
@@ -199,8 +199,8 @@ def test_flagged_windows_are_in_no_figure(
     assert found.counts.measured == expected.counts.measured < everything.counts.measured
     assert found.counts.excluded == everything.counts.measured - found.counts.measured
     for name in found.sample.data_vars:
-        values = [np.asarray(one.sample[name], float) for one in (found, expected)]
-        np.testing.assert_allclose(*values, rtol=1e-3, atol=1e-3, err_msg=str(name))
+        some, same = (np.asarray(one.sample[name], float) for one in (found, expected))
+        np.testing.assert_allclose(some, same, rtol=1e-3, atol=1e-3, err_msg=str(name))
     assert not np.allclose(found.of("attention_entropy"), everything.of("attention_entropy"))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import fields
@@ -37,20 +35,6 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 def run_options(source: Path, out: Path) -> list[Any]:
     fixed = ["--window", 20, "--threads", 1, "--tier", "core"]
     return ["run", source, "--model", "fake", "--out", out, *fixed]
-
-
-def test_help_and_version_need_neither_torch_nor_zarr() -> None:
-    code = (
-        "import sys, contextlib, io\n"
-        "from bertgeom.pipelines.cli.main import main\n"
-        "with contextlib.redirect_stdout(io.StringIO()):\n"
-        "    assert main(['--help']) == 0\n"
-        "    assert main(['run', '--help']) == 0\n"
-        "slow = {'torch', 'numpy', 'zarr', 'xarray', 'numba', 'distributed', 'pandas'}\n"
-        "print(sorted(slow & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr
 
 
 def test_version(command: Command) -> None:

@@ -17,7 +17,7 @@ from bertgeom.errors import InputError, ModelError, StoreError, UsageError
 from bertgeom.pipelines.context import leases
 from bertgeom.pipelines.context.claims import check_place, claimed
 from bertgeom.pipelines.run import stages
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file, zarr_io
 from bertgeom.store.storage import Storage
 
 Run = Callable[..., Any]
@@ -46,7 +46,7 @@ def prepare(folder: Path, fasta: Path) -> None:
     (folder / "to file").symlink_to(fasta)
     (folder / "genomes").mkdir()
     (folder / "genomes" / "a.fa").write_bytes(fasta.read_bytes())
-    zarr_io.create_root(Storage(str(folder / "shards")), zarr_io.SEQUENCE_FORMAT)
+    zarr_io.create_root(Storage(str(folder / "shards")), root_file.SEQUENCE_FORMAT)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_what_another_puts_there_meanwhile_stays(tmp_path: Path) -> None:
     place = Storage(str(tmp_path / "x.zarr"))
 
     def fail() -> None:
-        with claimed(place, zarr_io.FORMAT) as noted:
+        with claimed(place, root_file.FORMAT) as noted:
             zarr_io.create_root(noted)
             (tmp_path / "x.zarr" / "thesis.txt").write_text("years of work")
             raise StoreError("broken")
@@ -150,7 +150,7 @@ def test_a_model_that_is_refused_leaves_nothing(run: Run, encoder: Any, tmp_path
 @pytest.mark.parametrize("url", ["folder", "memory"])
 def test_the_loser_touches_nothing(url: str, tmp_path: Path) -> None:
     place = Storage(str(tmp_path / "x") if url == "folder" else f"memory://{tmp_path.name}/x")
-    for kind in (zarr_io.FORMAT, zarr_io.SEQUENCE_FORMAT):
+    for kind in (root_file.FORMAT, root_file.SEQUENCE_FORMAT):
         here = place.child(kind)
         with claimed(here, kind) as noted:
             noted.write(
@@ -181,11 +181,11 @@ def test_a_file_system_without_locks_has_a_lease(
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     place = Storage(str(tmp_path / "y"))
-    with claimed(place, zarr_io.FORMAT):
+    with claimed(place, root_file.FORMAT):
         assert place.exists("run/lease.json")
         with (
             pytest.raises(StoreError, match="found another one at work"),
-            claimed(place, zarr_io.FORMAT),
+            claimed(place, root_file.FORMAT),
         ):
             pytest.fail("two at work")
     assert not place.exists("run/lease.json")
@@ -250,7 +250,7 @@ def test_a_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.fa").touch()
     with pytest.raises(StoreError, match="found a file"):
-        check_place(Storage("~/x.fa"), zarr_io.FORMAT)
+        check_place(Storage("~/x.fa"), root_file.FORMAT)
 
 
 def test_of_two_that_make_one_store_one_wins(root: Path, tmp_path: Path) -> None:

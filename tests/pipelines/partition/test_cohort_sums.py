@@ -17,7 +17,7 @@ from bertgeom.errors import StoreError
 from bertgeom.pipelines.partition import cohort_sums
 from bertgeom.pipelines.partition.cohort_sums import ALL
 from bertgeom.pipelines.run import prepare
-from bertgeom.store import zarr_io
+from bertgeom.store import root_file
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_cohort_without_windows_has_counts_of_zero_and_no_mean(
 def test_sums_of_earlier_stores_with_0_for_nothing_are_read_as_missing(
     run: Callable[..., Any], fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(zarr_io, "FORMAT_VERSION", "1.0")
+    monkeypatch.setattr(root_file, "FORMAT_VERSION", "1.0")
     table = tmp_path / "labels.tsv"
     table.write_text("r0\tone\nr1\tnobody\n")
     run(source=fake.write_fasta(tmp_path / "e.fa", (50, 0)), labels=table)

@@ -84,7 +84,7 @@ def test_a_reduced_store_is_smaller_and_verifiable(
     tiny_model: Path, fake: Any, tmp_path: Path
 ) -> None:
     source = fake.write_fasta(tmp_path / "y.fa", (900, 700))
-    asked = {"model": tiny_model, "window": 20, "threads": 1}
+    asked: dict[str, Any] = {"model": tiny_model, "window": 20, "threads": 1}
     sizes = []
     for reduce in (False, True):
         out = tmp_path / f"{reduce}.zarr"
@@ -122,8 +122,8 @@ def test_contrasts_come_from_the_stored_sums(
         tables.append(json.loads(capsys.readouterr().out)["data_vars"])
     assert tables[0].keys() == tables[1].keys()
     for name, found in tables[0].items():
-        values = (np.array(t[name]["data"], float) for t in tables)
-        np.testing.assert_allclose(*values, rtol=rtol, err_msg=name)
+        one, other = (np.array(t[name]["data"], float) for t in tables)
+        np.testing.assert_allclose(one, other, rtol=rtol, err_msg=name)
         assert found["dims"] == tables[1][name]["dims"]
 
 

@@ -107,7 +107,7 @@ def test_windows_shorter_than_the_head_dimension_have_spectra(
 ) -> None:
     """The head dimension is 8; 3-mers of 3 to 5 bases are 3 to 5 tokens with [CLS] and [SEP]."""
     source = fake.write_fasta(tmp_path / "short.fa", (length,) * 3)
-    options = {"window": 20, "threads": 1, "spectra": 2}
+    options: dict[str, Any] = {"window": 20, "threads": 1, "spectra": 2}
     assert stages.run(source, model=tiny_model, out=tmp_path / "x.zarr", **options).complete
     found = bertgeom.open(tmp_path / "x.zarr", group="spectra").load()
     tokens = int(bertgeom.open(tmp_path / "x.zarr")["n_tokens"][0])

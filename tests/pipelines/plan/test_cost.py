@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_a_partition_is_seconds_of_work_on_its_device() -> None:
     ],
 )
 def test_a_plan_over_budget_is_refused_by_its_largest_piece(
-    piece: str, change: dict[str, int]
+    piece: str, change: dict[str, Any]
 ) -> None:
     check_memory(projected(), 8 * 10**9, 1)
     with pytest.raises(PlanError, match=rf"at most 8.0 GB.*the largest piece is {piece} with"):

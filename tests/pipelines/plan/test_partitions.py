@@ -59,7 +59,7 @@ def test_partitions_and_row_groups_cut_the_windows_without_rest(
     n: int, size: int, partitions_a_group: int
 ) -> None:
     index = WindowIndex(np.full(n, 1), 1, 1, 1, "+")
-    plan = Plan(index, size, size * partitions_a_group, 100)
+    plan = Plan.of(index, size, size * partitions_a_group, 100)
     cuts = [plan.partition(i) for i in range(plan.n_partitions)]
     assert [i for a, b in cuts for i in range(a, b)] == list(range(n))
     groups = [plan.group(i) for i in range(plan.n_groups)]

@@ -44,6 +44,7 @@ def trained(kind: str) -> Any:
 
     texts = [dna(400, seed).tobytes().decode() for seed in range(40)]
     options: dict[str, Any] = {"vocab_size": 200, "show_progress": False}
+    trainer: Any
     if kind == "bpe":
         made = Tokenizer(models.BPE(unk_token="[UNK]"))
         trainer = trainers.BpeTrainer(special_tokens=SPECIAL, **options)
@@ -114,6 +115,7 @@ def check(index: TokenWindows, tokenizer: HuggingFace, records: list[np.ndarray]
         bases = record[windows.start[i] : windows.stop[i]]
         encoded = tokenizer.encode(bases if windows.strand[i] > 0 else reverse_complement(bases))
         assert not encoded.truncated
+        assert windows.n_tokens is not None
         assert encoded.ids.size == windows.n_tokens[i]
         content = ~encoded.special
         assert encoded.start[content].tolist() == [0, *encoded.stop[content].tolist()][:-1]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_data
+import xarray
 
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
@@ -18,7 +19,7 @@ from bertgeom import variables
 from bertgeom.errors import ImplementationUnavailableError, UsageError
 from bertgeom.pipelines.report import build, page, sections, summary
 from bertgeom.pipelines.report.figures import cohorts, style
-from bertgeom.pipelines.report.summary import ALL, summarise
+from bertgeom.pipelines.report.summary import ALL, Moments, summarise
 
 outline, pictures = report_data.outline, report_data.pictures
 
@@ -26,19 +27,19 @@ HOSTILE = ("</title><script>alert(1)</script>", '" onerror="alert(2)', "$\\frac{
 
 
 @pytest.fixture(scope="module")
-def data():
+def data() -> xarray.Dataset:
     return report_data.dataset()
 
 
 @pytest.fixture(scope="module")
-def text(data, tmp_path_factory):
+def text(data: xarray.Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("report") / "report.html"
     counts = build.report(data, out)
     assert counts["bytes"] == out.stat().st_size < 2_000_000
     return out.read_text("utf-8")
 
 
-def test_every_tag_is_closed_and_every_figure_has_alt_and_caption(text):
+def test_every_tag_is_closed_and_every_figure_has_alt_and_caption(text: str) -> None:
     parsed = outline(text)
     figures, images = parsed.all("figure"), parsed.all("img")
     assert len(figures) == len(images) == len(parsed.all("figcaption")) >= 15
@@ -48,14 +49,14 @@ def test_every_tag_is_closed_and_every_figure_has_alt_and_caption(text):
     assert {a["href"][1:] for a in parsed.all("a")} <= set(ids)
 
 
-def test_captions_name_arrays_of_the_store(text, data):
+def test_captions_name_arrays_of_the_store(text: str, data: xarray.Dataset) -> None:
     names = re.findall(r'class="arrays">(.*?)</span>', text)
     arrays = {name for block in names for name in re.findall(r"<code>(.*?)</code>", block)}
     assert len(arrays) > 20
     assert arrays <= {str(name) for name in data.data_vars}
 
 
-def test_nothing_is_fetched_and_nothing_runs(text):
+def test_nothing_is_fetched_and_nothing_runs(text: str) -> None:
     parsed = outline(text)
     assert not parsed.all("script")
     assert not parsed.all("link")
@@ -71,7 +72,7 @@ def test_nothing_is_fetched_and_nothing_runs(text):
                     assert value.startswith(("#", "data:image/png;base64,"))
 
 
-def test_labels_ids_and_names_are_escaped(tmp_path):
+def test_labels_ids_and_names_are_escaped(tmp_path: Path) -> None:
     data = report_data.dataset(24, labels=HOSTILE, groups=HOSTILE, layers=1, heads=2)
     data.attrs["model"] = {"id": HOSTILE[0]}
     data.attrs["sources"] = [{"name": HOSTILE[1], "size": 3, "sha256": HOSTILE[0]}]
@@ -86,7 +87,7 @@ def test_labels_ids_and_names_are_escaped(tmp_path):
     assert len(pictures(text)) == len(parsed.all("img"))
 
 
-def test_equal_stores_give_equal_bytes(tmp_path):
+def test_equal_stores_give_equal_bytes(tmp_path: Path) -> None:
     pages = []
     for name in ("a.html", "b.html"):
         build.report(report_data.dataset(20, layers=1, heads=2), tmp_path / name)
@@ -94,7 +95,7 @@ def test_equal_stores_give_equal_bytes(tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_means_are_those_of_the_store(data):
+def test_means_are_those_of_the_store(data: xarray.Dataset) -> None:
     found = summarise(data)
     kept = np.arange(len(data["flags"])) < len(data["flags"]) - 1
     for name in ("attention_entropy", "angle_histogram", "block_map", "cone_index", "logits"):
@@ -110,7 +111,7 @@ def test_means_are_those_of_the_store(data):
     assert found.counts.tokens == int(np.asarray(data["n_tokens"]).sum())
 
 
-def test_the_head_table_prints_the_means(text, data):
+def test_the_head_table_prints_the_means(text: str, data: xarray.Dataset) -> None:
     mean = np.asarray(data["attention_entropy"], dtype=np.float64)[:-1].mean(axis=0)
     rows = re.findall(r'<th scope="row">(\d\.\d)</th>(.*?)</tr>', text)
     cells = {name: re.findall(r'<td class="n">(.*?)</td>', row)[0] for name, row in rows}
@@ -119,25 +120,27 @@ def test_the_head_table_prints_the_means(text, data):
         assert cells[f"{layer}.{head}"] == f"{value:.3f}"
 
 
-def test_chunks_are_read_one_at_a_time(data, monkeypatch):
+def test_chunks_are_read_one_at_a_time(
+    data: xarray.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(summary, "_AT_ONCE", 2000)
     largest = 0
-    honest = summary.Moments.of.__func__
+    honest = summary.Moments.of
 
-    def watched(cls, values, codes, n):
+    def watched(values: np.ndarray, codes: np.ndarray, n: int) -> Moments:
         nonlocal largest
         largest = max(largest, values[:1].size and values.size)
-        return honest(cls, values, codes, n)
+        return honest(values, codes, n)
 
     whole = summarise(data)
-    monkeypatch.setattr(summary.Moments, "of", classmethod(watched))
+    monkeypatch.setattr(summary.Moments, "of", watched)
     parts = summarise(data)
     assert largest <= max(2000, data["block_map"][0].size)
     for name in parts.mean:
         np.testing.assert_allclose(parts.mean[name], whole.mean[name], rtol=1e-9, atol=1e-12)
 
 
-def test_the_sample_is_bounded_even_and_without_missing_windows(data):
+def test_the_sample_is_bounded_even_and_without_missing_windows(data: xarray.Dataset) -> None:
     found = summarise(data, n_sample=10)
     rows = found.sample["window"].values
     assert len(rows) == 10
@@ -149,7 +152,7 @@ def test_the_sample_is_bounded_even_and_without_missing_windows(data):
     np.testing.assert_array_equal(found.codes, np.asarray(data["label"])[rows])
 
 
-def test_effect_sizes_follow_from_counts_means_and_variances(data):
+def test_effect_sizes_follow_from_counts_means_and_variances(data: xarray.Dataset) -> None:
     found = summarise(data)
     values = np.asarray(data["attention_entropy"], dtype=np.float64)[:-1]
     sizes = cohorts.cohens_d(found, "attention_entropy")
@@ -162,7 +165,7 @@ def test_effect_sizes_follow_from_counts_means_and_variances(data):
         np.testing.assert_allclose(size, expected, rtol=1e-9)
 
 
-def test_principal_planes_keep_the_distances_that_two_axes_can_keep():
+def test_principal_planes_keep_the_distances_that_two_axes_can_keep() -> None:
     rng = np.random.default_rng(3)
     flat = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 9))
     found = cohorts.plane("x", flat)
@@ -173,7 +176,7 @@ def test_principal_planes_keep_the_distances_that_two_axes_can_keep():
     )
 
 
-def test_weights_and_spectra_are_drawn_where_the_store_holds_them(data):
+def test_weights_and_spectra_are_drawn_where_the_store_holds_them(data: xarray.Dataset) -> None:
     rng = np.random.default_rng(0)
     sizes = {"sample": 2, "layer": 3, "head": 4, "component": 5, "projection": 3, "spectrum": 4}
     static = {
@@ -188,9 +191,9 @@ def test_weights_and_spectra_are_drawn_where_the_store_holds_them(data):
     assert whole.n_figures == 3
 
 
-def test_a_core_store_without_labels_and_options_has_a_report(tmp_path):
+def test_a_core_store_without_labels_and_options_has_a_report(tmp_path: Path) -> None:
     data = report_data.dataset(5, labels=(), keep=(), groups=(), layers=1, heads=1)
-    core = data[[n for n in data.data_vars if variables.VARIABLES[n].tier == "core"]]
+    core = data[[n for n in data.data_vars if variables.VARIABLES[str(n)].tier == "core"]]
     counts = build.report(core, tmp_path / "r.html")
     assert counts["figures"] >= 6
     text = (tmp_path / "r.html").read_text("utf-8")
@@ -199,7 +202,7 @@ def test_a_core_store_without_labels_and_options_has_a_report(tmp_path):
     assert list(summarise(core).mean["cohort"].values) == [ALL]
 
 
-def test_a_store_without_measured_windows_has_a_report(tmp_path):
+def test_a_store_without_measured_windows_has_a_report(tmp_path: Path) -> None:
     data = report_data.dataset(3, labels=(), keep=(), groups=(), layers=1, heads=1)
     for name, array in data.data_vars.items():
         if array.dtype.kind == "f":
@@ -209,7 +212,9 @@ def test_a_store_without_measured_windows_has_a_report(tmp_path):
     assert "windows without statistics" in (tmp_path / "r.html").read_text("utf-8")
 
 
-def test_a_place_that_cannot_be_written_is_named_before_work(data, tmp_path):
+def test_a_place_that_cannot_be_written_is_named_before_work(
+    data: xarray.Dataset, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         build.report(data, tmp_path / "nowhere" / "r.html")
     with pytest.raises(UsageError, match="folder"):
@@ -217,7 +222,9 @@ def test_a_place_that_cannot_be_written_is_named_before_work(data, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
-def test_without_a_library_the_error_says_what_to_install(data, tmp_path, monkeypatch, missing):
+def test_without_a_library_the_error_says_what_to_install(
+    data: xarray.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
     page.templates.cache_clear()
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImplementationUnavailableError, match=r"bertgeom\[report\]"):
@@ -259,12 +266,12 @@ GOOD = "&lt;i&gt;&amp;&#34;&#39;\ufffd"
         ),
     ],
 )
-def test_every_part_escapes_and_leaves_html_alone(part, expected):
+def test_every_part_escapes_and_leaves_html_alone(part: str, expected: str) -> None:
     assert isinstance(part, page.Html)
     assert part == expected
 
 
-def test_a_figure_has_number_title_caption_arrays_and_alt_text(data):
+def test_a_figure_has_number_title_caption_arrays_and_alt_text(data: xarray.Dataset) -> None:
     whole = page.Page(EVIL, EVIL)
     picture = style.new_figure(2, 1)
     whole.figure(picture, "x", "y", ["a", "b"], "z")
@@ -284,7 +291,7 @@ def test_a_figure_has_number_title_caption_arrays_and_alt_text(data):
     assert not parsed.all("i")
 
 
-def test_no_template_marks_a_value_as_safe():
+def test_no_template_marks_a_value_as_safe() -> None:
     """Only `Html` does, so that every text of a store is escaped."""
     folder = Path(page.__file__).parent / "templates"
     texts = [path.read_text("utf-8") for path in sorted(folder.iterdir())]
@@ -292,7 +299,7 @@ def test_no_template_marks_a_value_as_safe():
     assert not [text for text in texts if re.search(r"\|\s*safe|autoescape|Markup", text)]
 
 
-def test_figures_leave_no_global_state(data):
+def test_figures_leave_no_global_state(data: xarray.Dataset) -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
@@ -307,13 +314,13 @@ def browser() -> str | None:
 
 
 @pytest.mark.skipif(browser() is None, reason="no chromium is installed")
-def test_a_browser_shows_every_figure_without_complaint(text, tmp_path):
+def test_a_browser_shows_every_figure_without_complaint(text: str, tmp_path: Path) -> None:
     source = tmp_path / "report.html"
     source.write_text(text, "utf-8")
     shot = tmp_path / "report.png"
     ran = subprocess.run(
         [
-            browser(),
+            str(browser()),
             "--headless",
             "--no-sandbox",
             "--disable-gpu",

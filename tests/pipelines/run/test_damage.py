@@ -18,8 +18,7 @@ from bertgeom.pipelines.cli.main import main
 from bertgeom.pipelines.context.events import Damaged, PartitionDone
 from bertgeom.pipelines.run import inventory, prepare, stages
 from bertgeom.pipelines.run.verify import verify
-from bertgeom.store import manifest
-from bertgeom.store import zarr_io as store_module
+from bertgeom.store import manifest, root_file
 from bertgeom.store.storage import Storage
 
 Run = Callable[..., stages.Status]
@@ -272,7 +271,7 @@ def test_a_store_of_format_1_0_has_no_list_of_files_and_gets_one(
 ) -> None:
     store = tmp_path / "old.zarr"
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "FORMAT_VERSION", "1.0")
+        patch.setattr(root_file, "FORMAT_VERSION", "1.0")
         again(world, store)
     whole = world["contents"](store)
     (store / manifest.KEY).unlink()

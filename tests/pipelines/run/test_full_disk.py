@@ -71,6 +71,7 @@ class FullDisk:
             return file
 
         def append_or_fail(self_: Storage, key: str, text: str) -> None:
+            assert self_.folder is not None
             self._meet(self_.folder / key, lambda _: append(self_, key, text[: len(text) // 2]))
             append(self_, key, text)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,11 @@ def test_the_command_itself_killed_and_repeated(
         return [*program, "--model", str(tiny_model), "--out", str(out), *options]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": environment}
+    quiet: dict[str, Any] = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "env": environment,
+    }
     whole, killed = tmp_path / "whole.zarr", tmp_path / "killed.zarr"
     assert main(command(whole)[3:]) == 0
     process = subprocess.Popen(command(killed), **quiet)
@@ -113,11 +118,11 @@ def test_a_run_of_several_workers_killed_and_repeated(
     def start(lose: str) -> subprocess.Popen[bytes]:
         arguments = [tmp_path / "x.fa", tiny_model, killed, lose]
         command = [sys.executable, str(script), *map(str, arguments)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=environment, **quiet)
 
     monkeypatch.setattr(prepare, "row_group", lambda shape, size, n: 2 * size)
-    options = {"window": 50, "partition_windows": 2, "threads": 1, "tier": "core"}
+    options: dict[str, Any] = {"window": 50, "partition_windows": 2, "threads": 1, "tier": "core"}
     stages.run(tmp_path / "x.fa", model=tiny_model, out=whole, **options)
     history = killed / "run" / "history.jsonl"
     wanted = random.Random(4).randint(2, 6)

@@ -21,7 +21,7 @@ from bertgeom.pipelines.run import stages
 from bertgeom.pipelines.run.verify import verify
 
 ARCHIVE = Path(__file__).parents[2] / "data" / "store-1.0.tar.xz"
-FIXED = {"window": 24, "partition_windows": 4, "threads": 1, "impl": "numba"}
+FIXED: dict[str, Any] = {"window": 24, "partition_windows": 4, "threads": 1, "impl": "numba"}
 #: Windows of a killed run that were measured before: those of three partitions.
 KEPT = 12
 WRITER = {"format_version": "1.0", "bertgeom_version": "0.1.0", "definitions_version": 1}

@@ -119,6 +119,7 @@ def test_partitions_can_be_run_one_by_one_in_any_order_and_twice(
         run(subscribers=[stop_after(1)])
     url = str(tmp_path / "x.zarr")
     facts = RunFolder(Storage(url)).read_run()
+    assert facts is not None
     context = RunContext(Storage(url), facts, encoder)
     for partition in (6, 3, 3, 0, 1, 2, 5, 4, 6):
         run_partition(context, partition)
@@ -381,6 +382,7 @@ def test_rounded_stores_are_within_the_bits(run: Run, whole: Path, tmp_path: Pat
 def test_choosing_in_process_needs_no_cluster(run: Run, encoder: Any) -> None:
     from bertgeom.pipelines.run.executors import choose
 
-    context = RunContext(Storage("nowhere"), {"model": "x"}, encoder)
+    no_facts: Any = None
+    context = RunContext(Storage("nowhere"), no_facts, encoder)
     assert isinstance(choose(context, 1, 2, None), InProcess)
     assert choose(context, 1, None, None).threads >= 1
