@@ -27,9 +27,11 @@ from bertgeom._version import __version__
 
 _HOME = {
     "load_encoder": "model.encoder",
+    "load_model": "model.loading",
     "measure": "model.encoder",
     "record": "model.attention",
     "open": "store.zarr_io",
+    "register_architecture": "model.architectures",
     "run": "pipelines.run.stages",
 }
 

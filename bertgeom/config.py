@@ -14,13 +14,17 @@ from bertgeom.kernels.attention_stats.options import IMPLEMENTATIONS as KERNELS
 from bertgeom.kernels.attention_stats.options import fault as option_fault
 
 STRANDS = ("+", "-", "both")
+#: What sequences are made of; None is nucleotides, in the letters that the tokenizer knows.
+ALPHABETS = ("dna", "rna", "protein", "text")
+#: Those without a reverse complement.
+ONE_STRANDED = ("protein", "text")
 ANGLES = ("default", "all")
 IMPLEMENTATIONS = ("auto", *KERNELS)
 #: What names a region: its own name, or (GFF3, GTF) its feature type.
 GROUP_BY = ("name", "type")
 #: Options that leave every number as it is: they may change from one start to the next. What
-#: `group_by` decides is compared with the regions themselves.
-_FREE = {"trust_remote_code", "allow_unknown", "group_by"}
+#: `group_by` decides is compared with the regions themselves, a `revision` with its weights.
+_FREE = {"trust_remote_code", "revision", "allow_unknown", "group_by"}
 #: Panels of the command line's help.
 CUT, WHAT, STORED = "Windows", "What to measure", "What to store"
 NUMBERS, MACHINE = "Precision", "Where to work"
@@ -51,6 +55,13 @@ class Settings:
     min_length: int = _setting(1, "Leave out records and last windows shorter than this.", CUT)
     strand: str = _setting(
         "+", "As in the record, reverse complement, or one row each.", CUT, metavar="+|-|both"
+    )
+    alphabet: str | None = _setting(
+        None,
+        "What the input is made of; default: nucleotides, with T or U as the tokenizer knows them. "
+        "Text: a document a record, or a line where there are no headers.",
+        CUT,
+        metavar="dna|rna|protein|text",
     )
     max_tokens: int | None = _setting(
         None, "Most tokens of a window, at most the model's own limit.", CUT
@@ -119,6 +130,9 @@ class Settings:
         STORED,
         metavar="BITS",
     )
+    revision: str | None = _setting(
+        None, "Branch, tag or commit of a model on the hub; default: main.", MACHINE
+    )
     trust_remote_code: bool = _setting(False, "Run code that the model brings.", MACHINE)
 
     def __post_init__(self) -> None:
@@ -129,6 +143,13 @@ class Settings:
         _at_least("min_length", self.min_length, 1)
         _at_least("spectra", self.spectra, 0)
         _one_of("--strand", self.strand, STRANDS)
+        if self.alphabet is not None:
+            _one_of("--alphabet", self.alphabet, ALPHABETS)
+        if self.alphabet in ONE_STRANDED and self.strand != "+":
+            raise UsageError(
+                f"expected --strand + with --alphabet {self.alphabet}, which has no reverse "
+                f"complement, found --strand {self.strand}"
+            )
         _one_of("--group-by", self.group_by, GROUP_BY)
         _check_what_to_measure(self, _option)
         if not 0 <= self.max_unknown <= 1:
@@ -166,7 +187,11 @@ class Settings:
 
     def identity_settings(self) -> dict[str, Any]:
         """The settings that must stay the same for a run to go on."""
-        return {name: value for name, value in self.to_json().items() if name not in _FREE}
+        found = {name: value for name, value in self.to_json().items() if name not in _FREE}
+        # Only if it is chosen, so that runs of older stores can be continued.
+        if self.alphabet is None:
+            del found["alphabet"]
+        return found
 
     def resolved(self, **decided: Any) -> ResolvedSettings:
         """The same settings with the values that were decided for this model and machine."""

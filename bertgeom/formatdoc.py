@@ -1,19 +1,23 @@
-"""The tables of `FORMAT.md`, written from the declarations.
+"""The tables of `FORMAT.md` and of the page of architectures, written from the declarations.
 
-`python -m bertgeom.formatdoc` rewrites the file after a change of `bertgeom.variables`; a
-test compares the two.
+`python -m bertgeom.formatdoc` in a checkout rewrites them after a change of `bertgeom.variables`
+or of the table of architectures; a test compares them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bertgeom import variables
+from bertgeom.model.architectures import ARCHITECTURES, UNSUPPORTED
 from bertgeom.sequences.shards import BASES, TABLE
 from bertgeom.store.layout import Layout, Shape, missing_value
 from bertgeom.variables import Variable
 
 PATH = Path(__file__).with_name("FORMAT.md")
+#: In a checkout only.
+ARCHITECTURES_PATH = Path(__file__).parents[1] / "docs/reference/architectures.md"
 _BEGIN, _END = "<!-- begin {} -->", "<!-- end {} -->"
 
 
@@ -80,6 +84,33 @@ def sequence_table() -> str:
     return "\n".join([*rows, f"| `bases` | base | {dtype} | {unit} | {text} |"])
 
 
+def architecture_table() -> str:
+    """All declared architectures."""
+    rows = [
+        "| architecture | `model_type` | layers | stream after attention | final norm | remarks |",
+        "|---|---|---|---|---|---|",
+    ]
+    for a in ARCHITECTURES:
+        kind = "pre-norm" if a.pre_norm else "post-norm"
+        final = f"`{a.final_norm}`" if a.final_norm else "none"
+        remarks = "; ".join(filter(None, ["adapter" if a.adapters else "", a.note]))
+        rows.append(
+            f"| {a.name} | {_code(a.model_types)} | {_code(a.layers)} | {kind}: "
+            f"{a.station.replace(a.norm, f'`{a.norm}`')} | {final} | {_text(remarks)} |"
+        )
+    return "\n".join(rows)
+
+
+def unsupported_table() -> str:
+    """Model types that are refused, and why."""
+    rows = ["| `model_type` | reason |", "|---|---|"]
+    return "\n".join([*rows, *(f"| `{kind}` | {why} |" for kind, why in UNSUPPORTED.items())])
+
+
+def _code(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 TABLES = {
     "arrays": array_table,
     "coordinates": coordinate_table,
@@ -90,16 +121,19 @@ TABLES = {
 }
 
 
-def with_tables(text: str) -> str:
+ARCHITECTURE_TABLES = {"architectures": architecture_table, "unsupported": unsupported_table}
+
+
+def with_tables(text: str, tables: Mapping[str, Callable[[], str]] = TABLES) -> str:
     """The document with all tables between their marks rewritten.
 
     Raises:
         ValueError: if the marks of a table are missing.
     """
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         begin, end = _BEGIN.format(name), _END.format(name)
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"expected one {begin} and one {end} in {PATH.name}")
+            raise ValueError(f"expected one {begin} and one {end}")
         head, rest = text.split(begin)
         tail = rest.split(end)[1]
         text = f"{head}{begin}\n{table()}\n{end}{tail}"
@@ -122,4 +156,5 @@ def _flags() -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    PATH.write_text(with_tables(PATH.read_text("utf-8")), "utf-8")
+    for path, tables in ((PATH, TABLES), (ARCHITECTURES_PATH, ARCHITECTURE_TABLES)):
+        path.write_text(with_tables(path.read_text("utf-8"), tables), "utf-8")

@@ -41,6 +41,7 @@ _SEPARATE = (
     ("q_lin", "k_lin", "v_lin"),
     ("q_proj", "k_proj", "v_proj"),
     ("query_proj", "key_proj", "value_proj"),
+    ("q", "k", "v"),
 )
 _FUSED = "Wqkv"
 _NOT_SELF = ("crossattention", "cross_attn", "encoder_attn", "decoder.")
@@ -70,8 +71,8 @@ def head_projections(model: nn.Module) -> list[HeadProjections]:
     """The query, key and value projections of every attention call, in order of execution.
 
     Reads `nn.Linear` weights in their shape (out, in). Layers that share their weights
-    (ALBERT) give the same object several times. BERT, RoBERTa, ELECTRA, ESM, ALBERT,
-    DistilBERT, ModernBERT, and models that name their projections alike.
+    (ALBERT) give the same object several times. All architectures of the table, and models that
+    name their projections alike.
 
     Args:
         model: a transformers encoder, with or without a head.

@@ -22,6 +22,8 @@ from transformers.utils import logging
 from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.attention_stats.bias import Bias, bias_matrix
+from bertgeom.model.architectures import architecture_of_config
+from bertgeom.model.architectures.adapters import install
 from bertgeom.model.biases import added, bias_of_call, by_offset, split_mask
 from bertgeom.model.masks import (
     NAME,
@@ -170,10 +172,18 @@ def _name(module: nn.Module) -> str:
     return f"{type(module).__name__} of {kind!r}" if kind else type(module).__name__
 
 
+def _mask(*args: Any, config: Any = None, **kwargs: Any) -> AttentionMask:
+    """The mask of a forward pass; before the first one, attention of its own kind is adapted."""
+    architecture = architecture_of_config(config)
+    if architecture is not None:
+        install(architecture.adapters, attend)
+    return attention_mask(*args, config=config, **kwargs)
+
+
 def register() -> None:
     """Make `attn_implementation="bertgeom"` known to transformers; may be called repeatedly."""
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, attention_mask)
+    AttentionMaskInterface.register(NAME, _mask)
 
 
 @contextmanager

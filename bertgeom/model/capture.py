@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bertgeom.errors import ModelError
 from bertgeom.kernels.attention_stats.bias import Bias
-from bertgeom.model.layers import is_layer
+from bertgeom.model.architectures import station_of
 from bertgeom.model.masks import plain_attention
 from bertgeom.model.recorder import active
 
@@ -83,7 +83,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
         if active.get() is captured:
             captured.outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    layers = [module for module in model.modules() if is_layer(module)]
+    layers = [module for module in model.modules() if station_of(module) is not None]
     handles = [layer.register_forward_hook(keep) for layer in layers]
     token = active.set(captured)
     try:

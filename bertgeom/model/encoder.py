@@ -22,8 +22,9 @@ from transformers import PreTrainedConfig
 from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.arrays import BoolArray
+from bertgeom.model.architectures import architecture_of_config, refuse_by_name
 from bertgeom.model.attention import record
-from bertgeom.model.loading import load_model, max_positions
+from bertgeom.model.loading import max_positions, read_model, vocabulary_size
 from bertgeom.model.observed import observed
 from bertgeom.model.probe import probe
 from bertgeom.store.dataset import as_dataset
@@ -230,9 +231,11 @@ def load_encoder(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    revision: str | None = None,
     trust_remote_code: bool = False,
     max_tokens: int | None = None,
     tokenizer: str | None = None,
+    alphabet: str | None = None,
     attention_impl: str = "auto",
 ) -> Encoder:
     """Load a transformers encoder and its tokenizer.
@@ -241,10 +244,12 @@ def load_encoder(
         model: a folder, or a hub name that transformers can resolve.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1"...
         dtype: "auto" (float16 on CUDA, float32 on a CPU), "float32", "float16", "bfloat16".
+        revision: branch, tag or commit of a hub name; None: its main branch.
         trust_remote_code: run code from the model's repository; off by default.
         max_tokens: upper limit of tokens per window, at most the model's own.
         tokenizer: a tokenizer specification that overrides the model's, see
             `bertgeom.tokens.select`.
+        alphabet: what sequences are made of: "dna", "rna", "protein" or "text"; None: nucleotides.
         attention_impl: kernels to use: "auto", "triton", "numba" or "reference".
 
     Raises:
@@ -261,8 +266,9 @@ def load_encoder(
 
     where = _device(device)
     kind = _dtype(dtype, where)
-    loaded, absent = load_model(str(model), trust_remote_code)
+    loaded, absent = read_model(str(model), trust_remote_code, revision)
     config = loaded.config
+    architecture = architecture_of_config(config)
     fingerprint = _fingerprint(loaded, absent)
     loaded = loaded.to(where, kind).eval()
     limit = max_positions(loaded)
@@ -271,10 +277,15 @@ def load_encoder(
             raise UsageError(f"expected --max-tokens of at most {limit}, found {max_tokens}")
         limit = max_tokens
     tokens = load_tokenizer(
-        model, max_tokens=limit, override=tokenizer, trust_remote_code=trust_remote_code
+        model,
+        max_tokens=limit,
+        override=tokenizer,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        alphabet=alphabet,
     )
     _refuse_made_up(tokens, str(model))
-    vocabulary = loaded.get_input_embeddings().num_embeddings
+    vocabulary = vocabulary_size(loaded)
     top = getattr(tokens, "vocab_size", None)
     if top is not None and top > vocabulary:
         raise ModelError(
@@ -288,7 +299,9 @@ def load_encoder(
         fingerprint=fingerprint,
         device=where,
         dtype=kind,
-        n_layers=config.num_hidden_layers,
+        n_layers=config.num_hidden_layers
+        if architecture is None
+        else architecture.n_layers(config),
         n_heads=config.num_attention_heads,
         head_dim=getattr(config, "head_dim", None)
         or config.hidden_size // config.num_attention_heads,
@@ -405,7 +418,7 @@ def measure(
                 f"expected {name} of shape {tuple(input_ids.shape)} like input_ids, found "
                 f"{tuple(mask.shape)}"
             )
-    _check_ids(model, input_ids)
+    _check_inputs(model, input_ids)
     with (
         torch.inference_mode(),
         record(
@@ -426,13 +439,13 @@ def measure(
     return as_dataset(arrays, n_offset_side=settings.n_offset_side, angles=settings.angles)
 
 
-def _check_ids(model: Any, input_ids: Tensor) -> None:
-    """Reject ids and lengths for which the model has no embedding."""
+def _check_inputs(model: Any, input_ids: Tensor) -> None:
+    """Reject ids and lengths for which the model has no embedding, and other kinds of models."""
     if not isinstance(getattr(model, "config", None), PreTrainedConfig):
         return
-    table = model.get_input_embeddings()
-    top = getattr(table, "num_embeddings", None)
-    if top is not None and input_ids.numel() and not 0 <= int(input_ids.max()) < top:
+    refuse_by_name(model.config)
+    top = vocabulary_size(model)
+    if input_ids.numel() and not 0 <= int(input_ids.max()) < top:
         raise UsageError(f"expected token ids below {top}, found {int(input_ids.max())}")
     limit = max_positions(model)
     if limit is not None and input_ids.shape[1] > limit:

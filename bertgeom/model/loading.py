@@ -18,10 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.model.architectures import architecture_of_config, refuse_by_name
 from bertgeom.model.masks import NAME
 
 _LFS = b"version https://git-lfs"
 _INDEX = "model.safetensors.index.json"
+#: Names of pickled weights: one file, or the list of its parts.
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+#: What switches off that transformers has weights converted elsewhere.
+_SWITCH = "DISABLE_SAFETENSORS_CONVERSION"
 #: Names of weights that belong to the encoder: without them it is another model.
 _ENCODER = re.compile(
     r"(^|\.)(encoder|embeddings|embed_\w+|transformer|layers?|layer_groups|h|blocks?|attention)\."
@@ -34,12 +39,52 @@ _UNUSED = re.compile(
 )
 
 
-def load_model(model: str, trust_remote_code: bool = False) -> tuple[Any, set[str]]:
+def load_model(
+    model: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Any:
+    """An encoder alone, without a tokenizer: ready for `bertgeom.measure` and `bertgeom.record`.
+
+    Weights come from safetensors only. MosaicBERT (DNABERT-2, DNABERT-S, BiRNA-BERT), GENA-LM and
+    the Nucleotide Transformer v2 are recognised from config.json: their classes are part of this
+    package, and no code of their repositories runs.
+
+    Args:
+        model: a folder, or a hub name that transformers can resolve.
+        revision: branch, tag or commit of a hub name; None: its main branch.
+        trust_remote_code: run code from the model's repository; off by default.
+
+    Returns:
+        A `PreTrainedModel` in eval mode, in the dtype of its file, on the CPU, with this project's
+        attention.
+
+    Raises:
+        ModelError: no such model, no safetensors weights, weights that do not belong to it, or a
+            variant that is not supported.
+
+    Example:
+        >>> import torch
+        >>> import bertgeom
+        >>> model = bertgeom.load_model("model")
+        >>> geometry = bertgeom.measure(model, input_ids=torch.randint(5, 60, (1, 12)))
+        >>> dict(geometry.attention_entropy.sizes)
+        {'window': 1, 'layer': 2, 'head': 2}
+    """
+    loaded, _ = read_model(os.fspath(model), trust_remote_code, revision)
+    return loaded.eval()
+
+
+def read_model(
+    model: str, trust_remote_code: bool = False, revision: str | None = None
+) -> tuple[Any, set[str]]:
     """A transformers encoder in the dtype of its file, and the names of weights the file lacks.
 
     Args:
         model: a folder, or a hub name that transformers can resolve.
         trust_remote_code: run code from the model's repository.
+        revision: branch, tag or commit of a hub name.
 
     Returns:
         The model, and the missing weights; only an unused pooler may be missing.
@@ -50,27 +95,51 @@ def load_model(model: str, trust_remote_code: bool = False) -> tuple[Any, set[st
         UsageError: for an empty name.
     """
     _check_place(model)
-    with _quiet():
+    with _quiet(), _no_requests():
         try:
-            loaded, info = _from_pretrained(model, trust_remote_code)
+            loaded, info = _from_pretrained(model, trust_remote_code, revision)
         except Exception as error:
-            raise ModelError(_reason(model, error)) from error
+            raise ModelError(_reason(model, error, revision)) from error
     _check_report(model, loaded, info)
     _check_weights(model, loaded)
     return loaded, set(info["missing_keys"])
 
 
-def _from_pretrained(model: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+def _from_pretrained(
+    model: str, trust_remote_code: bool, revision: str | None
+) -> tuple[Any, dict[str, Any]]:
+    import transformers
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForSequenceClassification,
+        PreTrainedConfig,
+    )
 
-    options = {"trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(model, **options)
-    _check_architecture(model, config)
+    from bertgeom.model.architectures.published import published
+
+    where = {"revision": revision or "main"}
+    raw, _ = PreTrainedConfig.get_config_dict(model, **where)
+    known = None if trust_remote_code else published(raw)
+    options: dict[str, Any] = dict(where)
+    encoder: Any = AutoModel
+    classifier: Any = AutoModelForSequenceClassification
+    if known is not None:
+        known.check(model, raw)
+        config = known.config.from_dict({k: v for k, v in raw.items() if k != "model_type"})
+        encoder, classifier = known.encoder, known.classifier
+    else:
+        options["trust_remote_code"] = trust_remote_code
+        config = AutoConfig.from_pretrained(model, **options)
+        _check_architecture(model, config)
+    _check_sizes(model, config)
     classifies = any(
         name.endswith("ForSequenceClassification") for name in config.architectures or ()
     )
-    kind = AutoModelForSequenceClassification if classifies else AutoModel
-    loaded, info = kind.from_pretrained(
+    architecture = architecture_of_config(config)
+    if architecture is not None and architecture.loads:
+        encoder = classifier = getattr(transformers, architecture.loads)
+    loaded, info = (classifier if classifies else encoder).from_pretrained(
         model,
         config=config,
         dtype="auto",
@@ -83,12 +152,16 @@ def _from_pretrained(model: str, trust_remote_code: bool) -> tuple[Any, dict[str
     return loaded, info
 
 
-def _reason(model: str, error: Exception) -> str:
+def _reason(model: str, error: Exception, revision: str | None) -> str:
     if isinstance(error, ModelError):
         return str(error)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = f"expected a transformers encoder with safetensors weights at {model!r}, found: "
     if not Path(model).is_dir() and isinstance(error, OSError):
+        if _has_pickle(model, revision):
+            return (
+                f"{text}only pickled weights, which are never loaded; {_convert(model, revision)}"
+            )
         return (
             f"{text}no such folder, and the hub could not be reached or has no such model; "
             "give the path of a model folder, or download it first"
@@ -97,6 +170,42 @@ def _reason(model: str, error: Exception) -> str:
     if isinstance(error, KeyError):
         found = f"the unknown name {found}"
     return f"{text}{found}; check config.json and the files next to it"
+
+
+def _has_pickle(model: str, revision: str | None) -> bool:
+    """Whether a model on the hub, or in its cache, has weights as pickles."""
+    from transformers.utils.hub import has_file
+
+    for name in PICKLES:
+        try:
+            if has_file(model, name, revision=revision or "main"):
+                return True
+        except (OSError, ValueError):
+            return False
+    return False
+
+
+def _convert(model: str | Path, revision: str | None = None) -> str:
+    """What to do about pickled weights."""
+    more = f" --revision {revision}" if revision else ""
+    return f"make safetensors of them with: bertgeom convert {model}{more} --out FOLDER"
+
+
+@contextmanager
+def _no_requests() -> Iterator[None]:
+    """transformers asks a service on the hub to convert weights if it finds none in safetensors.
+
+    It would post the name of the model, and a token, without a word.
+    """
+    before = os.environ.get(_SWITCH)
+    os.environ[_SWITCH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_SWITCH, None)
+        else:
+            os.environ[_SWITCH] = before
 
 
 @contextmanager
@@ -160,8 +269,7 @@ def _check_files(path: Path, expected: str) -> None:
     if missing and files[0].name == "model.safetensors":
         if list(path.glob("*.bin")) or list(path.glob("*.pt")):
             raise ModelError(
-                f"{expected}, found only pickled weights, which are never loaded; convert them "
-                "with model.save_pretrained(folder)"
+                f"{expected}, found only pickled weights, which are never loaded; {_convert(path)}"
             )
         raise ModelError(f"{expected}, found no model.safetensors; download it again")
     if missing:
@@ -215,6 +323,7 @@ def _check_architecture(model: str, config: Any) -> None:
     """Reject a configuration whose architecture is of another model type."""
     import transformers
 
+    refuse_by_name(config)
     for name in config.architectures or ():
         kind = getattr(getattr(transformers, str(name), None), "config_class", None)
         wanted = getattr(kind, "model_type", None)
@@ -223,6 +332,10 @@ def _check_architecture(model: str, config: Any) -> None:
                 f"expected one kind of model in config.json of {model!r}, found model_type "
                 f"{config.model_type!r} and architecture {name}, which is {wanted!r}; correct one"
             )
+
+
+def _check_sizes(model: str, config: Any) -> None:
+    """Reject a configuration without the sizes that every encoder has."""
     for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
         value = getattr(config, name, None)
         if not isinstance(value, int) or value < 1:
@@ -297,10 +410,27 @@ def _position_table(model: nn.Module) -> nn.Embedding | None:
     return None
 
 
+def vocabulary_size(model: Any) -> int:
+    """Token ids that a model has embeddings for."""
+    table = model.get_input_embeddings()
+    size = getattr(table, "num_embeddings", None) or model.config.vocab_size
+    return int(size)
+
+
 def max_positions(model: Any) -> int | None:
-    """Longest window in tokens that the positions of a model allow, None if unlimited."""
+    """Longest window in tokens that a model computes as observed, None if unlimited.
+
+    Its positions end there, or its attention is full up to there.
+    """
+    architecture = architecture_of_config(model.config)
+    full = architecture.full_up_to if architecture is not None else None
+    limits = (_positions(model), None if full is None else full(model.config))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _positions(model: Any) -> int | None:
     config = model.config
-    if getattr(config, "position_embedding_type", "") == "rotary":
+    if getattr(config, "position_embedding_type", "") in ("rotary", "alibi"):
         return None
     table = _position_table(model)
     if table is not None:

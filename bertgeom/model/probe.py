@@ -9,7 +9,10 @@ from torch import Tensor
 
 from bertgeom.errors import BertgeomError, ModelError, UsageError
 from bertgeom.kernels import ImplementationUnavailableError
+from bertgeom.model.architectures import architecture_of_config, refuse_by_name
 from bertgeom.model.attention import record
+from bertgeom.model.discovery import check_declaration
+from bertgeom.model.loading import vocabulary_size
 from bertgeom.model.observed import observed
 
 #: Tokens of the longer window; the other one is half as long.
@@ -19,7 +22,7 @@ _TOLERANCE = {4: 1e-3, 2: 5e-2}
 
 
 def probe(model: Any, *, pad_id: int, max_tokens: int, impl: str = "auto") -> None:
-    """Compare a recorded forward pass with the model's own eager attention.
+    """Check the declaration, and compare a recorded forward pass with the model's own attention.
 
     Args:
         model: a transformers encoder in eval mode, loaded with `attn_implementation="bertgeom"`.
@@ -27,13 +30,16 @@ def probe(model: Any, *, pad_id: int, max_tokens: int, impl: str = "auto") -> No
         max_tokens: maximum tokens of a window. impl: of the kernels.
 
     Raises:
-        ModelError: if the architecture cannot be observed, if a recorded output differs from the
-            plain one, if a station is not a hidden state, or if an output is not finite.
+        ModelError: if the architecture is not declared or cannot be observed, if a recorded
+            output differs from the plain one, if a station is not a hidden state, or if an output
+            is not finite.
     """
     name = type(model).__name__
+    refuse_by_name(model.config)
     inputs = _windows(model, pad_id, min(_TOKENS, max_tokens))
     options = {"output_hidden_states": True, "return_dict": True}
     try:
+        check_declaration(model, inputs)
         with torch.inference_mode(), record(tier="core", impl=impl) as recorder:
             found = model(**inputs, **options)
         with torch.inference_mode():
@@ -51,13 +57,14 @@ def probe(model: Any, *, pad_id: int, max_tokens: int, impl: str = "auto") -> No
         ) from error
     valid = inputs["attention_mask"].bool()
     _compare_outputs(name, found[0], plain[0], valid)
-    _compare_stations(name, arrays["stream_norm_max"], getattr(plain, "hidden_states", None), valid)
+    _compare_stations(
+        model, arrays["stream_norm_max"], getattr(plain, "hidden_states", None), valid
+    )
 
 
 def _windows(model: Any, pad_id: int, n: int) -> dict[str, Tensor]:
     """Two windows of arbitrary tokens without padding ids, the second half as long as the first."""
-    top = model.get_input_embeddings().num_embeddings
-    device = model.get_input_embeddings().weight.device
+    top, device = vocabulary_size(model), model.device
     ids = (torch.arange(2 * n).reshape(2, n) * 7919 + 11) % top
     ids[ids == pad_id] = (pad_id + 1) % top
     mask = torch.ones_like(ids)
@@ -79,19 +86,25 @@ def _compare_outputs(name: str, found: Tensor, plain: Tensor, valid: Tensor) -> 
     _close(found, plain, f"expected the output of {name} unchanged by recording")
 
 
-def _compare_stations(name: str, norms: Any, states: Any, valid: Tensor) -> None:
-    """Check that every second station is a hidden state; some models normalise the last one."""
+def _compare_stations(model: Any, norms: Any, states: Any, valid: Tensor) -> None:
+    """Check that the stations between the layers are hidden states.
+
+    transformers normalises the last one where the architecture has a final norm.
+    """
+    architecture = architecture_of_config(model.config)
     n_layers = (norms.shape[1] - 1) // 2
     if states is None or len(states) != n_layers + 1:
         return
-    for layer, state in enumerate(states[:-1]):
+    whole = architecture is not None and not architecture.final_norm
+    for i, state in enumerate(states if whole else states[:-1]):
         size = state.float().norm(dim=-1).masked_fill(~valid, 0).amax(1).cpu()
-        station = torch.from_numpy(norms[:, 2 * layer]).float()
+        station = torch.from_numpy(norms[:, 2 * i]).float()
         if bool(torch.isfinite(size).all()):
             _close(
                 station.to(state.dtype),
                 size.to(state.dtype),
-                f"expected the stream between the layers of {name} to be hidden state {layer}",
+                f"expected the stream between the layers of {type(model).__name__} to be hidden "
+                f"state {i}",
             )
 
 

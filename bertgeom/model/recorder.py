@@ -27,7 +27,7 @@ from bertgeom import kernels, variables
 from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.attention_stats.bias import Bias
-from bertgeom.model.layers import AttentionBlock, attention_block
+from bertgeom.model.architectures import Station, station_of
 from bertgeom.model.masks import NAME, fill_padding, has_gaps
 from bertgeom.store.dataset import as_dataset
 
@@ -51,10 +51,10 @@ class _Layer:
     """A layer that is being executed."""
 
     module: nn.Module
-    block: AttentionBlock
+    station: Station
     width: int
     n_calls: int = 0
-    n_blocks: int = 0
+    n_read: int = 0
 
 
 @dataclass
@@ -208,9 +208,9 @@ class Recorder:
         if forward is None or not forward.open_layers:
             owner = self._models[0] if self._models else module
             raise ModelError(
-                f"expected attention inside an encoder layer like those of BERT, DistilBERT or "
-                f"ModernBERT, found {type(module).__name__} in {type(owner).__name__}; the layers "
-                "of this architecture are not recognised"
+                f"expected attention inside a layer of a declared architecture, found "
+                f"{type(module).__name__} in {type(owner).__name__}, whose layers no declaration "
+                "names; declare them with bertgeom.register_architecture"
             )
         forward.open_layers[-1].n_calls += 1
         if query.dtype not in _DTYPES or value.shape[-1] != query.shape[-1]:
@@ -252,14 +252,16 @@ class Recorder:
                 _refuse_dropout(module)
                 self._forwards.append(_Forward(type(module).__name__))
             self._models.append(module)
-        elif (block := attention_block(module)) is not None:
-            self._enter_layer(module, block, args)
+        elif (station := station_of(module)) is not None:
+            self._enter_layer(module, station, args)
         elif (
-            (layer := self._open_layer()) and layer.block.at_input and layer.block.module is module
+            (layer := self._open_layer())
+            and layer.station.at_input
+            and layer.station.module is module
         ):
-            self._leave_block(layer, args[0] if args else None)
+            self._read_station(layer, args[0] if args else None)
 
-    def _enter_layer(self, module: nn.Module, block: AttentionBlock, args: tuple[Any, ...]) -> None:
+    def _enter_layer(self, module: nn.Module, station: Station, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 3:
             raise ModelError(
                 "expected a layer whose first argument is the residual stream (batch, tokens, "
@@ -273,7 +275,7 @@ class Recorder:
         forward = self._forwards[-1]
         if not forward.n_slots:
             forward.embedding, forward.n_slots = x, x.shape[1]
-        forward.open_layers.append(_Layer(module, block, x.shape[-1]))
+        forward.open_layers.append(_Layer(module, station, x.shape[-1]))
 
     def _continues(self, x: Tensor) -> bool:
         """Whether a layer called outside of a model continues the previous layer's output."""
@@ -293,22 +295,22 @@ class Recorder:
             return
         if layer.module is module:
             self._leave_layer(layer, _first(output))
-        elif layer.block.module is module and not layer.block.at_input and output is not None:
-            self._leave_block(layer, _first(output))
+        elif layer.station.module is module and not layer.station.at_input and output is not None:
+            self._read_station(layer, _first(output))
 
     def _open_layer(self) -> _Layer | None:
         if not self._forwards or not self._forwards[-1].open_layers:
             return None
         return self._forwards[-1].open_layers[-1]
 
-    def _leave_block(self, layer: _Layer, x: Any) -> None:
+    def _read_station(self, layer: _Layer, x: Any) -> None:
         if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[-1] != layer.width:
             raise ModelError(
                 f"expected the attention of {type(layer.module).__name__} to return the residual "
                 f"stream of {layer.width} dimensions, found another result; the layers of this "
                 "architecture are not recognised"
             )
-        layer.n_blocks += 1
+        layer.n_read += 1
         self._station(x, angles=self.settings.angles == "all", hidden_state=False)
 
     def _leave_layer(self, layer: _Layer, output: Any) -> None:
@@ -318,7 +320,7 @@ class Recorder:
             if not self._models:
                 self._forwards.pop()
             return
-        if layer.n_calls != 1 or layer.n_blocks != 1 or not isinstance(output, Tensor):
+        if layer.n_calls != 1 or layer.n_read != 1 or not isinstance(output, Tensor):
             raise ModelError(self._unseen(forward, layer))
         forward.output = output
         self._station(output, angles=True, hidden_state=True)
@@ -328,7 +330,7 @@ class Recorder:
             return _no_attention(self._models[0] if self._models else layer.module)
         return (
             f"expected one attention call and one residual after it in each layer of "
-            f"{forward.name}, found {layer.n_calls} and {layer.n_blocks} in "
+            f"{forward.name}, found {layer.n_calls} and {layer.n_read} in "
             f"{type(layer.module).__name__}; the layers of this architecture are not recognised"
         )
 

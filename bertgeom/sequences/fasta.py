@@ -1,9 +1,10 @@
 """Records of FASTA and FASTQ, streamed; malformed input raises a one-line error.
 
-What is a base: A, C, G, T, U and the ambiguity codes of IUPAC in any case; `-`, `.`, `_`, `~`
-and `*` as gaps; X and `?` as unknown. Case is folded, U is T, every gap is `-`, X and `?` are
-N. A gap keeps its place, and the tokenizer's rule decides what becomes of it. Spaces and tabs
-inside sequence lines are skipped. Everything else, including digits, is an error.
+What is a base, unless another alphabet is asked for: A, C, G, T, U and the ambiguity codes of IUPAC
+in any case; `-`, `.`, `_`, `~` and `*` as gaps; X and `?` as unknown. Case is folded, U is T, every
+gap is `-`, X and `?` are N. A gap keeps its place, and the tokenizer's rule decides what becomes of
+it. Spaces and tabs inside sequence lines are skipped. Everything else, including digits, is an
+error. Of a protein every letter from A to Z is one; the same signs are gaps, and `?` is X.
 
 Lines end with LF, CRLF or CR; blank lines are skipped. The id of a record is the first word
 of its header, the description the rest. Ids may repeat or be missing: the index is the key.
@@ -22,7 +23,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bertgeom.errors import InputError
+from bertgeom.sequences.alphabets import NUCLEOTIDES, TEXT, Alphabet
 from bertgeom.sequences.sources import Digest, Source, expand_sources, open_source
+from bertgeom.sequences.text import Piece, read_text
 
 __all__ = ["Chunk", "Record", "Source", "expand_sources", "read_chunks", "read_records"]
 
@@ -30,10 +33,8 @@ T = TypeVar("T")
 
 _BLOCK = 4 << 20
 _MAX_HEADER = 1 << 20
-_BASES = b"ACGTNRYSWKMBDHV-"
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
-_FOLD = bytes.maketrans(b"acgtuUnryswkmbdhvxX?._~*", b"ACGTTTNRYSWKMBDHVNNN----")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +97,15 @@ def read_records(sources: Sources) -> Iterator[Record]:
             parts = []
 
 
-def read_chunks(sources: Sources, digests: list[Digest] | None = None) -> Iterator[Chunk]:
+def read_chunks(
+    sources: Sources, digests: list[Digest] | None = None, alphabet: Alphabet = NUCLEOTIDES
+) -> Iterator[Chunk]:
     """The same records in pieces: one or more per record, in order, the last one marked.
 
     Args:
         sources: as in `read_records`.
         digests: gets the digest of every source's stored bytes after it was read.
+        alphabet: what the sequences are made of. Text is read as `bertgeom.sequences.text` says.
 
     Raises:
         InputError: as `read_records`.
@@ -111,20 +115,19 @@ def read_chunks(sources: Sources, digests: list[Digest] | None = None) -> Iterat
     index = 0
     for number, source in enumerate(sources):
         url = source.url if isinstance(source, Source) else os.fspath(source)
-        for name, description, start, bases, last in _read_source(url, digests):
+        for name, description, start, bases, last in _read_source(url, digests, alphabet):
             yield Chunk(index, name, description, number, start, bases, last)
             index += last
 
 
-#: id, description, first base, bases, whether the record ends.
-_Piece = tuple[str, str, int, np.ndarray, bool]
-
-
-def _read_source(url: str, digests: list[Digest] | None) -> Iterator[_Piece]:
+def _read_source(url: str, digests: list[Digest] | None, alphabet: Alphabet) -> Iterator[Piece]:
     with open_source(url, digests) as stream:
+        if alphabet is TEXT:
+            yield from read_text(lambda: guarded(stream.readline, url, None), url)
+            return
 
         def peek() -> bytes:
-            return bytes(_guarded(lambda: stream.peek(1 << 12), url, None))
+            return bytes(guarded(lambda: stream.peek(1 << 12), url, None))
 
         if peek().startswith(_BOM):
             stream.read(len(_BOM))
@@ -133,12 +136,12 @@ def _read_source(url: str, digests: list[Digest] | None) -> Iterator[_Piece]:
             blank += stream.read(len(head))
         if head.lstrip().startswith(b"@"):
             blank += stream.read(len(head) - len(head.lstrip()))
-            yield from _read_fastq(stream, url, _newlines(blank))
+            yield from _read_fastq(stream, url, _newlines(blank), alphabet)
         else:
-            yield from _read_fasta(_Blocks(stream, url, 1 + _newlines(blank)))
+            yield from _read_fasta(_Blocks(stream, url, 1 + _newlines(blank), alphabet))
 
 
-def _read_fasta(blocks: _Blocks) -> Iterator[_Piece]:
+def _read_fasta(blocks: _Blocks) -> Iterator[Piece]:
     blocks.begin()
     while (header := blocks.header()) is not None:
         start, ended = 0, False
@@ -155,8 +158,8 @@ class _Blocks:
     in. A block never ends between CR and LF.
     """
 
-    def __init__(self, stream: Any, url: str, line: int = 1) -> None:
-        self.stream, self.url = stream, url
+    def __init__(self, stream: Any, url: str, line: int, alphabet: Alphabet) -> None:
+        self.stream, self.url, self.alphabet = stream, url, alphabet
         self.block, self.place, self.line = b"", 0, line
         self.line_start = True
         self.record: str | None = None
@@ -218,8 +221,8 @@ class _Blocks:
             piece, ended = self.block[self.place : end], True
         else:
             piece, ended = self.block[self.place :], False
-        bases = piece.translate(_FOLD, _SPACE)
-        if bases.translate(None, _BASES):
+        bases = piece.translate(self.alphabet.fold, _SPACE)
+        if self.alphabet.wrong(bases):
             raise self._not_bases(piece)
         self._pass(self.place + len(piece))
         return bases, ended or (not self._left() and not self._more())
@@ -239,7 +242,7 @@ class _Blocks:
         return bool(new)
 
     def _read(self, size: int) -> bytes:
-        return bytes(_guarded(lambda: self.stream.read(size), self.url, self.record))
+        return bytes(guarded(lambda: self.stream.read(size), self.url, self.record))
 
     def _pass(self, end: int) -> None:
         passed = self.block[self.place : end]
@@ -249,11 +252,12 @@ class _Blocks:
         self.place = min(end, len(self.block))
 
     def _not_bases(self, piece: bytes) -> InputError:
-        folded = np.frombuffer(piece.translate(_FOLD), dtype=np.uint8)
-        allowed = np.frombuffer(_BASES + _SPACE, dtype=np.uint8)
+        folded = np.frombuffer(piece.translate(self.alphabet.fold), dtype=np.uint8)
+        allowed = np.frombuffer(self.alphabet.letters + _SPACE, dtype=np.uint8)
         first = int((~np.isin(folded, allowed)).argmax())
         self.line += _newlines(piece[:first])
-        return self._error("bases", *_describe_letter(piece[first]))
+        found = _describe_letter(piece[first], self.alphabet)
+        return self._error(self.alphabet.noun, *found)
 
     def _error(self, expected: str, found: str, remedy: str) -> InputError:
         return InputError(
@@ -276,7 +280,7 @@ class _NewLines(io.RawIOBase):
         return len(piece)
 
 
-def _read_fastq(stream: Any, url: str, skipped: int = 0) -> Iterator[_Piece]:
+def _read_fastq(stream: Any, url: str, skipped: int, alphabet: Alphabet) -> Iterator[Piece]:
     """Records of a stream that begins with @, `skipped` lines after the start of the file."""
     import dnaio
 
@@ -284,16 +288,16 @@ def _read_fastq(stream: Any, url: str, skipped: int = 0) -> Iterator[_Piece]:
     end = _line_end(first, 0)
     if end >= 0 and first[end] == ord("\r") and first[end : end + 2] != b"\r\n":
         stream = io.BufferedReader(_NewLines(stream), _BLOCK)
-    reader = _guarded(lambda: dnaio.FastqReader(stream), url, None)
+    reader = guarded(lambda: dnaio.FastqReader(stream), url, None)
     rows = iter(reader)
     number = 0
-    while (row := _guarded(lambda: _next_row(rows), url, None, skipped)) is not None:
+    while (row := guarded(lambda: _next_row(rows), url, None, skipped)) is not None:
         name, description = _split_header(row.name)
-        bases = row.sequence.encode("ascii").translate(_FOLD, _SPACE)
-        if wrong := bases.translate(None, _BASES):
-            found, remedy = _describe_letter(wrong[0])
+        bases = row.sequence.encode("ascii").translate(alphabet.fold, _SPACE)
+        if wrong := alphabet.wrong(bases):
+            found, remedy = _describe_letter(wrong[0], alphabet)
             raise InputError(
-                "bases",
+                alphabet.noun,
                 found,
                 source=url,
                 record=name,
@@ -314,7 +318,7 @@ def _next_row(rows: Iterator[Any]) -> Any:
         raise
 
 
-def _guarded(read: Callable[[], T], url: str, record: str | None, skipped: int = 0) -> T:
+def guarded(read: Callable[[], T], url: str, record: str | None, skipped: int = 0) -> T:
     """The result of `read`; what a decompressor or a parser raises becomes an InputError.
 
     Every decompressor and every file system has exceptions of its own, hence `Exception`.
@@ -386,15 +390,15 @@ def _describe(start: bytes) -> tuple[str, str]:
     if any(byte < 9 or 13 < byte < 32 or byte > 126 for byte in line):
         return f"binary data ({line[:8].hex(' ')} ...)", "give FASTA or FASTQ"
     text = line.decode("ascii")
-    if not text.encode().translate(_FOLD, _SPACE).translate(None, _BASES):
+    if not NUCLEOTIDES.wrong(text.encode().translate(NUCLEOTIDES.fold, _SPACE)):
         return f"bases without a header ({text[:20]!r})", "put a line such as >name in front"
-    return repr(text), "convert it to FASTA"
+    return repr(text), "convert it to FASTA; plain text needs --alphabet text"
 
 
-def _describe_letter(byte: int) -> tuple[str, str]:
+def _describe_letter(byte: int, alphabet: Alphabet) -> tuple[str, str]:
     shown = repr(chr(byte)) if 32 < byte < 127 else f"byte 0x{byte:02x}"
-    if chr(byte).upper() in "EFILPQZJO":
-        return shown, "only nucleotides are read; is this a protein?"
+    if alphabet is NUCLEOTIDES and chr(byte).upper() in "EFILPQZJO":
+        return shown, "is this a protein? then give --alphabet protein"
     if byte == ord(">"):
         return f"{shown} inside a line", "a header must start its line"
     return shown, "remove or replace it"

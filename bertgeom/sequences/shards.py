@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertgeom.errors import DamagedError, StoreError
+from bertgeom.sequences.alphabets import NUCLEOTIDES, Alphabet
 from bertgeom.sequences.fasta import Chunk
 from bertgeom.store import root_file
 from bertgeom.store.manifest import REMEDY_OF_SHARDS, difference, entries, has_checksums
@@ -47,9 +48,6 @@ BASES = ("uint8", "1", "ASCII bases of all records end to end")
 #: All arrays of a shard set.
 MEMBERS = (*TABLE, "bases")
 EMPTY = 1
-
-_AMBIGUOUS = np.ones(256, dtype=bool)
-_AMBIGUOUS[np.frombuffer(b"ACGTUacgtu", np.uint8)] = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,11 @@ class Sequences:
         return self._arrays.read("offset").astype(np.int64)
 
     @property
+    def alphabet(self) -> str:
+        """What the records are made of: the name of an `Alphabet`."""
+        return str(self.attributes.get("alphabet", NUCLEOTIDES.name))
+
+    @property
     def n_records(self) -> int:
         return int(self.attributes["n_records"])
 
@@ -131,7 +134,10 @@ def open_sequences(storage: Storage) -> Sequences:
 
 
 def write_sequences(
-    storage: Storage, pieces: Iterable[Chunk], sources: Sequence[Mapping[str, Any]]
+    storage: Storage,
+    pieces: Iterable[Chunk],
+    sources: Sequence[Mapping[str, Any]],
+    alphabet: Alphabet = NUCLEOTIDES,
 ) -> Sequences:
     """Write records as a shard set; the rest of an earlier attempt is replaced.
 
@@ -139,6 +145,7 @@ def write_sequences(
         storage: a group made by `store.create_root(..., SEQUENCE_FORMAT)`.
         pieces: records in pieces, in order, as `bertgeom.sequences.fasta.read_chunks` gives them.
         sources: name, size and SHA-256 of every file.
+        alphabet: what the records are made of.
 
     Raises:
         InputError: from `pieces`.
@@ -151,7 +158,7 @@ def write_sequences(
     _create(arrays)
     digest = hashlib.sha256()
     n_records = n_bases = 0
-    for rows, bases in _blocks(pieces, digest):
+    for rows, bases in _blocks(pieces, digest, alphabet.ambiguous):
         for name in TABLE:
             if len(rows[name]):
                 arrays.extend(name, rows[name])
@@ -172,6 +179,8 @@ def write_sequences(
             },
             "coordinates": "id",
             "complete": True,
+            # Absent where it always was: older shards are nucleotides.
+            **({} if alphabet is NUCLEOTIDES else {"alphabet": alphabet.name}),
         }
     )
     zarr_io.consolidate(storage, MEMBERS)
@@ -225,7 +234,7 @@ def _create(arrays: zarr_io.Arrays) -> None:
 
 
 def _blocks(
-    pieces: Iterable[Chunk], digest: Any
+    pieces: Iterable[Chunk], digest: Any, ambiguous: np.ndarray
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Table rows and bases in blocks that fill whole chunks of bases, except the last."""
     rows: list[tuple[Any, ...]] = []
@@ -233,7 +242,7 @@ def _blocks(
     n_pending = offset = n_ambiguous = 0
     for piece in pieces:
         digest.update(np.ascontiguousarray(piece.bases))
-        n_ambiguous += int(np.count_nonzero(_AMBIGUOUS[piece.bases]))
+        n_ambiguous += int(np.count_nonzero(ambiguous[piece.bases]))
         n_pending += len(piece.bases)
         pending.append(piece.bases)
         if piece.last:

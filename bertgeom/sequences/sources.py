@@ -25,8 +25,16 @@ T = TypeVar("T")
 
 _SUFFIXES = ("fa", "fasta", "fna", "ffn", "frn", "fas", "fsa", "fq", "fastq")
 _COMPRESSED = ("", ".gz", ".bgz", ".bz2", ".xz", ".zst")
-#: Endings of the files that are read from a folder; a file given by name may have any ending.
-ENDINGS = tuple(f".{suffix}{packed}" for suffix in _SUFFIXES for packed in _COMPRESSED)
+#: Endings of the files that are read from a folder, by the name of the alphabet; a file given by
+#: name may have any ending.
+ENDINGS = {
+    alphabet: tuple(f".{suffix}{packed}" for suffix in suffixes for packed in _COMPRESSED)
+    for alphabet, suffixes in (
+        ("nucleotide", _SUFFIXES),
+        ("protein", ("fa", "fasta", "faa", "fas", "fsa", "pep")),
+        ("text", ("txt", "text")),
+    )
+}
 
 #: First bytes -> what xopen calls the compression.
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
@@ -214,9 +222,21 @@ def _with_retries(url: str, action: Callable[[], T]) -> T:
         raise _cannot_open(url, error.__cause__ or error) from error
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """What is taken from folders: files with these endings; the others are noted."""
+
+    left_out: list[str]
+    endings: tuple[str, ...]
+
+    def takes(self, name: str) -> bool:
+        return not name.startswith(".") and name.lower().endswith(self.endings)
+
+
 def expand_sources(
     sources: str | os.PathLike[str] | Source | Iterable[str | os.PathLike[str] | Source],
     left_out: list[str] | None = None,
+    alphabet: str = "nucleotide",
 ) -> list[Source]:
     """All files of the given files, folders (with subfolders), globs and fsspec URLs.
 
@@ -226,6 +246,7 @@ def expand_sources(
     Args:
         sources: what the user named.
         left_out: gets the files of folders that are skipped because their ending is unknown.
+        alphabet: name of that of the sequences; it decides which endings are known.
 
     Raises:
         InputError: for a source that does not exist, a glob without a match, or a folder
@@ -234,9 +255,9 @@ def expand_sources(
     if isinstance(sources, str | os.PathLike | Source):
         sources = [sources]
     found: dict[str, Source] = {}
-    out = [] if left_out is None else left_out
+    files = _Listing([] if left_out is None else left_out, ENDINGS[alphabet])
     for source in sources:
-        some = [source] if isinstance(source, Source) else list(_expand(os.fspath(source), out))
+        some = [source] if isinstance(source, Source) else list(_expand(os.fspath(source), files))
         for one in some:
             found.setdefault(_identity(one.url), one)
     if not found:
@@ -306,13 +327,13 @@ def _identity(url: str) -> str:
     return url if is_url(url) else os.path.realpath(url)
 
 
-def _expand(source: str, left_out: list[str]) -> Iterator[Source]:
+def _expand(source: str, listing: _Listing) -> Iterator[Source]:
     if not source.strip():
         raise InputError(
             "a source of sequences", "an empty name", remedy="give a file, a folder or -"
         )
     if is_url(source):
-        yield from _expand_url(source, left_out)
+        yield from _expand_url(source, listing)
         return
     try:
         mode = os.fstat(0).st_mode if source == STDIN else Path(source).stat().st_mode
@@ -321,11 +342,11 @@ def _expand(source: str, left_out: list[str]) -> Iterator[Source]:
     except (OSError, ValueError) as error:
         raise _cannot_open(source, error) from error
     if mode is None:
-        yield from _expand_glob(source, left_out)
+        yield from _expand_glob(source, listing)
     elif source == STDIN or stat.S_ISFIFO(mode) or _is_stdin(source):
         yield _pipe(source)
     elif stat.S_ISDIR(mode):
-        yield from _expand_folder(source, left_out)
+        yield from _expand_folder(source, listing)
     elif stat.S_IFMT(mode) in _DEVICES:
         raise InputError(
             "a file, folder, glob, URL or pipe", _DEVICES[stat.S_IFMT(mode)], source=source
@@ -354,7 +375,7 @@ def _pipe(source: str) -> Source:
     return Source(source, None, True)
 
 
-def _expand_glob(source: str, left_out: list[str]) -> Iterator[Source]:
+def _expand_glob(source: str, listing: _Listing) -> Iterator[Source]:
     if os.path.islink(source):
         raise InputError("a file", "a link to nothing", source=source, remedy="check the link")
     if not glob.has_magic(source):
@@ -365,25 +386,25 @@ def _expand_glob(source: str, left_out: list[str]) -> Iterator[Source]:
     if not matches:
         raise InputError("a file that matches", "none", source=source)
     for match in matches:
-        yield from _expand(match, left_out)
+        yield from _expand(match, listing)
 
 
-def _expand_folder(source: str, left_out: list[str]) -> Iterator[Source]:
+def _expand_folder(source: str, listing: _Listing) -> Iterator[Source]:
     def refuse(error: OSError) -> None:
         raise _cannot_open(error.filename or source, error) from error
 
     inside = []
     for folder, _, names in os.walk(source, onerror=refuse):
         paths = [os.path.join(folder, name) for name in names]
-        inside += [path for path in paths if _is_sequences(os.path.basename(path))]
-        left_out += [path for path in paths if not _is_sequences(os.path.basename(path))]
+        inside += [path for path in paths if listing.takes(os.path.basename(path))]
+        listing.left_out.extend(p for p in paths if not listing.takes(os.path.basename(p)))
     if not inside:
-        raise _empty_folder(source)
+        raise _empty_folder(source, listing)
     for path in inside:
-        yield from _expand(path, left_out)
+        yield from _expand(path, listing)
 
 
-def _expand_url(source: str, left_out: list[str]) -> Iterator[Source]:
+def _expand_url(source: str, listing: _Listing) -> Iterator[Source]:
     import fsspec
 
     def ask(question: Callable[[str], T], path: str) -> T:
@@ -396,15 +417,16 @@ def _expand_url(source: str, left_out: list[str]) -> Iterator[Source]:
             if not matches:
                 raise InputError("a file that matches", "none", source=source)
             for match in matches:
-                yield from _expand_url(match, left_out)
+                yield from _expand_url(match, listing)
             return
         info = ask(files.info, path)
         if info.get("type") == "directory":
             every = ask(files.find, path)
-            inside = [p for p in every if _is_sequences(p.rsplit("/", 1)[-1])]
-            left_out += [p for p in every if not _is_sequences(p.rsplit("/", 1)[-1])]
+            inside = [p for p in every if listing.takes(p.rsplit("/", 1)[-1])]
+            others = (p for p in every if not listing.takes(p.rsplit("/", 1)[-1]))
+            listing.left_out.extend(others)
             if not inside:
-                raise _empty_folder(source)
+                raise _empty_folder(source, listing)
             for p in inside:
                 yield Source(files.unstrip_protocol(p), ask(files.info, p).get("size"))
             return
@@ -416,17 +438,14 @@ def _expand_url(source: str, left_out: list[str]) -> Iterator[Source]:
     yield Source(source, info.get("size"))
 
 
-def _is_sequences(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(ENDINGS)
-
-
-def _empty_folder(source: str) -> InputError:
+def _empty_folder(source: str, listing: _Listing) -> InputError:
+    shown = [ending for ending in listing.endings if ending.count(".") == 1]
     return InputError(
-        "a folder with FASTA or FASTQ files",
+        f"a folder with {'text' if '.txt' in shown else 'FASTA or FASTQ'} files",
         "none",
         source=source,
-        remedy=f"files must end like {ENDINGS[0]}, {ENDINGS[6]} or {ENDINGS[7]}; name others one "
-        "by one",
+        remedy=f"files must end like {', '.join(shown)}, or these compressed; name others one by "
+        "one, or give their --alphabet",
     )
 
 

@@ -1,9 +1,13 @@
 """Any Hugging Face tokenizer, with the bases of every token.
 
 The tokenizer gets a window as one string, in the spelling of its own vocabulary: upper or lower
-case, with T or with U (`read_spelling`). Every base belongs to exactly one token; a tokenizer
-that leaves a base without one is rejected. A token that stands for no base, such as the mark
-that SentencePiece puts in front of a text, is a special token.
+case, with T or with U, with or without spaces between the letters (`bertgeom.tokens.spelling`). A
+base is a nucleotide, a residue of a protein or a byte of a text. Every base belongs to exactly one
+token; a tokenizer that leaves a base without one is rejected. A token that stands for no base, such
+as the mark that SentencePiece puts in front of a text, is a special token.
+
+In a text, white space and what the tokenizer leaves out have no token, and the tokens of one
+character may be several.
 """
 
 from __future__ import annotations
@@ -20,39 +24,19 @@ import numpy as np
 
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.kmers import count_ambiguous
+from bertgeom.sequences.alphabets import ALPHABETS
 from bertgeom.tokens.encoded import BatchTokenizer, Encoded, EncodedBatch, stack
+from bertgeom.tokens.spelling import Spelling, best_spelling, probes
 
 #: A token of letters only, with the marks that tokenizers put around pieces of a word.
-_LETTERS = re.compile(r"[^A-Za-z0-9<\[]*([ACGTUNRYSWKMBDHV]+)(</w>)?[^A-Za-z0-9]*", re.IGNORECASE)
-#: Sequences that show how a tokenizer reads bases; short, as a word may be no longer than 100.
-_PROBES, _PROBE_BASES = 64, 48
-#: Another spelling must save this share of the tokens to be preferred over upper case with T.
-_CLEARLY_FEWER = 0.1
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """How bases are written for a tokenizer.
-
-    Attributes:
-        case: "upper" or "lower". thymine: "T" or "U", the letter for both.
-    """
-
-    case: str = "upper"
-    thymine: str = "T"
-
-    def __post_init__(self) -> None:
-        if self.case not in ("upper", "lower"):
-            raise UsageError(f"expected case 'upper' or 'lower', found {self.case!r}")
-        if self.thymine not in ("T", "U"):
-            raise UsageError(f"expected thymine 'T' or 'U', found {self.thymine!r}")
-
-    def text(self, bases: np.ndarray) -> str:
-        """uint8 ASCII bases (n,) as n characters."""
-        text = np.ascontiguousarray(bases).tobytes().decode("ascii", "replace").upper()
-        other = "U" if self.thymine == "T" else "T"
-        text = text.replace(other, self.thymine)
-        return text if self.case == "upper" else text.lower()
+_MARKED = r"[^A-Za-z0-9<\[]*([{}]+)(</w>)?[^A-Za-z0-9]*"
+_LETTERS = {
+    "nucleotide": re.compile(_MARKED.format("ACGTUNRYSWKMBDHV"), re.IGNORECASE),
+    "protein": re.compile(_MARKED.format("A-Z"), re.IGNORECASE),
+    "text": re.compile(r"(.*)", re.DOTALL),
+}
+#: Marks of pieces of words: what is left spells the text.
+_PIECE = re.compile(r"^(##|\u2581|\u0120)|</w>$|@@$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +51,8 @@ class HuggingFace(BatchTokenizer):
         case: "upper" or "lower", the case in which it gets the bases.
         name: short name for messages.
         thymine: "T" or "U", the letter it gets for both.
+        alphabet: what sequences are made of: "nucleotide", "protein" or "text".
+        spaced: whether it gets a space between letters.
     """
 
     tokenizer: Any
@@ -74,6 +60,8 @@ class HuggingFace(BatchTokenizer):
     case: str = "upper"
     name: str = "hf"
     thymine: str = "T"
+    alphabet: str = "nucleotide"
+    spaced: bool = False
     exact_counts = False
 
     def __post_init__(self) -> None:
@@ -90,7 +78,7 @@ class HuggingFace(BatchTokenizer):
     @property
     def spelling(self) -> Spelling:
         """How the tokenizer gets its bases."""
-        return Spelling(self.case, self.thymine)
+        return Spelling(self.case, self.thymine, self.alphabet, self.spaced)
 
     @cached_property
     def _extra(self) -> int:
@@ -99,7 +87,7 @@ class HuggingFace(BatchTokenizer):
     @cached_property
     def _marks(self) -> int:
         """Tokens without a base that every sequence gets beyond the closing and opening ones."""
-        return int(self._whole([_probes()[0]])[0].special.sum()) - self._extra
+        return int(self._whole([probes(self.alphabet)[0]])[0].special.sum()) - self._extra
 
     @property
     def n_special(self) -> int:
@@ -136,8 +124,9 @@ class HuggingFace(BatchTokenizer):
     def longest_token(self) -> int:
         """Most bases of a token of the vocabulary."""
         special = set(self.tokenizer.all_special_tokens)
-        found = (_LETTERS.fullmatch(token) for token in self.tokenizer.get_vocab().keys() - special)
-        return max((len(match[1]) for match in found if match), default=1)
+        tokens = self.tokenizer.get_vocab().keys() - special
+        found = (_LETTERS[self.alphabet].fullmatch(token) for token in tokens)
+        return max((len(match[1].encode()) for match in found if match), default=1)
 
     @property
     def variable_length(self) -> bool:
@@ -156,6 +145,10 @@ class HuggingFace(BatchTokenizer):
         # Only if they are not the defaults, so that runs of older stores can be continued.
         if self.thymine != "T":
             found["thymine"] = self.thymine
+        if self.alphabet != "nucleotide":
+            found["alphabet"] = self.alphabet
+        if self.spaced:
+            found["spaced"] = True
         if self._marks:
             found["marks"] = self._marks
         if self.unknown_ids and self.unknown_ids != (self.tokenizer.unk_token_id,):
@@ -227,16 +220,22 @@ class HuggingFace(BatchTokenizer):
                 offsets = np.array(found["offset_mapping"][b], dtype=np.int32).reshape(-1, 2)
             else:
                 special, offsets = self._align(texts[b], ids)
-            special = special | _without_bases(special, offsets)
+            offsets = self.spelling.places(offsets, bases)
+            special = special | _without_bases(special, offsets, shared=self.alphabet == "text")
             offsets[special] = -1
             start, stop = np.ascontiguousarray(offsets.T)
-            n_ambiguous = int(count_ambiguous(bases)[0])
+            n_ambiguous = self._n_ambiguous(bases)
             rows.append(
                 Encoded(
                     ids, special, start, stop, self._n_unknown(ids, special), n_ambiguous, False
                 )
             )
         return rows
+
+    def _n_ambiguous(self, bases: np.ndarray) -> int:
+        if self.alphabet == "nucleotide":
+            return int(count_ambiguous(bases)[0])
+        return int(ALPHABETS[self.alphabet].ambiguous[bases].sum())
 
     def _n_unknown(self, ids: np.ndarray, special: np.ndarray) -> int:
         return int((np.isin(ids, self.unknown_ids) & ~special).sum())
@@ -260,8 +259,10 @@ class HuggingFace(BatchTokenizer):
         )
 
     def _check_places(self, row: Encoded, bases: np.ndarray) -> None:
-        """Every base belongs to exactly one token."""
+        """Every base belongs to exactly one token; in a text some characters have none."""
         start, stop = row.start[~row.special], row.stop[~row.special]
+        if self.alphabet == "text":
+            return
         edges = np.concatenate([[0], stop])
         wanted = np.concatenate([start, [len(bases)]])
         if np.array_equal(edges, wanted):
@@ -287,81 +288,73 @@ class HuggingFace(BatchTokenizer):
         """Special marks and offsets for a tokenizer that gives none: its tokens, end to end."""
         tokens = self.tokenizer.tokenize(text)
         plain = self.tokenizer.convert_tokens_to_ids(tokens)
+        pieces = [_PIECE.sub("", token) for token in tokens]
         first = _find(plain, ids)
-        if first is None or _folded("".join(tokens)) != _folded(text):
+        if first is None or _folded("".join(pieces)) != _folded("".join(text.split())):
             raise ModelError(
                 f"expected a tokenizer with offsets, or whose tokens spell the sequence, found "
                 f"{type(self.tokenizer).__name__}; choose one with --tokenizer"
             )
         special = np.ones(ids.size, dtype=bool)
         special[first : first + len(plain)] = False
-        stops = np.cumsum([len(token) for token in tokens], dtype=np.int32)
+        # Where the letters of the text are that are no white space.
+        letters = np.flatnonzero([not letter.isspace() for letter in text])
+        stops = np.cumsum([len(piece) for piece in pieces], dtype=np.int32)
+        starts = np.concatenate([[0], stops[:-1]])[: stops.size].astype(np.int32)
         offsets = np.full((ids.size, 2), -1, dtype=np.int32)
-        offsets[~special, 1] = stops
-        offsets[~special, 0] = np.concatenate([[0], stops[:-1]])[: stops.size]
+        full = stops > starts
+        places = np.zeros((stops.size, 2), dtype=np.int32)
+        places[full, 0] = letters[starts[full]]
+        places[full, 1] = letters[stops[full] - 1] + 1
+        offsets[~special] = places
         return special, offsets
 
 
-def read_spelling(tokenizer: Any, case: str | None = None) -> Spelling:
-    """The spelling of bases that suits a tokenizer best, found with random sequences.
-
-    The spelling that leaves the fewest bases without a known token; among equals, one that
-    needs clearly fewer tokens (a vocabulary of bytes knows every letter, but has pieces in only one
-    spelling); else upper case with T.
-
-    Args:
-        tokenizer: a transformers tokenizer. case: "upper" or "lower" if that is decided.
+def read_spelling(
+    tokenizer: Any,
+    case: str | None = None,
+    thymine: str | None = None,
+    alphabet: str = "nucleotide",
+) -> Spelling:
+    """The spelling that suits a transformers tokenizer best, see `best_spelling`.
 
     Raises:
         ModelError: if the places of its tokens cannot be found in any spelling.
     """
-    options = [Spelling(c, t) for c in ([case] if case else ["upper", "lower"]) for t in ("T", "U")]
-    best, least, refused = None, (0, 0.0), None
-    for spelling in options:
-        try:
-            lost, tokens = _reading(tokenizer, spelling)
-        except ModelError as error:
-            refused = error
-            continue
-        if (
-            best is None
-            or lost < least[0]
-            or (lost == least[0] and tokens < (1 - _CLEARLY_FEWER) * least[1])
-        ):
-            best, least = spelling, (lost, tokens)
-    if best is None:
-        raise refused or ModelError("expected a spelling, found none")
-    return best
+    sample = probes(alphabet)
+    letters = sum(len(one) for one in sample)
+
+    def read(spelling: Spelling) -> tuple[int, int]:
+        reader = HuggingFace(
+            tokenizer,
+            letters,
+            spelling.case,
+            thymine=spelling.thymine,
+            alphabet=alphabet,
+            spaced=spelling.spaced,
+        )
+        known = tokens = 0
+        for row in reader._whole(sample):
+            content = ~row.special & ~np.isin(row.ids, reader.unknown_ids)
+            known += int((row.stop[content] - row.start[content]).sum())
+            tokens += row.ids.size
+        return letters - known, tokens
+
+    return best_spelling(read, case, thymine, alphabet)
 
 
-def _reading(tokenizer: Any, spelling: Spelling) -> tuple[int, int]:
-    """Bases of the probes without a known token, and tokens of all of them."""
-    reader = HuggingFace(tokenizer, 2 * _PROBE_BASES + 64, spelling.case, thymine=spelling.thymine)
-    known = tokens = 0
-    for row in reader._whole(_probes()):
-        content = ~row.special & ~np.isin(row.ids, reader.unknown_ids)
-        known += int((row.stop[content] - row.start[content]).sum())
-        tokens += row.ids.size
-    return _PROBES * _PROBE_BASES - known, tokens
-
-
-def _probes() -> list[np.ndarray]:
-    letters = np.frombuffer(b"ACGT", np.uint8)
-    rng = np.random.default_rng(0)
-    return [letters[rng.integers(0, 4, _PROBE_BASES)] for _ in range(_PROBES)]
-
-
-def _without_bases(special: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _without_bases(special: np.ndarray, offsets: np.ndarray, *, shared: bool) -> np.ndarray:
     """bool (n,): content tokens that stand for no base.
 
     They have no width, or have the offset of the base with which the next token begins, like the
-    mark in front of a text.
+    mark in front of a text; unless tokens may share a base, as the bytes of one character do.
     """
     found = np.zeros(special.size, dtype=bool)
     content = np.flatnonzero(~special)
     start, stop = offsets[content].T
     found[content] = start == stop
-    found[content[:-1]] |= start[:-1] == start[1:]
+    if not shared:
+        found[content[:-1]] |= start[:-1] == start[1:]
     return found
 
 

@@ -14,10 +14,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bertgeom.config import ONE_STRANDED
 from bertgeom.errors import ModelError, UsageError
+from bertgeom.sequences.alphabets import alphabet_of
 from bertgeom.tokens.bases import (
     NT_MAX_TOKENS,
     SINGLE_IDS,
@@ -73,12 +76,25 @@ _KEYS: dict[str, dict[str, type]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Home:
+    """Where a tokenizer's files are: a folder, or a hub name and its revision."""
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def load_tokenizer(
     model: str | os.PathLike[str],
     *,
     max_tokens: int | None = None,
     override: str | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
+    alphabet: str | None = None,
 ) -> Tokenizer:
     """The tokeniser that belongs to a model.
 
@@ -87,29 +103,37 @@ def load_tokenizer(
         max_tokens: upper limit of tokens per window; a lower one of the tokeniser counts.
         override: a spec such as "kmer:k=12,stride=9" that overrides the files.
         trust_remote_code: whether AutoTokenizer may run code of the model's repository.
+        revision: branch, tag or commit of a hub name; None: its main branch.
+        alphabet: "dna", "rna", "protein" or "text"; None: nucleotides, in the letters of the
+            vocabulary.
 
     Raises:
-        UsageError: for an invalid spec or limit.
+        UsageError: for an invalid spec or limit, or a tokenizer of bases for another alphabet.
         ModelError: for missing files, or files that are not a tokeniser's.
     """
-    model = str(model)
+    home = _Home(str(model), revision)
     if override is not None:
         settings = parse_spec(override)
-    elif (path := _find(model, SETTINGS_FILE)) is not None:
+    elif (path := _find(home, SETTINGS_FILE)) is not None:
         settings = read_settings(path)
     else:
-        settings = _recognise(model)
+        settings = _recognise(home)
     kind = settings["kind"]
+    if alphabet in ONE_STRANDED and kind != "hf":
+        raise UsageError(
+            f"expected a tokenizer of {alphabet} for --alphabet {alphabet}, found {kind}, which "
+            "knows bases only; choose another model, or --tokenizer hf"
+        )
     if kind == "kmer":
-        return _kmer(model, settings, max_tokens)
+        return _kmer(home, settings, max_tokens)
     if kind == "dnabert":
         limit = _limit(settings, max_tokens, DEFAULT_MAX_TOKENS)
         return DnabertKmer(settings.get("k", 6), max_tokens=limit)
     if kind == "nt":
-        return _nucleotide_transformer(model, settings, max_tokens)
+        return _nucleotide_transformer(home, settings, max_tokens)
     if kind == "single":
-        return _single(model, settings, max_tokens)
-    return _hugging_face(model, settings, max_tokens, trust_remote_code)
+        return _single(home, settings, max_tokens)
+    return _hugging_face(home, settings, max_tokens, trust_remote_code, alphabet)
 
 
 def encode_batch(tokenizer: Tokenizer, sequences: Sequence[Any]) -> EncodedBatch:
@@ -188,16 +212,17 @@ def _limit(settings: Mapping[str, Any], max_tokens: int | None, default: int | N
     return min(given) if given else int(default or 0)
 
 
-def _find(model: str, name: str) -> Path | None:
+def _find(model: _Home, name: str) -> Path | None:
     """A file of a model folder, or of a hub repository (from its cache when offline)."""
-    if Path(model).is_dir():
-        path = Path(model) / name
+    if Path(model.name).is_dir():
+        path = Path(model.name) / name
         return path if path.is_file() else None
     from transformers.utils.hub import cached_file
 
     found = cached_file(
-        model,
+        model.name,
         name,
+        revision=model.revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -205,7 +230,7 @@ def _find(model: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _recognise(model: str) -> dict[str, Any]:
+def _recognise(model: _Home) -> dict[str, Any]:
     lines = _lines(model, VOCABULARY_FILE, missing_ok=True)
     if (k := _dnabert_k(lines)) is not None:
         return {"kind": "dnabert", "k": k}
@@ -235,7 +260,7 @@ def _is_nt(lines: Sequence[str], k: int = 6) -> bool:
     return needed <= held and held.issuperset(all_kmers(k))
 
 
-def _lines(model: str, name: str, *, missing_ok: bool = False) -> list[str]:
+def _lines(model: _Home, name: str, *, missing_ok: bool = False) -> list[str]:
     if Path(name).name != name:
         raise ModelError(f"{model}: expected a vocabulary file in the folder, found {name!r}")
     path = _find(model, name)
@@ -249,7 +274,7 @@ def _lines(model: str, name: str, *, missing_ok: bool = False) -> list[str]:
         raise ModelError(f"{path}: expected a vocabulary, one token per line: {error}") from error
 
 
-def _json(model: str, name: str) -> dict[str, Any]:
+def _json(model: _Home, name: str) -> dict[str, Any]:
     path = _find(model, name)
     try:
         found = {} if path is None else json.loads(path.read_text("utf-8"))
@@ -258,7 +283,7 @@ def _json(model: str, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _kmer(model: str, settings: Mapping[str, Any], max_tokens: int | None) -> KmerTokenizer:
+def _kmer(model: _Home, settings: Mapping[str, Any], max_tokens: int | None) -> KmerTokenizer:
     lines = _lines(model, settings.get("vocab", VOCABULARY_FILE))
     k = settings.get("k", 12)
     case = settings.get("case") or _case_of(lines, k)
@@ -292,7 +317,7 @@ def kmers_of(lines: Sequence[str], k: int, case: str) -> dict[str, int]:
     return {line: i for i, line in enumerate(lines) if len(line) == k and allowed.issuperset(line)}
 
 
-def _special_ids(model: str, lines: Sequence[str]) -> dict[str, int]:
+def _special_ids(model: _Home, lines: Sequence[str]) -> dict[str, int]:
     found = _special_lines(lines)
     missing = [name for name in SPECIAL_NAMES if name not in found]
     if missing:
@@ -316,7 +341,7 @@ def _special_lines(lines: Sequence[str]) -> dict[str, int]:
 
 
 def _nucleotide_transformer(
-    model: str, settings: Mapping[str, Any], max_tokens: int | None
+    model: _Home, settings: Mapping[str, Any], max_tokens: int | None
 ) -> NucleotideTransformer:
     version = settings.get("version")
     lines = [] if version else _lines(model, VOCABULARY_FILE, missing_ok=True)
@@ -331,7 +356,7 @@ def _nucleotide_transformer(
     return NucleotideTransformer(vocabulary, limit, name=f"nucleotide-transformer-{version}")
 
 
-def _single(model: str, settings: Mapping[str, Any], max_tokens: int | None) -> SingleNucleotide:
+def _single(model: _Home, settings: Mapping[str, Any], max_tokens: int | None) -> SingleNucleotide:
     config = _json(model, "tokenizer_config.json")
     limit = _limit(
         {"max_tokens": _sensible(config.get("model_max_length")), **settings}, max_tokens, None
@@ -359,25 +384,41 @@ def _listed_letters(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _hugging_face(
-    model: str, settings: Mapping[str, Any], max_tokens: int | None, trust_remote_code: bool
+    model: _Home,
+    settings: Mapping[str, Any],
+    max_tokens: int | None,
+    trust_remote_code: bool,
+    alphabet: str | None,
 ) -> Tokenizer:
     from transformers import AutoTokenizer
 
     from bertgeom.tokens.huggingface import HuggingFace, read_spelling
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.name, revision=model.revision or "main", trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"expected a tokenizer at {model!r}, found: {reason}; choose one with --tokenizer, "
-            "such as kmer:k=12,stride=9, dnabert:k=6, nt:v2 or single"
+            f"expected a tokenizer at {model.name!r}, found: {reason}; choose one with "
+            "--tokenizer, such as kmer:k=12,stride=9, dnabert:k=6, nt:v2 or single"
         ) from error
     own = _sensible(tokenizer.model_max_length)
     limit = _limit({"max_tokens": own, **settings}, max_tokens, DEFAULT_MAX_TOKENS)
-    name = Path(model).name or model
-    spelling = read_spelling(tokenizer, settings.get("case"))
-    return HuggingFace(tokenizer, limit, spelling.case, name, spelling.thymine)
+    name = Path(model.name).name or model.name
+    thymine = {"dna": "T", "rna": "U"}.get(alphabet or "")
+    kind = alphabet_of(alphabet).name
+    spelling = read_spelling(tokenizer, settings.get("case"), thymine, kind)
+    return HuggingFace(
+        tokenizer,
+        limit,
+        spelling.case,
+        name,
+        spelling.thymine,
+        spelling.alphabet,
+        spelling.spaced,
+    )
 
 
 def _sensible(limit: Any) -> int | None:
@@ -424,4 +465,4 @@ def load_kmer_tokenizer(folder: str | os.PathLike[str]) -> KmerTokenizer:
         ModelError, UsageError: as `load_tokenizer`.
     """
     settings = read_settings(Path(folder) / SETTINGS_FILE)
-    return _kmer(str(folder), settings, None)
+    return _kmer(_Home(str(folder)), settings, None)

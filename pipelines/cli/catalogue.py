@@ -20,7 +20,7 @@ from bertgeom.pipelines.cli.catalogue_options import (
     tile_rows,
     two_cohorts,
 )
-from bertgeom.pipelines.cli.options import JsonOption, StoreArgument
+from bertgeom.pipelines.cli.options import JsonOption, RevisionOption, StoreArgument
 from bertgeom.pipelines.cli.output import pairs_bar, print_json, print_rich, show
 
 
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def weights(
     model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub name of an encoder.")],
+    revision: RevisionOption = None,
     out: OutOption = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")
@@ -48,13 +49,30 @@ def weights(
     from transformers.utils import logging
 
     from bertgeom.analysis.weights import weight_statistics
-    from bertgeom.model.loading import load_model
+    from bertgeom.model.loading import read_model
     from bertgeom.pipelines.catalogue.results import check_out
 
     check_out(out, model)
     logging.disable_progress_bar()
-    loaded, _ = load_model(model, trust_remote_code)
+    loaded, _ = read_model(model, trust_remote_code, revision)
     show(weight_statistics(loaded), out, as_json, tables.weight_table)
+
+
+def convert(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the model.")],
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make safetensors of pickled weights (pytorch_model.bin); no code of the pickle runs."""
+    from bertgeom.model.convert import convert as write_folder
+
+    found = write_folder(model, out, revision=revision)
+    if as_json:
+        print_json({**vars(found), "folder": str(found.folder)})
+    else:
+        size = f"{found.n_weights} weights, {found.n_bytes / 1e6:.1f} MB"
+        typer.echo(f"{size} in {found.n_files} file(s) of {found.folder}")
 
 
 def spectra(
@@ -385,6 +403,7 @@ def distributions(
 
 _COMMANDS = (
     weights,
+    convert,
     spectra,
     rollout,
     regions,

@@ -97,13 +97,20 @@ def common(
 def ingest(
     sources: SourcesArgument,
     out: Annotated[str, typer.Option(help="Folder or URL of the shards.")],
+    alphabet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="dna|rna|protein|text",
+            help="What the input is made of; default: nucleotides.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read sequences into shards that several runs can share."""
     from bertgeom.pipelines.run import stages
 
     with listening() as listeners:
-        found = stages.ingest(sources or [], out, subscribers=listeners)
+        found = stages.ingest(sources or [], out, alphabet=alphabet, subscribers=listeners)
     facts = {name: found.attributes[name] for name in ("n_records", "n_bases", "content_sha256")}
     if as_json:
         print_json({"shards": out, **facts})

@@ -29,6 +29,9 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", "-m", help="Folder or hub name of an encoder with safetensors."),
 ]
+RevisionOption = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a model on the hub; default: main.")
+]
 SequencesOption = Annotated[
     str | None, typer.Option(help="Sequence shards made by ingest, in place of sources.")
 ]

@@ -307,9 +307,11 @@ def load_model(model: str, settings: Settings, impl: str | None = None) -> Encod
             model,
             device=settings.device,
             dtype=settings.dtype,
+            revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
             max_tokens=settings.max_tokens,
             tokenizer=settings.tokenizer,
+            alphabet=settings.alphabet,
             attention_impl=impl or settings.impl,
         )
     finally:

@@ -20,8 +20,9 @@ from bertgeom.pipelines.plan import cost
 from bertgeom.pipelines.plan.partitions import Index, Plan, planned_tokens, window_index
 from bertgeom.pipelines.plan.token_windows import cut_windows, record_pieces
 from bertgeom.pipelines.run.executors import workers_at
-from bertgeom.pipelines.run.ingestion import Sources, as_list, outside_shards
+from bertgeom.pipelines.run.ingestion import Sources, as_list, check_alphabet, outside_shards
 from bertgeom.pipelines.run.prepare import read_groups, resolve
+from bertgeom.sequences.alphabets import Alphabet, alphabet_of
 from bertgeom.sequences.fasta import read_chunks
 from bertgeom.sequences.shards import open_sequences
 from bertgeom.sequences.sources import expand_sources
@@ -203,11 +204,12 @@ def _windows(
     """The records, and the windows as a run would cut them."""
     if elsewhere is not None:
         shards = open_sequences(Storage(elsewhere))
+        check_alphabet(shards, alphabet_of(resolved.alphabet))
         records = _Records(shards.lengths.tolist(), shards.ids())
         pieces = record_pieces(shards)
     else:
         records = _Records()
-        pieces = _read(sources, records)
+        pieces = _read(sources, records, alphabet_of(resolved.alphabet))
     if resolved.window is not None:
         for _ in pieces if elsewhere is None else ():
             pass
@@ -218,9 +220,12 @@ def _windows(
     return records, index
 
 
-def _read(sources: Sources | None, records: _Records) -> Iterator[tuple[np.ndarray, bool]]:
+def _read(
+    sources: Sources | None, records: _Records, alphabet: Alphabet
+) -> Iterator[tuple[np.ndarray, bool]]:
     """The bases of all records, which are noted as they end."""
-    for piece in read_chunks(expand_sources(as_list(sources))):
+    files = expand_sources(as_list(sources), alphabet=alphabet.name)
+    for piece in read_chunks(files, alphabet=alphabet):
         if piece.last:
             records.lengths.append(piece.start + len(piece.bases))
             records.ids.append(piece.id)

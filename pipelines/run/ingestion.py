@@ -13,6 +13,7 @@ from bertgeom.errors import StoreError, UsageError
 from bertgeom.pipelines.context.events import Bus, Damaged, Event, FilesLeftOut, Ingested, Ingesting
 from bertgeom.pipelines.context.folder import RunFolder
 from bertgeom.pipelines.context.run_context import SEQUENCES, absolute_path
+from bertgeom.sequences.alphabets import NUCLEOTIDES, Alphabet
 from bertgeom.sequences.fasta import Chunk, read_chunks
 from bertgeom.sequences.shards import (
     Sequences,
@@ -64,16 +65,30 @@ def _kept(url: str) -> str:
 
 
 def ingest_into(
-    storage: Storage, sources: Sources | None, elsewhere: str | None, bus: Bus
+    storage: Storage,
+    sources: Sources | None,
+    elsewhere: str | None,
+    bus: Bus,
+    alphabet: Alphabet = NUCLEOTIDES,
 ) -> Sequences:
     if elsewhere is not None:
         found = open_sequences(Storage(elsewhere))
+        check_alphabet(found, alphabet)
         facts = found.attributes
         bus.send(Ingested(facts["n_records"], facts["n_bases"], True))
         return found
     inner = storage.child(SEQUENCES)
     known, written_by = _known_sources(storage), root_file.written_by(storage)
-    return ingest_sources(inner, sources, bus, known, written_by)
+    return ingest_sources(inner, sources, bus, known, written_by, alphabet)
+
+
+def check_alphabet(found: Sequences, alphabet: Alphabet) -> None:
+    """Shards hold the letters that they were read with."""
+    if found.alphabet != alphabet.name:
+        raise UsageError(
+            f"{found.storage.shown}: expected shards of {alphabet.name} sequences, found "
+            f"{found.alphabet}; give the --alphabet that they were ingested with"
+        )
 
 
 def ingest_sources(
@@ -82,18 +97,20 @@ def ingest_sources(
     bus: Bus,
     known: Sequence[dict[str, Any]] | None = None,
     written_by: Mapping[str, str] | None = None,
+    alphabet: Alphabet = NUCLEOTIDES,
 ) -> Sequences:
     """Shards of these sources; finished ones are kept if no file of them is damaged.
 
     Args:
         known: facts of the sources that a run was made of; damaged shards are only written
             again from the same. written_by: what wrote the store that the shards are part of.
+        alphabet: what the sequences are made of.
 
     Raises:
         MismatchError: if the shards were made of other sources.
     """
     left_out: list[str] = []
-    files = expand_sources(as_list(sources), left_out)
+    files = expand_sources(as_list(sources), left_out, alphabet.name)
     if left_out:
         bus.send(FilesLeftOut(len(left_out), sorted(left_out)[0]))
     complete = is_complete(storage)
@@ -106,6 +123,7 @@ def ingest_sources(
         check_same(storage.url, _by_number(known), _by_number(source_facts(files)))
     if complete and not damaged:
         found = Sequences(storage)
+        check_alphabet(found, alphabet)
         bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], True))
         return found
     for line in damaged:
@@ -119,7 +137,7 @@ def ingest_sources(
 
     def pieces() -> Iterator[Chunk]:
         """All pieces; at their end `facts` has what is known of every file."""
-        yield from read_chunks(files, digests)
+        yield from read_chunks(files, digests, alphabet)
         facts.extend(d.facts(source) for d, source in zip(digests, files, strict=True))
         if known is not None:
             check_same(storage.url, _by_number(known), _by_number(facts))
@@ -127,7 +145,7 @@ def ingest_sources(
             for entry, old in zip(facts, known, strict=True):
                 entry["name"] = old["name"]
 
-    found = write_sequences(storage, _announced(pieces(), bus.send), facts)
+    found = write_sequences(storage, _announced(pieces(), bus.send), facts, alphabet)
     bus.send(Ingested(found.attributes["n_records"], found.attributes["n_bases"], False))
     return found
 

@@ -56,6 +56,7 @@ from bertgeom.pipelines.run.prepare import (
 )
 from bertgeom.pipelines.run.progress import Status, Tracker, status
 from bertgeom.pipelines.run.repair import CHECKED_WHOLE, mend
+from bertgeom.sequences.alphabets import Alphabet, alphabet_of
 from bertgeom.sequences.shards import MEMBERS, Sequences
 from bertgeom.store import manifest, root_file, zarr_io
 from bertgeom.store.manifest import FOLDER
@@ -141,7 +142,8 @@ def run(
     with explain_write_errors(storage.url):
         regions = read_groups(annotations, options)
     with claimed(storage, root_file.FORMAT, inputs) as storage, explain_write_errors(storage.url):
-        shards = _ingested(storage, sources, elsewhere, bus)
+        letters = alphabet_of(options.alphabet)
+        shards = _ingested(storage, sources, elsewhere, bus, letters)
         prepared = prepare_run(
             storage,
             encoder,
@@ -178,7 +180,7 @@ def _checked_model(model: str, options: Settings, bus: Bus) -> Encoder:
 
 
 def _ingested(
-    storage: Storage, sources: Sources | None, elsewhere: str | None, bus: Bus
+    storage: Storage, sources: Sources | None, elsewhere: str | None, bus: Bus, alphabet: Alphabet
 ) -> Sequences:
     """Begin a run in its place: the folder, its history, and the sequence shards."""
     folder = RunFolder(storage)
@@ -186,7 +188,7 @@ def _ingested(
     zarr_io.create_root(storage)
     folder.create()
     bus.subscribers.append(history(folder.log))
-    return ingest_into(storage, sources, elsewhere, bus)
+    return ingest_into(storage, sources, elsewhere, bus, alphabet)
 
 
 def _set_up(prepared: PreparedRun, bus: Bus) -> RunContext:
@@ -208,12 +210,17 @@ def _set_up(prepared: PreparedRun, bus: Bus) -> RunContext:
 
 
 def ingest(
-    sources: Sources, out: str | Path, *, subscribers: Iterable[Subscriber] = ()
+    sources: Sources,
+    out: str | Path,
+    *,
+    alphabet: str | None = None,
+    subscribers: Iterable[Subscriber] = (),
 ) -> Sequences:
     """Read sources into sequence shards that several runs can share.
 
     Args:
         sources: as in `run`. out: folder or fsspec URL of the shards.
+        alphabet: "dna", "rna", "protein" or "text"; None: nucleotides.
         subscribers: functions that are called with every event, such as a progress bar.
 
     Raises:
@@ -226,6 +233,7 @@ def ingest(
         >>> len(sequences.lengths)
         4
     """
+    letters = alphabet_of(Settings.of(alphabet=alphabet).alphabet)
     storage, bus = Storage(str(out)), Bus(list(subscribers))
     inputs = as_list(sources)
     with (
@@ -233,7 +241,7 @@ def ingest(
         explain_write_errors(storage.url),
     ):
         zarr_io.create_root(storage, root_file.SEQUENCE_FORMAT)
-        found = ingest_sources(storage, sources, bus)
+        found = ingest_sources(storage, sources, bus, alphabet=letters)
     bus.close()
     return found
 

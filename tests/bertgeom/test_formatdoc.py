@@ -7,6 +7,7 @@ import re
 import pytest
 
 from bertgeom import formatdoc
+from bertgeom.model.architectures import ARCHITECTURES
 from bertgeom.store.layout import Layout, Shape
 from bertgeom.store.root_file import FORMAT_VERSION
 from bertgeom.variables import FLAGS, KEEP, VARIABLES
@@ -16,6 +17,13 @@ TEXT = formatdoc.PATH.read_text("utf-8")
 
 def test_the_tables_are_those_of_the_declarations() -> None:
     assert formatdoc.with_tables(TEXT) == TEXT, "run: python -m bertgeom.formatdoc"
+
+
+def test_the_page_of_architectures_is_that_of_the_declarations() -> None:
+    text = formatdoc.ARCHITECTURES_PATH.read_text("utf-8")
+    again = formatdoc.with_tables(text, formatdoc.ARCHITECTURE_TABLES)
+    assert again == text, "run: python -m bertgeom.formatdoc"
+    assert all(f"| {a.name} |" in text for a in ARCHITECTURES)
 
 
 def test_every_array_flag_and_coordinate_is_described() -> None:

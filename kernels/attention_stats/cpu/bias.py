@@ -150,7 +150,7 @@ def _with_traces(cells: Cells, n_heads: int, lengths: Sequence[int]) -> Cells:
         for h in range(n_heads):
             item = (b if cells.batch else 0, h if cells.head else 0, n)
             trace_of[b, h] = items.setdefault(item, len(items))
-    traces: np.ndarray = _memory.zeros((len(items), 3), np.float64)
+    traces = _memory.zeros((len(items), 3), np.float64)
     work = np.array(list(items), np.int64)
     on_torch_threads(_trace_sweep, _memory.zeros(1, np.int64), dgemm_address(), cells, work, traces)
     return cells._replace(traces=traces, trace_of=trace_of)

@@ -69,16 +69,27 @@ def test_a_private_folder_that_others_could_write_to_is_not_used(tmp_path: Path)
 
 
 def test_damaged_code_is_compiled_again(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    assert compiles(cache, tmp_path).stdout == "CGTT\n"
-    (file,) = cache.rglob("*reverse_complement*.nbc")
-    whole = file.read_bytes()
-    for damaged in (b"", whole[:100], whole[:-1] + bytes([whole[-1] ^ 1]), b"x" * len(whole)):
-        file.write_bytes(damaged)
-        done = compiles(cache, tmp_path)
-        assert (done.stdout, done.stderr) == ("CGTT\n", "")
+    """One function for four kinds of arguments, whose files are damaged each in its own way."""
+    cache, fourth = tmp_path / "cache", "print(add(1.5, 2.5))\n"
+
+    def results() -> str:
+        out, err = tiny(tmp_path, cache=cache, between=fourth).communicate(timeout=120)
+        assert err == ""
+        return str(out)
+
+    assert results() == "4.0\n3 3.5 3.5 0\n"
+    files = sorted(cache.rglob("*.nbc"))
+    assert len(files) == 4
+    whole = [file.read_bytes() for file in files]
+    flipped = whole[2][:-1] + bytes([whole[2][-1] ^ 1])
+    damaged = (b"", whole[1][:100], flipped, b"x" * len(whole[3]))
+    for file, data in zip(files, damaged, strict=True):
+        file.write_bytes(data)
+    assert results() == "4.0\n3 3.5 3.5 0\n"
+    for file in files:
         kept = file.read_bytes()
         assert hashlib.sha256(kept[32:]).digest() == kept[:32]
+    assert results() == "4.0\n3 3.5 3.5 4\n"
 
 
 def test_the_stamp_covers_all_folders_of_the_kernels(

@@ -139,11 +139,11 @@ def test_an_error_on_a_worker_is_the_error_of_the_run(
 
 
 @pytest.mark.slow
-def test_a_local_cluster_listens_on_loopback_alone() -> None:
+def test_a_local_cluster_listens_on_loopback_alone(scheduler: str) -> None:
     import psutil
     from distributed import Client
 
-    with executors.local_cluster(1, 1, "cpu") as cluster, Client(cluster):
+    with Client(scheduler):
         me = psutil.Process()
         listening = [
             connection.laddr.ip
