@@ -63,12 +63,10 @@ def heads_of(
     return spread * q, k, v
 
 
-def check(
-    q: Tensor, k: Tensor, v: Tensor, bias: Bias, lengths: list[int] | None = None, **asked: Any
-) -> None:
+def check(q: Tensor, k: Tensor, v: Tensor, bias: Bias, **asked: Any) -> None:
     """Fails with every statistic that leaves the bounds derived for this input."""
     batch, _, tokens, dim = q.shape
-    counts = torch.tensor(lengths or [tokens] * batch)
+    counts = torch.tensor([tokens] * batch)
     known: dict[str, Any] = {
         "scale": dim**-0.5, "window": None, "tier": "full", "theta": 0.3, "near": 4,
         "n_offset_side": 12, "n_groups": 0, "rows": True, "columns": True,
