@@ -107,7 +107,9 @@ def attention_cones(
 def cones_tiles(head_dim: int) -> Tiles:
     """The pinned configuration."""
     width = block_dim(head_dim)
-    return Tiles(BLOCK_ROWS, width, 4 if width < 64 else 8, 2)
+    # Four warps spill at 64 values a row, eight at 128.
+    warps = 4 if width < 64 else 8 if width < 128 else 16
+    return Tiles(BLOCK_ROWS, width, warps, 2)
 
 
 def store_cones(
