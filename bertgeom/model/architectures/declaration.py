@@ -116,12 +116,16 @@ class Architecture:
         module = submodule(layer, self.norm)
         return None if module is None else Station(module, at_input=self.pre_norm)
 
+    @property
+    def like_children(self) -> frozenset[str]:
+        """Names of the submodules at which the paths in `like` begin."""
+        return frozenset(path.partition(".")[0] for path in self.like)
+
     def resembles(self, layer: nn.Module) -> bool:
         """Whether a layer of another class is built like this architecture's."""
-        # The first test is cheap: every module of a model is asked, in every forward pass.
         return (
             bool(self.like)
-            and all(path.partition(".")[0] in layer._modules for path in self.like)
+            and self.like_children <= layer._modules.keys()
             and all(submodule(layer, path) is not None for path in (*self.like, self.norm))
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -192,8 +193,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         final_norm="emb_layer_norm_after",
     ),
 )
-#: Architectures with a bias of relative positions. They belong to `ARCHITECTURES` as soon as the
-#: attention function takes a `position_bias`, and are refused until then.
+#: Architectures with a bias of relative positions. No test runs them through the kernels yet, and
+#: spectra, rollout and regions refuse a bias: they are refused until they stand in `ARCHITECTURES`.
 BIASED: tuple[Architecture, ...] = (
     *(
         Architecture(
@@ -280,7 +281,13 @@ def register_architecture(architecture: Architecture) -> None:
         architecture,
         *(other for other in _registered if other.name != architecture.name),
     ]
+    _forget()
+
+
+def _forget() -> None:
+    """Ask the declarations again, which have changed."""
     _by_class.clear()
+    _alike.cache_clear()
 
 
 def refuse_by_name(config: Any) -> None:
@@ -311,7 +318,16 @@ def architecture_of(module: nn.Module) -> Architecture | None:
     named = _by_class[kind]
     if named is not None and submodule(module, named.norm) is not None:
         return named
+    # Every module of a model is asked, in every forward pass; nearly all end here.
+    if _alike().isdisjoint(module._modules):
+        return None
     return next((a for a in architectures() if a.resembles(module)), None)
+
+
+@lru_cache(maxsize=1)
+def _alike() -> frozenset[str]:
+    """Names of submodules of which a layer that resembles an architecture has at least one."""
+    return frozenset(name for a in architectures() for name in a.like_children)
 
 
 def station_of(module: nn.Module) -> Station | None:

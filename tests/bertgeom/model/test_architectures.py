@@ -36,16 +36,6 @@ from bertgeom.model.probe import probe
 from bertgeom.testing import eager_attention_statistics
 from bertgeom.variables import n_offset_side
 
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 66,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-}
 T5: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
@@ -61,7 +51,7 @@ SINKS: dict[str, Any] = {
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
 }
-#: Sizes beside SIZES.
+#: Sizes beside those of `Case`.
 REFUSED: dict[str, dict[str, Any]] = {
     "MPNet": {},
     "SqueezeBert": {"embedding_size": 32},
@@ -118,7 +108,7 @@ def unregistered() -> Iterator[None]:
     before = list(table._registered)
     yield
     table._registered[:] = before
-    table._by_class.clear()
+    table._forget()
 
 
 def test_there_is_a_case_for_every_declared_model_type() -> None:
@@ -233,12 +223,12 @@ def test_the_declaration_is_found_out_and_a_wrong_one_is_refused(
         assert (found.norm, found.pre_norm) == (declared.norm, declared.pre_norm)
     wrong = replace(declared, pre_norm=not declared.pre_norm)
     monkeypatch.setattr(table, "ARCHITECTURES", (wrong,))
-    table._by_class.clear()
+    table._forget()
     try:
         with pytest.raises(ModelError, match=r"expected the stream .* declares, found"):
             check_declaration(ours, inputs)
     finally:
-        table._by_class.clear()
+        table._forget()
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "T5", "MT5", "UMT5"])
@@ -359,6 +349,15 @@ def test_layers_of_another_class_are_known_by_their_build() -> None:
     assert architecture_of(bert.encoder.layer[0]) is ARCHITECTURES[0]
     own: Any = OwnLayer(bert.config)
     assert architecture_of(own) is ARCHITECTURES[0]
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_a_registered_likeness_counts_for_layers_that_were_asked_before() -> None:
+    layer = foreign_model().layers[0]
+    assert architecture_of(layer) is None
+    alike = Architecture("Alike", layers=("None",), norm="norm2", pre_norm=True, like=("mixer",))
+    bertgeom.register_architecture(alike)
+    assert architecture_of(layer) is alike
 
 
 @pytest.mark.parametrize(
