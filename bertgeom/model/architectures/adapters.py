@@ -64,6 +64,11 @@ def _heads(module: Any, projected: Tensor) -> Tensor:
     return projected.reshape(shape).transpose(1, 2)
 
 
+def _projected(module: Any, x: Tensor, *names: str) -> tuple[Tensor, ...]:
+    """Queries, keys and values (B, H, N, d) of the stream, by the linear maps of these names."""
+    return tuple(_heads(module, getattr(module, name)(x)) for name in names)
+
+
 def _dropout(module: Any) -> float:
     return float(module.dropout.p) if module.training else 0.0
 
@@ -86,10 +91,7 @@ def _bert_attention(
     """BERT's attention: three projections, softmax(Q K^T / sqrt(d)) V."""
     if args or not _ours(attention_mask, kwargs):
         return original(module, hidden_states, attention_mask, *args, **kwargs)
-    query, key, value = (
-        _heads(module, project(hidden_states))
-        for project in (module.query, module.key, module.value)
-    )
+    query, key, value = _projected(module, hidden_states, "query", "key", "value")
     output, _ = attend(module, query, key, value, attention_mask, dropout=_dropout(module))
     return output.flatten(2), None
 
@@ -107,10 +109,7 @@ def _rotary_attention(
     """RoFormer's attention: queries and keys, on request values too, are rotated."""
     if args or sinusoidal_pos is None or not _ours(attention_mask, kwargs):
         return original(module, hidden_states, attention_mask, sinusoidal_pos, *args, **kwargs)
-    query, key, value = (
-        _heads(module, project(hidden_states))
-        for project in (module.query, module.key, module.value)
-    )
+    query, key, value = _projected(module, hidden_states, "query", "key", "value")
     rotate = module.apply_rotary_position_embeddings
     if module.rotary_value:
         query, key, value = rotate(sinusoidal_pos, query, key, value)
@@ -174,9 +173,7 @@ def _biased_attention(
     """MPNet's attention: a bias of relative positions is added to the logits."""
     if args or not _ours(attention_mask, kwargs):
         return original(module, hidden_states, attention_mask, position_bias, *args, **kwargs)
-    query, key, value = (
-        _heads(module, project(hidden_states)) for project in (module.q, module.k, module.v)
-    )
+    query, key, value = _projected(module, hidden_states, "q", "k", "v")
     output, _ = attend(
         module,
         query,
@@ -200,12 +197,17 @@ def _mpnet_bias(
     )
 
 
+def _whole_window(module: Any, n_queries: int, n_keys: int, arguments: Mapping[str, Any]) -> bool:
+    """Whether the positions of an encoder's whole window are asked for, by this project."""
+    ours = module.config._attn_implementation == NAME and not module.is_decoder
+    return bool(ours and n_queries == n_keys and not arguments.get("past_seen_tokens"))
+
+
 def _t5_bias(
     attend: Attend, original: Any, module: Any, n_queries: int, n_keys: int, **kwargs: Any
 ) -> Any:
     """T5's table of relative positions, in place of an N x N tensor; layers hand it on."""
-    ours = module.config._attn_implementation == NAME and not module.is_decoder
-    if not ours or n_queries != n_keys or kwargs.get("past_seen_tokens"):
+    if not _whole_window(module, n_queries, n_keys, kwargs):
         return original(module, n_queries, n_keys, **kwargs)
     sizes = {
         "num_buckets": module.relative_attention_num_buckets,
@@ -223,8 +225,7 @@ def _umt5_bias(
     attend: Attend, original: Any, module: Any, n_queries: int, n_keys: int, **kwargs: Any
 ) -> Any:
     """UMT5's table of relative positions, one a layer."""
-    ours = module.config._attn_implementation == NAME and not module.is_decoder
-    if not ours or n_queries != n_keys or kwargs.get("past_seen_tokens"):
+    if not _whole_window(module, n_queries, n_keys, kwargs):
         return original(module, n_queries, n_keys, **kwargs)
     return kernels.RelativeBias(
         module.relative_attention_bias.weight.T, module._relative_position_bucket
