@@ -13,26 +13,13 @@ from torch import Tensor
 from bench import workloads
 from bench.device import timing
 from bench.device.steps import Setup
-from bench.workloads import Workload
+from bench.workloads import GATED, Workload
 from bertgeom.config import MeasureSettings
 from bertgeom.model.attention import NAME, record
 from bertgeom.variables import n_offset_side
 
 #: Largest error of the first layer's statistics, whose inputs are those of the oracle.
 BUDGET = {"float16": 2e-3, "float32": 1e-4}
-#: What is gated; entropies, masses, shares, cosines.
-GATED = (
-    "attention_entropy",
-    "attention_purity",
-    "attention_special",
-    "attention_received_entropy",
-    "attention_asymmetry",
-    "attention_offset_profile",
-    "gate_mass",
-    "logit_asymmetry",
-    "cone_mean_cosine",
-    "head_cone_mean_cosine",
-)
 
 
 def ratios(setup: Setup) -> dict[str, Any]:
