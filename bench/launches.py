@@ -350,21 +350,21 @@ def table(shape: Shape, layers: int = 12) -> dict[str, Any]:
     return found
 
 
-def in_interpreter(arguments: list[str]) -> str:
-    """Standard output of this module in a process that interprets Triton, so that no GPU is asked.
+def in_interpreter(module: str, arguments: list[str]) -> str:
+    """Standard output of a module that runs in Triton's interpreter, so that no GPU is asked.
 
     Raises:
         RuntimeError: with the end of its messages, where it fails.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "bench.launches", *arguments],
+        [sys.executable, "-m", module, *arguments],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"python -m bench.launches: {done.stderr.strip()[-1500:]}")
+        raise RuntimeError(f"python -m {module}: {done.stderr.strip()[-1500:]}")
     return done.stdout
 
 
@@ -375,7 +375,7 @@ def recorded(shapes: list[Shape], *, layers: bool = False) -> list[dict[str, Cou
         layers: whether to add "layer ..." and "once ..." of every whole forward.
     """
     words = ["--record", json.dumps([asdict(shape) for shape in shapes])]
-    read = json.loads(in_interpreter(words + ["--with-layers"] * layers))
+    read = json.loads(in_interpreter("bench.launches", words + ["--with-layers"] * layers))
 
     def count(x: dict[str, Any]) -> Count:
         launches = [Launch(**(y | {"grid": tuple(y["grid"])})) for y in x["launches"]]
@@ -405,7 +405,8 @@ def main(arguments: list[str] | None = None) -> int:
     as_json, shapes, layers = (options.pop(k) for k in ("json", "record", "layers"))
     with_layers = options.pop("with_layers")
     if os.environ.get("TRITON_INTERPRET") != "1":
-        print(in_interpreter(sys.argv[1:] if arguments is None else arguments), end="")
+        given = sys.argv[1:] if arguments is None else arguments
+        print(in_interpreter("bench.launches", given), end="")
         return 0
     if shapes:
         found = [record(Shape(**shape), layers=with_layers) for shape in json.loads(shapes)]

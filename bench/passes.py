@@ -12,7 +12,6 @@ import ast
 import builtins
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
-from bench.launches import ROOT, Shape, captured
+from bench.launches import ROOT, Shape, captured, in_interpreter
 from bench.sass import Place
 
 KERNELS = str(ROOT / "kernels")
@@ -167,21 +166,13 @@ def code(name: str, constants: dict[str, Any]) -> str:
 
 def counted(shape: Shape) -> list[Passes]:
     """`count` in a process that interprets."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.passes", json.dumps(asdict(shape))],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"python -m bench.passes: {done.stderr.strip()[-1500:]}")
+    printed = in_interpreter("bench.passes", [json.dumps(asdict(shape))])
 
     def passes(row: dict[str, Any]) -> Passes:
         loops = Counter({tuple((f, int(n)) for f, n in place): k for place, k in row["loops"]})
         return Passes(row["name"], row["constants"], row["programs"], loops)
 
-    return [passes(row) for row in json.loads(done.stdout)]
+    return [passes(row) for row in json.loads(printed)]
 
 
 def main(arguments: list[str] | None = None) -> int:
