@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from bench.launches import Launch
+from bench.launches import ROOT, Launch
 
 
 class Driver:
@@ -43,4 +47,20 @@ def compiled(launch: Launch, capability: int = 90) -> Any:
     given = [launch.arguments.get(name) for name in kernel.arg_names]
     # Triton takes a dtype for a tensor that is aligned as torch aligns all of them.
     args = [getattr(torch, x["dtype"]) if isinstance(x, dict) else x for x in given]
-    return kernel.warmup(*args, grid=launch.grid, **launch.options)
+    with own_cache():
+        return kernel.warmup(*args, grid=launch.grid, **launch.options)
+
+
+@contextmanager
+def own_cache() -> Iterator[None]:
+    """Keep what is compiled apart from that of other checkouts.
+
+    Machine code names the files that its lines come from. Triton finds it by the source alone, so
+    the code of an equal checkout would name the files of that one.
+    """
+    from triton import knobs
+
+    with knobs.cache.scope():
+        checkout = hashlib.sha256(str(ROOT).encode()).hexdigest()[:16]
+        knobs.cache.dir = str(Path(knobs.cache.dir) / "checkouts" / checkout)
+        yield
