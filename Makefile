@@ -4,17 +4,19 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 DEMO   ?= demo
+SUITE  ?= suite.json
 # Processes that share the test files. Files stay whole: their fixtures are made once.
 JOBS   ?= 2
 PYTEST  = $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test warm coverage lint wheel bench docs clean
+.PHONY: help demo test warm coverage lint wheel bench bench-plot docs clean
 
 help:
 	@echo "make demo   install, run the main job on the shipped genomes, print what was found"
 	@echo "make test   install, lint, check types, run all tests"
 	@echo "make coverage   the tests again, with what of the Python code they run; coverage.xml"
 	@echo "make bench  run the benchmarks; uses a GPU when there is one"
+	@echo "make bench-plot   time every kernel (SUITE=suite.json), draw the times over the window length"
 	@echo "make docs   build the documentation into docs/_build/html; warnings are errors"
 	@echo "make wheel  build the wheel into dist/"
 	@echo "make clean  remove what these targets made"
@@ -60,6 +62,13 @@ coverage: $(VENV)/.coverage warm
 
 bench: $(VENV)/.test
 	$(BIN)/python -m bench.run
+
+# A JSON that is there already is drawn as it is.
+$(SUITE): | $(VENV)/.test
+	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-json=$(SUITE)
+
+bench-plot: $(SUITE)
+	$(BIN)/python -m bench.suite.plot $(SUITE)
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -299,7 +299,8 @@ def test_options_and_targets_that_a_page_names_exist(page: Path) -> None:
     for bench in (ROOT / "bench").rglob("*.py"):
         options |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', bench.read_text("utf-8")))
     text = page.read_text("utf-8").replace("\\\n", " ")
-    text = re.sub(r"^(srun|dask) .*$", "", text, flags=re.M)  # options of other programs
+    # Options of other programs.
+    text = re.sub(r"(^(srun|dask)|python -m pytest) [^`\n]*", "", text, flags=re.M)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= options
     made = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     named = re.findall(r"(?:^\$ |`)make ([a-z-]+)", text, flags=re.M)
