@@ -177,7 +177,9 @@ def _mask(*args: Any, config: Any = None, **kwargs: Any) -> AttentionMask:
     architecture = architecture_of_config(config)
     if architecture is not None:
         install(architecture.adapters, attend)
-    return attention_mask(*args, config=config, **kwargs)
+    recorder = active.get()
+    padded = True if isinstance(recorder, Recorder) and recorder.lengths is not None else None
+    return attention_mask(*args, config=config, padded=padded, **kwargs)
 
 
 def register() -> None:
@@ -193,6 +195,7 @@ def record(
     groups: Tensor | None = None,
     settings: MeasureSettings | None = None,
     padded_rows: bool = True,
+    lengths: Tensor | None = None,
     **overrides: Any,
 ) -> Iterator[Recorder]:
     """Record the statistics of the forward passes in the block; outputs stay unchanged.
@@ -207,6 +210,9 @@ def record(
         settings: what to measure; `overrides` are fields of `MeasureSettings`.
         padded_rows: whether outputs at padding are computed as in the plain model; False is
             faster and leaves them arbitrary.
+        lengths: (B,) integers on the model's device, for one forward pass whose mask hides all but
+            the first lengths[b] tokens of every window: taken as said, so that nobody waits for
+            the device to look at the mask. None: the mask is looked at.
 
     Yields:
         Recorder: `.dataset()` and `.arrays()` after the forward pass.
@@ -234,6 +240,7 @@ def record(
         None if special_tokens_mask is None else special_tokens_mask.bool(),
         groups,
         padded_rows=padded_rows,
+        lengths=lengths,
     )
     token = active.set(recorder)
     _hooks.acquire()

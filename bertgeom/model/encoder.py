@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.arrays import BoolArray
 from bertgeom.model.architectures import architecture_of_config, refuse_by_name
 from bertgeom.model.attention import record
+from bertgeom.model.fetch import to_device
 from bertgeom.model.loading import max_positions, read_model, vocabulary_size
 from bertgeom.model.observed import observed
 from bertgeom.model.probe import probe
@@ -89,6 +91,11 @@ class Encoder:
     class_names: tuple[str, ...]
     attention_impl: str = "auto"
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the device works by itself: the next batch can start before one is fetched."""
+        return self.device.type == "cuda"
+
     def measure(self, batch: TokenBatch, settings: MeasureSettings) -> dict[str, np.ndarray]:
         """Statistics of a batch; every row is independent of padding and of the other rows.
 
@@ -104,6 +111,15 @@ class Encoder:
         Raises:
             UsageError: if logits are requested from a model without a classification head.
         """
+        return self.start(batch, settings)()
+
+    def start(
+        self, batch: TokenBatch, settings: MeasureSettings
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        """`measure` in two steps: starts the forward pass; the returned function waits for it.
+
+        On a GPU the device works meanwhile, and the statistics are copied behind it in one piece.
+        """
         if "logits" in settings.keep and not self.class_names:
             raise UsageError(
                 f"expected a model with a classification head for --keep logits, found "
@@ -114,11 +130,23 @@ class Encoder:
         rows = np.flatnonzero(batch.lengths)
         flags = np.where(batch.lengths == 0, flag_bit("empty"), 0).astype(np.uint16)
         if not len(rows):
-            return {**self._missing(batch, settings), "flags": flags}
-        values = self._forward(self.model, batch, rows, settings)
+            missing = {**self._missing(batch, settings), "flags": flags}
+            return lambda: missing
+        started = self._forward(self.model, batch, rows, settings)
+        return lambda: self._completed(started(), batch, rows, flags, settings)
+
+    def _completed(
+        self,
+        values: dict[str, np.ndarray],
+        batch: TokenBatch,
+        rows: np.ndarray,
+        flags: np.ndarray,
+        settings: MeasureSettings,
+    ) -> dict[str, np.ndarray]:
+        """Rows that are not finite again in float32; flags; rows without tokens."""
         bad = _not_finite(values)
         if bad.any() and self.dtype != torch.float32:
-            again = self._forward(self._wide_model, batch, rows[bad], settings)
+            again = self._forward(self._wide_model, batch, rows[bad], settings)()
             for name, array in values.items():
                 array[bad] = again[name]
             flags[rows[bad]] |= flag_bit("recomputed")
@@ -155,15 +183,18 @@ class Encoder:
         batch: TokenBatch,
         rows: np.ndarray,
         settings: MeasureSettings,
-    ) -> dict[str, np.ndarray]:
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        """Starts a forward pass; the returned function gives its statistics."""
         lengths = batch.lengths[rows]
         longest = int(lengths.max())
 
         def tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-            return torch.from_numpy(array[rows, :longest]).to(self.device, dtype)
+            return to_device(torch.from_numpy(array[rows, :longest]).to(dtype), self.device)
 
-        mask = np.arange(longest) < lengths[:, None]
+        padded = bool(lengths.min() < longest)
+        mask = torch.from_numpy(np.arange(longest) < lengths[:, None]).to(torch.long)
         groups = None if batch.groups is None else tensor(batch.groups, torch.int32)
+        valid = torch.from_numpy(lengths.astype(np.int64))
         with (
             torch.inference_mode(),
             record(
@@ -171,21 +202,17 @@ class Encoder:
                 groups=groups,
                 settings=settings,
                 padded_rows="logits" in settings.keep,
+                lengths=to_device(valid, self.device) if padded else None,
             ) as recorder,
         ):
             output = model(
                 input_ids=tensor(batch.ids, torch.long),
-                attention_mask=torch.from_numpy(mask).to(self.device, torch.long),
+                attention_mask=to_device(mask, self.device),
             )
-        values = recorder.arrays()
-        if "logits" in settings.keep:
-            values["logits"] = output.logits.float().cpu().numpy()
+            more = {"logits": output.logits.float()} if "logits" in settings.keep else {}
+            started = recorder.start(**more)
         tokens = batch.ids.shape[1]
-        for name, array in values.items():
-            if name in VARIABLES and VARIABLES[name].dims[-1] == "token":
-                width = [(0, 0)] * (array.ndim - 1) + [(0, tokens - array.shape[-1])]
-                values[name] = np.pad(array, width, constant_values=np.nan)
-        return values
+        return lambda: {name: _widened(name, x, tokens) for name, x in started.arrays().items()}
 
     def _missing(self, batch: TokenBatch, settings: MeasureSettings) -> dict[str, np.ndarray]:
         """A result of the right shapes in which every row is missing."""
@@ -195,7 +222,7 @@ class Encoder:
             np.zeros_like(batch.special[:1]),
             None if batch.groups is None else np.zeros_like(batch.groups[:1]),
         )
-        shapes = self._forward(self.model, one, np.arange(1), settings)
+        shapes = self._forward(self.model, one, np.arange(1), settings)()
         shapes.pop("zero_vectors")
         return {
             name: np.full(
@@ -208,6 +235,14 @@ class Encoder:
     def _wide_model(self) -> torch.nn.Module:
         """The same model in float32, for windows that overflow half precision."""
         return copy.deepcopy(self.model).float()
+
+
+def _widened(name: str, array: np.ndarray, tokens: int) -> np.ndarray:
+    """Arrays by token as wide as the batch, with NaN behind the longest row."""
+    if name not in VARIABLES or VARIABLES[name].dims[-1] != "token":
+        return array
+    width = [(0, 0)] * (array.ndim - 1) + [(0, tokens - array.shape[-1])]
+    return np.pad(array, width, constant_values=np.nan)
 
 
 def _missing_value(dtype: np.dtype) -> float:

@@ -92,11 +92,13 @@ def attention_mask(
     config: Any = None,
     use_vmap: bool = False,
     device: Any = None,
+    padded: bool | None = None,
     **_: Any,
 ) -> AttentionMask:
     """The mask of one forward pass, for transformers' AttentionMaskInterface.
 
-    Args are those of `transformers.masking_utils.sdpa_mask`.
+    Args are those of `transformers.masking_utils.sdpa_mask`, and padded: whether any token is
+    hidden, None: the mask is looked at, which waits for a GPU.
 
     Raises:
         ModelError: for a mask other than padding and a band around the diagonal.
@@ -132,7 +134,8 @@ def attention_mask(
             f"found {tuple(attention_mask.shape)}; pass the tokenizer's 2-D mask"
         )
     valid = attention_mask.bool().expand(batch_size, q_length)
-    return AttentionMask.of(valid, window=window, padded=not bool(valid.all()), model_type=kind)
+    padded = not bool(valid.all()) if padded is None else padded
+    return AttentionMask.of(valid, window=window, padded=padded, model_type=kind)
 
 
 def _is_zero(offset: Any) -> bool:

@@ -28,6 +28,7 @@ from bertgeom.config import MeasureSettings
 from bertgeom.errors import ModelError, UsageError
 from bertgeom.kernels.attention_stats.bias import Bias
 from bertgeom.model.architectures import Station, station_of
+from bertgeom.model.fetch import Fetch
 from bertgeom.model.masks import NAME, fill_padding, has_gaps
 from bertgeom.store.dataset import as_dataset
 
@@ -83,6 +84,25 @@ class _Forward:
     open_layers: list[_Layer] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Started:
+    """Statistics of the forward passes of a recorder, on their way to the host."""
+
+    fetches: list[Fetch]
+    n_slots: int
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name; windows of all forward passes along the first axis."""
+        parts = [
+            {name: _to_numpy(name, value) for name, value in fetch.result().items()}
+            for fetch in self.fetches
+        ]
+        return {
+            name: np.concatenate([_pad_tokens(name, part[name], self.n_slots) for part in parts])
+            for name in parts[0]
+        }
+
+
 class Recorder:
     """Collects the statistics of the forward passes run inside `record()`."""
 
@@ -93,9 +113,12 @@ class Recorder:
         groups: Tensor | None,
         *,
         padded_rows: bool = True,
+        lengths: Tensor | None = None,
     ) -> None:
         self.settings = settings
         self._special, self._groups, self._padded_rows = special, groups, padded_rows
+        #: (B,) on the model's device: the caller knows that valid tokens come first, and how many.
+        self.lengths = lengths
         self._forwards: list[_Forward] = []
         #: The transformers models that were called and have not returned, innermost last.
         self._models: list[nn.Module] = []
@@ -114,6 +137,17 @@ class Recorder:
         Raises:
             ModelError: if no attention went through the recorder.
         """
+        return self.start().arrays()
+
+    def start(self, **more: Tensor) -> Started:
+        """The same arrays, still to come: on a GPU nothing here waits for the forward pass.
+
+        Args:
+            more: further tensors (window, ...) to bring along, float32 then.
+
+        Raises:
+            ModelError: if no attention went through the recorder.
+        """
         if not self._forwards:
             raise ModelError(
                 "expected attention calls of a transformers encoder loaded with "
@@ -122,12 +156,10 @@ class Recorder:
             )
         for forward in self._forwards:
             self._check(forward)
-        parts = [self._finish(f) for f in self._forwards]
-        tokens = max(f.n_slots for f in self._forwards)
-        return {
-            name: np.concatenate([_pad_tokens(name, part[name], tokens) for part in parts])
-            for name in parts[0]
-        }
+        values = [self._finish(f) for f in self._forwards]
+        values[-1].update(more)
+        n_slots = max(f.n_slots for f in self._forwards)
+        return Started([Fetch(v) for v in values], n_slots)
 
     def dataset(self) -> Any:
         """The statistics as an `xarray.Dataset` with units and descriptions."""
@@ -137,7 +169,7 @@ class Recorder:
             angles=self.settings.angles,
         )
 
-    def _finish(self, forward: _Forward) -> dict[str, np.ndarray]:
+    def _finish(self, forward: _Forward) -> dict[str, Tensor]:
         wanted = {v.name for v in variables.select(self.settings.tier, self.settings.keep)}
         layers = forward.layers
         out = {
@@ -151,7 +183,7 @@ class Recorder:
         out["zero_vectors"] = out["zero_vectors"].sum(1)
         if "cls" in self.settings.keep:
             out["cls"] = torch.stack(forward.first_tokens, dim=1)
-        return {name: _to_numpy(name, value) for name, value in out.items()}
+        return {name: value.detach() for name, value in out.items()}
 
     def attend(
         self,
@@ -167,7 +199,7 @@ class Recorder:
         """Attention output (B, H, N, d) of one call; appends its statistics."""
         forward, settings = self._receive(module, query, value), self.settings
         if forward.embedding is not None:
-            forward.mask, forward.valid = mask, _valid(mask)
+            forward.mask, forward.valid = mask, _valid(mask, self.lengths)
             forward.shape = (query.shape[1], forward.embedding.shape[-1])
             self._station(forward.embedding, angles=True, hidden_state=True)
             forward.embedding = None
@@ -410,10 +442,16 @@ def _refuse_dropout(module: nn.Module) -> None:
             )
 
 
-def _valid(mask: Tensor | None) -> dict[str, Tensor]:
-    """The mask in the kernels' fastest form: lengths if valid tokens come first."""
+def _valid(mask: Tensor | None, known: Tensor | None) -> dict[str, Tensor]:
+    """The mask in the kernels' fastest form: lengths if valid tokens come first.
+
+    Args:
+        known: the lengths, where the caller of `record` knows them: no look at the mask then.
+    """
     if mask is None:
         return {}
+    if known is not None:
+        return {"lengths": known}
     lengths = mask.sum(dim=1)
     slots = torch.arange(mask.shape[1], device=mask.device)
     if torch.equal(mask, slots < lengths[:, None]):
@@ -434,7 +472,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _to_numpy(name: str, value: Tensor) -> np.ndarray:
-    array = value.detach().cpu().numpy()
+    array = value.numpy()
     if name in _INTEGERS:
         return array.astype(_INTEGERS[name])
     return array.astype(np.int64) if name == "zero_vectors" else array.astype(np.float32)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bertgeom.tokens.encoded import EncodedBatch
 
 T = TypeVar("T")
+#: Waits for a batch that was started, and gives its values by name.
+Started = Callable[[], dict[str, np.ndarray]]
 #: Batches that are tokenised before the device asks for them.
 _AHEAD = 2
 #: What is known of a window even where its statistics are missing.
@@ -42,6 +44,7 @@ class Prepared:
     Attributes:
         partition: its number. rows: int64 (B,), rows of the partition.
         windows: the partition's windows. encoded: the tokens of the batch.
+        groups: (B, N) int32, the annotated regions of every token; None without annotations.
         last: whether it is the last batch of its partition.
     """
 
@@ -49,6 +52,7 @@ class Prepared:
     rows: np.ndarray
     windows: Windows
     encoded: EncodedBatch | None
+    groups: np.ndarray | None
     last: bool
 
 
@@ -59,10 +63,11 @@ def prepare(context: RunContext, partition: int) -> Iterator[Prepared]:
     bases = _read_bases(context, windows)
     groups = batches(planned_tokens(tokenizer, windows), plan.batch_tokens)
     if not groups:
-        yield Prepared(partition, np.zeros(0, np.int64), windows, None, True)
+        yield Prepared(partition, np.zeros(0, np.int64), windows, None, None, True)
     for i, rows in enumerate(groups):
         encoded = tokenizer.encode_batch([bases(int(row)) for row in rows])
-        yield Prepared(partition, rows, windows, encoded, i == len(groups) - 1)
+        regions = token_groups(context, encoded, windows.take(rows))
+        yield Prepared(partition, rows, windows, encoded, regions, i == len(groups) - 1)
 
 
 def encode_windows(context: RunContext, windows: Windows) -> EncodedBatch:
@@ -90,6 +95,9 @@ def measure_partitions(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Results of partitions in order; threads tokenise ahead and put results in place behind.
 
+    Where the device works by itself a batch is launched before the results of the one before it
+    are fetched.
+
     Args:
         on_rows: called with the number of windows after every batch.
 
@@ -101,14 +109,11 @@ def measure_partitions(
     with ThreadPoolExecutor(1, "bertgeom-filler") as filler:
         results, filling = None, deque[Future[None]]()
         try:
-            for batch in prepared:
+            for batch, started in _launched(context, prepared):
                 if results is None:
                     results = filler.submit(_blank, context, batch)
-                if batch.encoded is not None:
-                    windows = batch.windows.take(batch.rows)
-                    values = measure_batch(
-                        context, batch.encoded, windows, context.measure_settings
-                    )
+                if started is not None:
+                    values = started()
                     filling.append(filler.submit(_fill, context, batch, values, results))
                     on_rows(len(batch.rows))
                 while filling and (batch.last or len(filling) > _AHEAD):
@@ -178,6 +183,23 @@ def _fill(
         _put(results["token_stop"], rows, stop)
 
 
+def _launched(
+    context: RunContext, prepared: Iterable[Prepared]
+) -> Iterator[tuple[Prepared, Started | None]]:
+    """Batches, and what gives their values; one later than launched if the device runs ahead."""
+    ahead_by = 1 if context.loaded.runs_ahead else 0
+    launched = deque[tuple[Prepared, Started | None]]()
+    for batch in prepared:
+        started = None
+        if batch.encoded is not None:
+            settings = context.measure_settings
+            started = start_batch(context, batch.encoded, batch.groups, settings)
+        launched.append((batch, started))
+        if len(launched) > ahead_by:
+            yield launched.popleft()
+    yield from launched
+
+
 def measure_batch(
     context: RunContext, encoded: EncodedBatch, windows: Windows, settings: MeasureSettings
 ) -> dict[str, np.ndarray]:
@@ -190,27 +212,46 @@ def measure_batch(
         Arrays by name, in the types of the kernels; a row flagged empty or quarantined has
         no statistics.
     """
+    return start_batch(context, encoded, token_groups(context, encoded, windows), settings)()
+
+
+def start_batch(
+    context: RunContext,
+    encoded: EncodedBatch,
+    groups: np.ndarray | None,
+    settings: MeasureSettings,
+) -> Started:
+    """Start to measure windows; what is returned gives what `measure_batch` returns.
+
+    Args:
+        groups: (B, N) int32, from `token_groups`.
+    """
     from bertgeom.model.encoder import TokenBatch
 
     valid = np.arange(encoded.ids.shape[1]) < encoded.lengths[:, None]
     content = (~encoded.special & valid).sum(axis=1)
     lengths = np.where(content > 0, encoded.lengths, 0)
-    groups = token_groups(context, encoded, windows)
-    values = _measure(context, TokenBatch(encoded.ids, lengths, encoded.special, groups), settings)
-    unknown = encoded.n_unknown > context.settings.max_unknown * np.maximum(content, 1)
-    flags = values["flags"]
-    values["flags"] = flags | np.where(unknown, flag_bit("unknown"), 0).astype(flags.dtype)
-    tokens = {
-        "n_tokens": encoded.lengths,
-        "n_content": content,
-        "n_unknown": encoded.n_unknown,
-        "n_ambiguous": encoded.n_ambiguous,
-        "truncated": encoded.truncated,
-    }
-    if groups is not None:
-        bits = groups[..., None] >> np.arange(settings.n_groups) & 1
-        tokens["group_tokens"] = bits.sum(axis=1)
-    return {**values, **tokens}
+    batch = TokenBatch(encoded.ids, lengths, encoded.special, groups)
+    started = _start(context, batch, settings)
+
+    def values() -> dict[str, np.ndarray]:
+        found = started()
+        unknown = encoded.n_unknown > context.settings.max_unknown * np.maximum(content, 1)
+        flags = found["flags"]
+        found["flags"] = flags | np.where(unknown, flag_bit("unknown"), 0).astype(flags.dtype)
+        tokens = {
+            "n_tokens": encoded.lengths,
+            "n_content": content,
+            "n_unknown": encoded.n_unknown,
+            "n_ambiguous": encoded.n_ambiguous,
+            "truncated": encoded.truncated,
+        }
+        if groups is not None:
+            bits = groups[..., None] >> np.arange(settings.n_groups) & 1
+            tokens["group_tokens"] = bits.sum(axis=1)
+        return {**found, **tokens}
+
+    return values
 
 
 def token_groups(context: RunContext, encoded: EncodedBatch, windows: Windows) -> np.ndarray | None:
@@ -248,22 +289,38 @@ def _token_bases(encoded: EncodedBatch, windows: Windows) -> tuple[np.ndarray, n
     return np.where(reverse, length - stop, start), np.where(reverse, length - start, stop)
 
 
-def _measure(
-    context: RunContext, batch: TokenBatch, settings: MeasureSettings
-) -> dict[str, np.ndarray]:
-    """Statistics of a batch; out of memory, of its halves; at last, of what can be had."""
+def _start(context: RunContext, batch: TokenBatch, settings: MeasureSettings) -> Started:
+    """Start a batch; where memory runs out, now or later, its halves are measured."""
     try:
-        return context.loaded.measure(batch, settings)
+        started = context.loaded.start(batch, settings)
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
+        halves = _halves(context, batch, settings)
+        return lambda: halves
+
+    def values() -> dict[str, np.ndarray]:
+        try:
+            return started()
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        return _halves(context, batch, settings)
+
+    return values
+
+
+def _halves(
+    context: RunContext, batch: TokenBatch, settings: MeasureSettings
+) -> dict[str, np.ndarray]:
+    """Statistics of a batch by halves; at last, of what can be had."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if len(batch.ids) == 1:
         return {"flags": np.array([flag_bit("quarantined")], np.uint16)}
     half = len(batch.ids) // 2
-    parts = [_measure(context, _rows(batch, slice(None, half)), settings)]
-    parts.append(_measure(context, _rows(batch, slice(half, None)), settings))
+    parts = [_start(context, _rows(batch, slice(None, half)), settings)()]
+    parts.append(_start(context, _rows(batch, slice(half, None)), settings)())
     return _join(parts, [half, len(batch.ids) - half])
 
 

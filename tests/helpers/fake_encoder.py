@@ -6,6 +6,7 @@ For tests of what surrounds the model: stages, writing, resuming, faults.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ class FakeEncoder:
         capacity: more windows in a batch are out of memory.
         poisoned: windows with this many tokens are out of memory even alone.
         batches: sizes of the batches that were measured.
+        runs_ahead: whether a batch is started before the one before it is fetched.
+        events: what was started and fetched, by the number of the batch.
+        late: whether memory runs out when a batch is fetched, as on a device, not at its start.
     """
 
     capacity: int = 10**6
@@ -44,6 +48,9 @@ class FakeEncoder:
     fingerprint: str = "fake"
     model_id: str = "fake"
     batches: list[int] = field(default_factory=list)
+    runs_ahead: bool = False
+    late: bool = False
+    events: list[tuple[str, int]] = field(default_factory=list)
     tokenizer: Tokenizer = field(default_factory=lambda: DnabertKmer(3, max_tokens=32))
     n_layers: int = 2
     n_heads: int = 2
@@ -60,6 +67,19 @@ class FakeEncoder:
 
     def probe(self) -> None:
         """Every model is accepted."""
+
+    def start(
+        self, batch: TokenBatch, settings: MeasureSettings
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        number = sum(kind == "start" for kind, _ in self.events)
+        self.events.append(("start", number))
+        found = None if self.late else self.measure(batch, settings)
+
+        def fetch() -> dict[str, np.ndarray]:
+            self.events.append(("fetch", number))
+            return self.measure(batch, settings) if found is None else found
+
+        return fetch
 
     def measure(self, batch: TokenBatch, settings: MeasureSettings) -> dict[str, np.ndarray]:
         rows = len(batch.ids)

@@ -129,6 +129,29 @@ def test_the_reverse_strand_is_the_reverse_complement(
     assert int(both["token_start"][1, 0]) == -1
 
 
+def test_a_batch_is_started_before_the_one_before_it_is_fetched(
+    run: Callable[..., Any], encoder: Any, whole: Path, tmp_path: Path, fake: Any
+) -> None:
+    encoder.runs_ahead = True
+    run()
+    n = len(encoder.events) // 2
+    assert n > 2
+    expected = [("start", 0)]
+    for k in range(1, n):
+        expected += [("start", k), ("fetch", k - 1)]
+    assert encoder.events == [*expected, ("fetch", n - 1)]
+    assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
+
+
+def test_memory_that_runs_out_when_a_batch_is_fetched_halves_it_too(
+    run: Callable[..., Any], encoder: Any, whole: Path, tmp_path: Path, fake: Any
+) -> None:
+    encoder.runs_ahead, encoder.late, encoder.capacity = True, True, 1
+    run()
+    assert set(encoder.batches) == {1}
+    assert fake.contents(tmp_path / "x.zarr") == fake.contents(whole)
+
+
 def test_a_batch_out_of_memory_is_halved_and_gives_the_same_numbers(
     run: Callable[..., Any], encoder: Any, whole: Path, tmp_path: Path, fake: Any
 ) -> None:

@@ -78,7 +78,11 @@ def check_equal(found: Any, expected: Any, first: int = 0) -> None:
         if array.dims[:1] == ("window",):
             np.testing.assert_array_equal(here[:first], there[:first], str(name))
             here, there = here[first:], there[first:]
-        if there.dtype.kind == "f":
+        if str(name).endswith("_condition"):
+            # The smallest singular value over the largest: known to the rounding of float32,
+            # and some of the states that it is of have nothing but rounding there.
+            np.testing.assert_allclose(1 / here, 1 / there, 1e-3, 2.0**-23, err_msg=str(name))
+        elif there.dtype.kind == "f":
             np.testing.assert_allclose(here, there, 1e-3, 1e-4, err_msg=str(name))
         else:
             np.testing.assert_array_equal(here, there, str(name))
