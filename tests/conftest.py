@@ -10,6 +10,9 @@ import pytest
 
 # No test may reach for a network, and a niced machine should not be flooded with threads.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Test processes share the cores: a thread that waits for its team leaves the core to the others
+# instead of spinning on it. Read when torch is loaded, here and in the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
 
