@@ -35,6 +35,10 @@ def minilm() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
+    # Files with slow tests first: what is left to the end are short ones, which processes that
+    # take a file at a time share evenly. Files stay whole, and in their order otherwise.
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")
