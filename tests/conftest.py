@@ -10,6 +10,9 @@ import pytest
 
 # No test may reach for a network, and a niced machine should not be flooded with threads.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Test processes share the cores: a thread that waits for its team leaves the core to the others
+# instead of spinning on it. Read when torch is loaded, here and in the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +35,10 @@ def minilm() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
+    # Files with slow tests first: what is left to the end are short ones, which processes that
+    # take a file at a time share evenly. Files stay whole, and in their order otherwise.
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")

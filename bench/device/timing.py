@@ -21,9 +21,10 @@ def wait(setup: Setup) -> None:
 
 def captured(call: Callable[[], Any], setup: Setup) -> tuple[Callable[[], Any] | None, str | None]:
     """A replay of a warmed-up call, and None; or None, and why it cannot be captured."""
-    call()
     if not setup.cuda:
+        # A dry run warms nothing up: what the interpreter does twice takes twice as long.
         return None, "graphs need a GPU"
+    call()
     call()
     wait(setup)
     try:
@@ -113,7 +114,8 @@ def side_by_side(
                 replay, reason = captured(every, setup)
             else:
                 replay, reason = None, "not wanted"
-                every()
+                if not setup.dry:
+                    every()
             if replay is None:
                 eager[name] = reason
             calls[name] = replay or every

@@ -1,12 +1,15 @@
 """Kills runs with SIGKILL at chosen writes, lets them go on, and compares the stores.
 
-A script of its own: it forks, which must happen before zarr, torch or Numba start threads.
+A script of its own: it forks, which must happen before zarr, torch or Numba start threads. What a
+run imports on its way is imported once, before the forks.
 
     python kill_points.py FOLDER N     prints a JSON list, one entry a kill point
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -174,12 +177,28 @@ def killed_and_resumed(
     }
 
 
+def load(modules: list[str]) -> None:
+    """Import what a run imports: every fork would do it anew, for most of its time."""
+    for name in modules:
+        # What only exists inside of its package is imported with that.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    assert threading.active_count() == 1
+
+
 def main(folder: Path, n: int) -> list[dict[str, Any]]:
     fakes.write_fasta(folder / "x.fa")
     (folder / "labels.tsv").write_text("r0\tone\nr2\ttwo\n")
-    status, writes = in_child(partial(run, folder, "whole.zarr"))
+
+    def counted() -> tuple[int, list[str]]:
+        before = set(sys.modules)
+        return run(folder, "whole.zarr"), [name for name in sys.modules if name not in before]
+
+    status, found_out = in_child(counted)
     if status:
-        raise RuntimeError(writes)
+        raise RuntimeError(found_out)
+    writes, modules = found_out
+    load(modules)
     whole = fakes.contents(folder / "whole.zarr")
     found = []
     for i in range(n):
