@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,12 @@ from bertgeom.pipelines.context.run_context import (
     context_with_model,
     keep_freed_memory,
 )
-from bertgeom.pipelines.partition.measure import Prepared, measure_batch, prepare
+from bertgeom.pipelines.partition.measure import (
+    Prepared,
+    measure_batch,
+    measure_partitions,
+    prepare,
+)
 from bertgeom.pipelines.partition.write import write_partition
 
 
@@ -93,7 +99,7 @@ def loops(context: RunContext, rounds: int) -> tuple[int, dict[str, list[float]]
     plan = context.plan
     ready: list[Prepared] = []
     for partition in range(plan.n_partitions):
-        ready += clock.times("read and tokenise", lambda p=partition: list(prepare(context, p)))
+        ready += clock.times("read and tokenise", partial(_all, context, partition))
     rates: dict[str, list[float]] = {"bare": [], "statistics": []}
     n_windows = sum(len(one.rows) for one in ready)
     model: Any = context.loaded.model
@@ -104,7 +110,7 @@ def loops(context: RunContext, rounds: int) -> tuple[int, dict[str, list[float]]
                 # What a recorder sees, and what transformers takes by default.
                 model.set_attn_implementation("sdpa" if name == "bare" else "bertgeom")
                 start = time.perf_counter()
-                clock.times(f"loop, {name}", lambda run=run, one=one: run(context, one))
+                clock.times(f"loop, {name}", partial(run, context, one))
                 seconds[name] += time.perf_counter() - start
         for name, value in seconds.items():
             if i:
@@ -112,6 +118,10 @@ def loops(context: RunContext, rounds: int) -> tuple[int, dict[str, list[float]]
     for name in ("loop, bare", "loop, statistics"):
         clock.seconds[name] = [x / (rounds + 1) for x in clock.seconds[name]]
     return n_windows, rates, clock
+
+
+def _all(context: RunContext, partition: int) -> list[Prepared]:
+    return list(prepare(context, partition))
 
 
 def bare(context: RunContext, batch: Prepared) -> Any:
@@ -136,13 +146,9 @@ def with_statistics(context: RunContext, batch: Prepared) -> Any:
 
 
 def writing(context: RunContext, clock: Clock) -> None:
-    """Chunks of all partitions again, from what the store holds, and the last stage."""
-    store = bertgeom.open(context.storage.url)
-    names = [v.name for v in context.layout.measured if v.name in store and v.dtype != "string"]
-    for partition in range(context.plan.n_partitions):
-        first, last = context.plan.partition(partition)
-        rows = {name: store[name][first:last].values for name in names}
-        clock.times("write", lambda p=partition, r=rows: write_rows(context, p, r))
+    """Every partition again, into the place where it lies; measuring it is not timed."""
+    for partition, results in measure_partitions(context, range(context.plan.n_partitions)):
+        clock.times("write", partial(write_rows, context, partition, results))
 
 
 def write_rows(context: RunContext, partition: int, rows: dict[str, np.ndarray]) -> Any:
@@ -178,6 +184,7 @@ def measured(fastas: list[Path], model: str, out: Path, rounds: int) -> dict[str
     stages = whole(fastas, model, out)
     context = context_with_model(str(out), model, torch.get_num_threads())
     n_windows, rates, steps = loops(context, rounds)
+    writing(context, steps)
     total = [sum(x) for x in zip(*stages.seconds.values(), strict=True)]
     partitions = stages.seconds["partitions"]
     medians = {name: quartiles(values)[1] for name, values in rates.items()}
