@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bertgeom.kernels._dispatch",),
     ("bertgeom.kernels.kmers", "bertgeom.kernels.cone_angles"),
     ("bertgeom.kernels.stations",),
-    ("bertgeom.kernels.attention_stats",),
+    ("bertgeom.kernels.attention_stats", "bertgeom.kernels.ahead"),
     ("bertgeom.kernels",),
     ("bertgeom.config",),
     ("bertgeom.store",),

@@ -4,8 +4,13 @@ One file holds one compiled signature. Its name is a hash of everything that dec
 code, so one name always means the same code, and there is no index that can be damaged.
 The file begins with a checksum; a damaged file is compiled again.
 
-Failures of the cache never stop a computation. If the usual folder is not writable, code is stored
-in a private folder of the system's temporary directory; if that fails too, it stays in memory.
+The folder belongs to the user, not to an installation: `bertgeom/kernels-STAMP` in the user's cache
+folder, or below `NUMBA_CACHE_DIR`. Every environment with the same sources finds the code there,
+and so do the workers of a cluster that share a home or that folder; the CPU is part of the names.
+The folders of other sources are deleted when they have not been used for a month.
+
+Failures of the cache never stop a computation. If no usual folder is writable, code is stored in a
+private folder of the system's temporary directory; if that fails too, it stays in memory.
 """
 
 from __future__ import annotations
@@ -15,8 +20,10 @@ import hashlib
 import logging
 import os
 import pickle
+import shutil
 import stat
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +38,12 @@ from numba.core.caching import (
     _SourceFileBackedLocatorMixin,
 )
 from numba.core.serialize import dumps
+from numba.misc.appdirs import AppDirs
 
 _LOG = logging.getLogger("bertgeom.kernels")
+#: Of its own, so that a command line can show it and leave the rest alone.
+_COMPILING = logging.getLogger("bertgeom.kernels.compiling")
+_DAYS = 30
 _REMEDY = "set NUMBA_CACHE_DIR to a folder that can be written"
 _DIGEST_BYTES = 32
 
@@ -54,7 +65,10 @@ def source_stamp(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     kernels = Path(__file__).parents[1]
-    for of, paths in ((kernels, kernels.rglob("*.py")), (folder, folder.glob("*.py"))):
+    sources = [(kernels, kernels.rglob("*.py"))]
+    if not folder.is_relative_to(kernels):
+        sources.append((folder, folder.glob("*.py")))
+    for of, paths in sources:
         for path in sorted(paths):
             # By its path below the folder: the same tree in another place has the same code.
             source = path.read_bytes()
@@ -94,6 +108,46 @@ def _user() -> int:
     return os.getuid() if hasattr(os, "getuid") else 0
 
 
+def shared_folder(stamp: str) -> Path:
+    """Where all environments of this user, or all that share `NUMBA_CACHE_DIR`, keep code."""
+    base = config.CACHE_DIR or os.path.join(AppDirs("bertgeom", appauthor=False).user_cache_dir)
+    return Path(base, f"kernels-{stamp[:16]}")
+
+
+@functools.cache
+def _used(folder: Path) -> None:
+    """Mark a folder as used, and delete those beside it that nobody has used for a month."""
+    oldest = time.time() - _DAYS * 86400
+    try:
+        os.utime(folder)
+        for other in folder.parent.glob("kernels-*"):
+            if other.stat().st_mtime < oldest:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError as error:
+        _LOG.debug("old compiled code is not looked for: %s", error)
+
+
+@functools.cache
+def _say_compiling() -> None:
+    _COMPILING.info("compiling the CPU kernels for this machine, once: a minute or two")
+
+
+class _SharedLocator(_SourceFileBackedLocatorMixin, _CacheLocator):
+    """The folder of `shared_folder`."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self._py_file = file
+        self._lineno = function.__code__.co_firstlineno
+        self._folder = shared_folder(source_stamp(Path(file).parent))
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def ensure_cache_path(self) -> None:
+        super().ensure_cache_path()
+        _used(self._folder)
+
+
 class _PrivateLocator(_SourceFileBackedLocatorMixin, _CacheLocator):
     """The private folder of `_private_folder`, used when all other folders fail."""
 
@@ -107,7 +161,11 @@ class _PrivateLocator(_SourceFileBackedLocatorMixin, _CacheLocator):
 
 
 class _Implementation(CompileResultCacheImpl):
-    _locator_classes = (*CompileResultCacheImpl._locator_classes, _PrivateLocator)
+    _locator_classes = (
+        _SharedLocator,
+        *CompileResultCacheImpl._locator_classes,
+        _PrivateLocator,
+    )
 
 
 class _Cache(FunctionCache):
@@ -116,15 +174,20 @@ class _Cache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         stamp = source_stamp(Path(function.__code__.co_filename).parent)
-        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
+        # Functions of all modules lie in one folder.
+        base = f"{function.__module__.rpartition('.')[0]}.{self._impl.filename_base}"
+        self._cache_file = _Files(self._cache_path, base.removeprefix("."), stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = None
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         # Whatever the error is, compiling again is always correct.
         except Exception as error:
             _LOG.debug("compiled code is not used: %s", error)
-            return None
+        if found is None:
+            _say_compiling()
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -170,6 +233,6 @@ class _Files:
             path.unlink(missing_ok=True)
 
     def _path(self, key: Any) -> Path:
-        what = (numba.__version__, self._stamp, bool(config.BOUNDSCHECK), key)
+        what = (numba.__version__, self._base, self._stamp, bool(config.BOUNDSCHECK), key)
         name = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
         return Path(self._folder, f"{self._base}.{name}.nbc")

@@ -19,6 +19,8 @@ LEVELS = {
     "error": logging.ERROR,
 }
 _LOG = logging.getLogger("bertgeom")
+#: Says once that kernels are compiled, which takes a minute in which nothing else can be seen.
+_COMPILING = logging.getLogger("bertgeom.kernels.compiling")
 
 
 @contextmanager
@@ -35,11 +37,14 @@ def showing_logs() -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     _LOG.addHandler(handler)
     _LOG.setLevel(LEVELS[name])
+    if name != "error":
+        _COMPILING.setLevel(logging.INFO)
     try:
         yield
     finally:
         _LOG.removeHandler(handler)
         _LOG.setLevel(before)
+        _COMPILING.setLevel(logging.NOTSET)
 
 
 def show_more(times: int) -> None:

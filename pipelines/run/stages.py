@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertgeom.config import Settings
 from bertgeom.errors import StoreError
+from bertgeom.kernels.ahead import compiling_beside
 from bertgeom.pipelines.context.claims import check_place, claimed
 from bertgeom.pipelines.context.events import (
     Bus,
@@ -173,10 +175,17 @@ def _checked_model(model: str, options: Settings, bus: Bus) -> Encoder:
     Raises:
         ModelError: for a model that cannot be loaded or observed.
     """
-    encoder = load_model(model, options)
-    encoder.probe()
+    with compiling_beside() if _on_cpu(options.device) else nullcontext():
+        encoder = load_model(model, options)
+        encoder.probe()
     bus.send(ModelLoaded(encoder.model_id, str(encoder.device), str(encoder.dtype)[6:]))
     return encoder
+
+
+def _on_cpu(device: str) -> bool:
+    import torch
+
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
 
 
 def _ingested(

@@ -13,7 +13,8 @@ from bertgeom.sequences.fasta import read_records
 def warm() -> None:
     """Run one shipped genome with every statistic, so that all kernels are compiled and kept.
 
-    Code is kept beside the kernels' sources, or in `NUMBA_CACHE_DIR`; a later process loads it.
+    Code is kept in the user's cache folder, or in `NUMBA_CACHE_DIR`; later processes of every
+    environment with the same kernels load it.
     The run itself is thrown away.
 
     Raises:

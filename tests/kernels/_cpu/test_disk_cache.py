@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,42 @@ disk_cache.tempfile.mkstemp = fails
     assert done.stdout == "CGTT\n", done.stderr
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_another_environment_with_the_same_sources_finds_the_code(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for place, hits in (("one", 0), ("two", 3)):
+        (tmp_path / place).mkdir()
+        out, err = tiny(tmp_path / place, cache=cache).communicate(timeout=120)
+        assert err == ""
+        assert out == f"3 3.5 3.5 {hits}\n"
+    # All in one folder; that of the kernels is empty.
+    assert sorted(len(list(folder.iterdir())) for folder in cache.iterdir()) == [0, 3]
+
+
+def test_without_a_variable_code_lies_in_the_cache_folder_of_the_user(tmp_path: Path) -> None:
+    before = f"os.environ['XDG_CACHE_HOME'] = {str(tmp_path / 'mine')!r}\n"
+    out, err = tiny(tmp_path, cache="", before=before).communicate(timeout=120)
+    assert out == "3 3.5 3.5 0\n", err
+    assert len(list(tmp_path.glob("mine/bertgeom/kernels-*/*.nbc"))) == 3
+
+
+def test_folders_of_other_sources_are_deleted_when_they_are_old(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for name, days in (("kernels-old", 40), ("kernels-new", 5), ("somebody-else", 400)):
+        (cache / name).mkdir(parents=True)
+        then = time.time() - days * 86400
+        os.utime(cache / name, (then, then))
+    out, err = tiny(tmp_path, cache=cache).communicate(timeout=120)
+    assert out == "3 3.5 3.5 0\n", err
+    found = {path.name for path in cache.iterdir()}
+    assert {"kernels-new", "somebody-else"} < found
+    assert "kernels-old" not in found
+
+
+def test_compiling_is_said_once_and_only_if_it_happens(tmp_path: Path) -> None:
+    before = "import logging\nlogging.basicConfig(level=logging.INFO)\n"
+    for times in (1, 0):
+        out, err = tiny(tmp_path, cache=tmp_path / "cache", before=before).communicate(timeout=120)
+        assert out.startswith("3 3.5 3.5")
+        assert err.count("compiling the CPU kernels") == times
