@@ -169,7 +169,15 @@ def _reason(model: str, error: Exception, revision: str | None) -> str:
     found = " ".join(line.strip() for line in lines[:2])
     if isinstance(error, KeyError):
         found = f"the unknown name {found}"
+    if "does not recognize this architecture" in found:
+        return (
+            f"{text}{_first_sentence(found)}; where a package registers it, give --import PACKAGE"
+        )
     return f"{text}{found}; check config.json and the files next to it"
+
+
+def _first_sentence(text: str) -> str:
+    return text.partition(". ")[0].rstrip(".")
 
 
 def _has_pickle(model: str, revision: str | None) -> bool:
