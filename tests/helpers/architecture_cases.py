@@ -161,8 +161,12 @@ _ALL = (
     Case("UMT5", _T5, model="UMT5EncoderModel"),
     Case("MPNet"),
 )
-#: Those that the installed transformers has.
-CASES = tuple(case for case in _ALL if hasattr(transformers, f"{case.name}Model"))
+#: Those of this package, and those that the installed transformers has.
+CASES = tuple(
+    case
+    for case in _ALL
+    if isinstance(case, PublishedCase) or hasattr(transformers, f"{case.name}Model")
+)
 
 
 def batch(padding: str, n: int = 20) -> dict[str, torch.Tensor]:

@@ -30,6 +30,7 @@ from bertgeom.model.architectures import (
     station_of,
     table,
 )
+from bertgeom.model.architectures.published import PUBLISHED
 from bertgeom.model.discovery import check_declaration, propose
 from bertgeom.model.loading import max_positions
 from bertgeom.model.probe import probe
@@ -103,7 +104,7 @@ def unregistered() -> Iterator[None]:
 
 
 def test_there_is_a_case_for_every_declared_model_type() -> None:
-    known = set(transformers.CONFIG_MAPPING)
+    known = {*transformers.CONFIG_MAPPING, *(p.config.model_type for p in PUBLISHED)}
     declared = {kind for a in ARCHITECTURES for kind in a.model_types} & known
     assert {case.config().model_type for case in CASES} == declared
 
@@ -149,11 +150,11 @@ def test_a_padded_window_is_measured_as_if_it_were_alone(case: Case) -> None:
     options: dict[str, Any] = {"n_offset_side": 3, "angles": "all"}
     both = bertgeom.measure(eager, **inputs, **options)
     alone = bertgeom.measure(eager, input_ids=inputs["input_ids"][1:, :length], **options)
-    for name in ("attention_entropy", "gate_mass", "cone_index", "stream_norm_max", "head_cone"):
-        if name in alone:
-            found, expected = both[name].values[1:], alone[name].values
-            scale = np.maximum(np.abs(expected), 1)
-            assert (np.abs(found - expected) / scale).max() <= RELATIVE, name
+    names = ("attention_entropy", "gate_mass", "cone_index", "stream_norm_max", "head_cone_index")
+    for name in names:
+        found, expected = both[name].values[1:], alone[name].values
+        scale = np.maximum(np.abs(expected), 1)
+        assert (np.abs(found - expected) / scale).max() <= RELATIVE, name
 
 
 @every
