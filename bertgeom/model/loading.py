@@ -402,6 +402,27 @@ def _check_weights(model: str, loaded: nn.Module) -> None:
         )
 
 
+def check_range(model: str, loaded: nn.Module, dtype: torch.dtype) -> None:
+    """Reject a precision in which a finite weight is infinite: float16 ends at 65504.
+
+    Args:
+        model: its name, for the message. loaded: as its file has it. dtype: what it is turned into.
+
+    Raises:
+        ModelError: names the first such weight, and the precisions that hold it.
+    """
+    most = torch.finfo(dtype).max
+    for name, weight in loaded.state_dict().items():
+        if weight.is_floating_point() and torch.finfo(weight.dtype).max > most and weight.numel():
+            largest = float(weight.abs().max())
+            if largest > most:
+                raise ModelError(
+                    f"expected weights of at most {most:g}, the largest number in "
+                    f"{str(dtype).removeprefix('torch.')}, in {model!r}, found {largest:.3g} in "
+                    f"{name}; give --dtype bfloat16 or --dtype float32"
+                )
+
+
 def _starts_like_roberta(weight: Tensor) -> bool:
     """Whether only row 1 is zero: padding, from which RoBERTa counts positions."""
     if len(weight) < 3:
