@@ -26,6 +26,8 @@ from bertgeom.errors import InputError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bertgeom.kernels.attention_stats.bias import Bias
+
 #: Thresholds are lowered by this relative amount, see `docs/statistics.md` section 8.
 _SLACK = 1e-5
 _CIGAR = re.compile(r"(\d+)([MIDNSHP=X])")
@@ -315,6 +317,7 @@ def region_attention(
     *,
     scale: float | None = None,
     window: int | None = None,
+    bias: Bias | None = None,
     theta: float = 0.3,
     block: int = 256,
 ) -> dict[str, Tensor]:
@@ -329,6 +332,7 @@ def region_attention(
         n_groups: groups in use, at most 16.
         scale: of the logits, d^-0.5 if None.
         window: key j is visible to query i iff |i - j| <= window.
+        bias: added to the logits, as the kernels take it; None: nothing.
         theta: weights of at least this size are confident.
         block: query rows at a time.
 
@@ -348,6 +352,8 @@ def region_attention(
     """
     import torch
 
+    from bertgeom.analysis.biases import add_bias
+
     heads, n, d = query.shape
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     scale = d**-0.5 if scale is None else scale
@@ -359,6 +365,7 @@ def region_attention(
         k = key[head // (heads // key.shape[0])].to(wide)
         for start in range(0, n, block):
             logits = scale * (query[head, start : start + block].to(wide) @ k.mT)
+            add_bias(logits, bias, head, slice(start, start + block))
             if window is not None:
                 rows = position[start : start + block, None]
                 logits.masked_fill_((rows - position).abs() > window, -torch.inf)

@@ -16,11 +16,16 @@ BERT-base window of 512 tokens in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bertgeom.analysis.biases import add_bias
 from bertgeom.errors import UsageError
+
+if TYPE_CHECKING:
+    from bertgeom.kernels.attention_stats.bias import Bias
 
 
 def attention_rollout(
@@ -29,6 +34,7 @@ def attention_rollout(
     lengths: Tensor | None = None,
     scale: float | None = None,
     windows: Sequence[int | None] | None = None,
+    biases: Sequence[Bias | None] | None = None,
     row: int = 0,
     residual: float = 0.5,
     block: int = 256,
@@ -42,6 +48,7 @@ def attention_rollout(
         lengths: (B,) valid tokens come first; None: all are valid.
         scale: of the logits, d^-0.5 if None.
         windows: per layer, key j is visible to query i iff |i - j| <= window; None: all keys.
+        biases: per layer, what is added to the logits, as the kernels take it; None: nothing.
         row: the query token, 0 for [CLS].
         residual: weight of the identity.
         block: query rows at a time; peak extra memory is B * block * N logits.
@@ -61,7 +68,7 @@ def attention_rollout(
         >>> round(attention_rollout(layers).sum().item(), 6)
         1.0
     """
-    _check(layers, windows, residual)
+    _check(layers, windows, biases, residual)
     batch, _, n, d = layers[0][0].shape
     if not 0 <= row < n:
         raise UsageError(f"expected a row below {n}, the number of tokens, found {row}")
@@ -73,8 +80,12 @@ def attention_rollout(
     v = torch.zeros(batch, n, dtype=torch.float64, device=device)
     v[:, row] = 1
     spans = [None] * len(layers) if windows is None else list(windows)
-    for (query, key), window in zip(reversed(layers), reversed(spans), strict=True):
-        v = residual * v + (1 - residual) * _propagate(v, query, key, valid, scale, window, block)
+    added = [None] * len(layers) if biases is None else list(biases)
+    for (query, key), window, bias in zip(
+        reversed(layers), reversed(spans), reversed(added), strict=True
+    ):
+        passed = _propagate(v, query, key, valid, scale, window, bias, block)
+        v = residual * v + (1 - residual) * passed
     return torch.where(valid[:, row, None], v, torch.nan)
 
 
@@ -85,6 +96,7 @@ def _propagate(
     valid: Tensor,
     scale: float,
     window: int | None,
+    bias: Bias | None,
     block: int,
 ) -> Tensor:
     """v A with A the mean of the heads' attention, (B, N) float64."""
@@ -99,6 +111,7 @@ def _propagate(
             if not v[:, here].any():
                 continue
             logits = scale * (query[:, head, here].to(wide) @ k.mT)
+            add_bias(logits, bias, head, here)
             logits.masked_fill_(~valid[:, None, :], -torch.inf)
             if window is not None:
                 logits.masked_fill_((position[here, None] - position).abs() > window, -torch.inf)
@@ -109,7 +122,10 @@ def _propagate(
 
 
 def _check(
-    layers: Sequence[tuple[Tensor, Tensor]], windows: Sequence[int | None] | None, residual: float
+    layers: Sequence[tuple[Tensor, Tensor]],
+    windows: Sequence[int | None] | None,
+    biases: Sequence[Bias | None] | None,
+    residual: float,
 ) -> None:
     if not layers:
         raise UsageError("expected queries and keys of at least one layer, found none")
@@ -126,7 +142,8 @@ def _check(
                 f"expected query {tuple(shape)} and key of as many tokens in layer {i}, found "
                 f"{tuple(query.shape)} and {tuple(key.shape)}"
             )
-    if windows is not None and len(windows) != len(layers):
-        raise UsageError(f"expected {len(layers)} windows, one a layer, found {len(windows)}")
+    for name, given in (("windows", windows), ("biases", biases)):
+        if given is not None and len(given) != len(layers):
+            raise UsageError(f"expected {len(layers)} {name}, one a layer, found {len(given)}")
     if not 0 <= residual <= 1:
         raise UsageError(f"expected a residual weight between 0 and 1, found {residual}")

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from bertgeom import variables
+from bertgeom.analysis.biases import add_bias
 from bertgeom.errors import UsageError
 
 if TYPE_CHECKING:
     import xarray
 
+    from bertgeom.kernels.attention_stats.bias import Bias
     from bertgeom.model.capture import Capture
 
 #: Singular values below this are counted in `spectrum_small`.
@@ -46,6 +48,7 @@ def layer_spectra(
     head_output: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
+    bias: Bias | None = None,
     n_threads: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Spectra of all heads of one layer for one window (statistics.md, section 4).
@@ -57,6 +60,8 @@ def layer_spectra(
         head_output: (H, n, d) Z = A V of the model; computed in float64 from A and V if None.
         scale: of the logits in the softmax, d^-0.5 if None. The spectra of Q K^T have none.
         window: key j is visible to query i iff |i - j| <= window; None: all keys.
+        bias: added to the logits in the softmax, as the kernels take it. The spectra of Q K^T are
+            without it.
         n_threads: heads decomposed at a time, one core each; None: torch's thread count.
 
     Returns:
@@ -83,7 +88,8 @@ def layer_spectra(
     def one_head(h: int) -> dict[str, np.ndarray]:
         z = None if head_output is None else _double(head_output[h])
         q, k, v = _double(query[h]), _double(key[h // group]), _double(value[h // group])
-        return _head_spectra(q, k, v, z, scale, window, epsilon)
+        attention = attention_map(q, k, scale, window, bias, h)
+        return _head_spectra(q, k, v, z, attention, epsilon)
 
     def layer_output(_: int) -> dict[str, np.ndarray]:
         x = _double(output)  # type: ignore[arg-type]
@@ -115,6 +121,7 @@ def captured_spectra(captured: Capture) -> dict[str, np.ndarray]:
                 output=output[0],
                 scale=call.scale,
                 window=call.window,
+                bias=call.bias,
             )
             for call, output in zip(captured.calls, captured.outputs, strict=True)
         ]
@@ -163,9 +170,22 @@ def spectra_dataset(
     return xarray.Dataset(arrays, coords=coords)
 
 
-def attention_map(query: Tensor, key: Tensor, scale: float, window: int | None = None) -> Tensor:
-    """A = softmax(scale Q K^T) over visible keys, (n, n), in the type of `query`."""
+def attention_map(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    window: int | None = None,
+    bias: Bias | None = None,
+    head: int = 0,
+) -> Tensor:
+    """A = softmax(scale Q K^T + bias) over visible keys, (n, n), in the type of `query`.
+
+    Args:
+        query, key: (n, d) of one head.
+        scale, window, bias: of the layer; `head` says which of the bias it is.
+    """
     logits = (query @ key.mT).mul_(scale)
+    add_bias(logits, bias, head, slice(None))
     if window is not None:
         position = torch.arange(len(query), device=query.device)
         far = (position[:, None] - position[None, :]).abs() > window
@@ -264,12 +284,10 @@ def _head_spectra(
     k: Tensor,
     v: Tensor,
     z: Tensor | None,
-    scale: float,
-    window: int | None,
+    attention: Tensor,
     epsilon: float,
 ) -> dict[str, np.ndarray]:
     n, d = q.shape
-    attention = attention_map(q, k, scale, window)
     z = attention @ v if z is None else z
     spectra = {
         "attention": (singular_values(attention), n),

@@ -1,8 +1,8 @@
 """Queries, keys, values and layer outputs of a forward pass, as the model computes them.
 
 The kernels reduce them on the fly; `spectra`, `rollout` and `annotations` need them complete,
-for a few windows. Nothing is recomputed from the weights: biases, rotary positions, scale and
-sliding windows are the model's own.
+for a few windows. Nothing is recomputed from the weights: biases, rotary positions, scale,
+sliding windows and what is added to the logits are the model's own.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class AttentionCall:
     Attributes:
         query: (B, H, N, d); key, value: (B, Hk, N, d).
         scale: of the logits. window: key j is visible to query i iff |i - j| <= window.
+        bias: added to the logits; None: nothing.
     """
 
     query: Tensor
@@ -40,6 +41,7 @@ class AttentionCall:
     value: Tensor
     scale: float
     window: int | None
+    bias: Bias | None = None
 
 
 @dataclass
@@ -61,14 +63,8 @@ class Capture:
         bias: Bias | None = None,
     ) -> Tensor:
         """The attention function's view of a recorder; the output is torch's."""
-        if bias is not None:
-            raise ModelError(
-                "expected attention without a position bias, found one in "
-                f"{type(module).__name__}: spectra, rollout, regions and exact maps do not add it "
-                "yet; leave them out for this model"
-            )
-        self.calls.append(AttentionCall(query, key, value, scale, window))
-        return plain_attention(query, key, value, valid=mask, scale=scale, window=window)
+        self.calls.append(AttentionCall(query, key, value, scale, window, bias))
+        return plain_attention(query, key, value, valid=mask, scale=scale, window=window, bias=bias)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from bertgeom.kernels.arrays import BoolArray
 from bertgeom.model.architectures import architecture_of_config, refuse_by_name
 from bertgeom.model.attention import record
 from bertgeom.model.fetch import to_device
-from bertgeom.model.loading import max_positions, read_model, vocabulary_size
+from bertgeom.model.loading import check_range, max_positions, read_model, vocabulary_size
 from bertgeom.model.observed import observed
 from bertgeom.model.probe import probe
 from bertgeom.store.dataset import as_dataset
@@ -288,8 +288,8 @@ def load_encoder(
         attention_impl: kernels to use: "auto", "triton", "numba" or "reference".
 
     Raises:
-        ModelError: no such model, no safetensors weights, missing weights, or an architecture
-            whose attention cannot be observed.
+        ModelError: no such model, no safetensors weights, missing weights, weights beyond the
+            range of the dtype, or an architecture whose attention cannot be observed.
 
     Example:
         >>> import bertgeom
@@ -305,6 +305,7 @@ def load_encoder(
     config = loaded.config
     architecture = architecture_of_config(config)
     fingerprint = _fingerprint(loaded, absent)
+    check_range(str(model), loaded, kind)
     loaded = loaded.to(where, kind).eval()
     limit = max_positions(loaded)
     if max_tokens is not None:

@@ -169,7 +169,15 @@ def _reason(model: str, error: Exception, revision: str | None) -> str:
     found = " ".join(line.strip() for line in lines[:2])
     if isinstance(error, KeyError):
         found = f"the unknown name {found}"
+    if "does not recognize this architecture" in found:
+        return (
+            f"{text}{_first_sentence(found)}; where a package registers it, give --import PACKAGE"
+        )
     return f"{text}{found}; check config.json and the files next to it"
+
+
+def _first_sentence(text: str) -> str:
+    return text.partition(". ")[0].rstrip(".")
 
 
 def _has_pickle(model: str, revision: str | None) -> bool:
@@ -392,6 +400,27 @@ def _check_weights(model: str, loaded: nn.Module) -> None:
             "found an empty row 1 in its position embeddings, as RoBERTa has; correct model_type "
             "in config.json"
         )
+
+
+def check_range(model: str, loaded: nn.Module, dtype: torch.dtype) -> None:
+    """Reject a precision in which a finite weight is infinite: float16 ends at 65504.
+
+    Args:
+        model: its name, for the message. loaded: as its file has it. dtype: what it is turned into.
+
+    Raises:
+        ModelError: names the first such weight, and the precisions that hold it.
+    """
+    most = torch.finfo(dtype).max
+    for name, weight in loaded.state_dict().items():
+        if weight.is_floating_point() and torch.finfo(weight.dtype).max > most and weight.numel():
+            largest = float(weight.abs().max())
+            if largest > most:
+                raise ModelError(
+                    f"expected weights of at most {most:g}, the largest number in "
+                    f"{str(dtype).removeprefix('torch.')}, in {model!r}, found {largest:.3g} in "
+                    f"{name}; give --dtype bfloat16 or --dtype float32"
+                )
 
 
 def _starts_like_roberta(weight: Tensor) -> bool:

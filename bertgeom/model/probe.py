@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -108,11 +109,26 @@ def _compare_stations(model: Any, norms: Any, states: Any, valid: Tensor) -> Non
             )
 
 
+def difference(found: Tensor, plain: Tensor) -> float:
+    """Largest difference of two tensors as a share of the largest number of the second one.
+
+    Infinite where a number is none.
+
+    Example:
+        >>> import torch
+        >>> from bertgeom.model.probe import difference
+        >>> difference(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 4.0]))
+        0.25
+    """
+    scale = float(plain.double().abs().max()) or 1.0
+    widest = float((found.double() - plain.double()).abs().max()) / scale
+    return widest if math.isfinite(widest) else math.inf
+
+
 def _close(found: Tensor, plain: Tensor, expected: str) -> None:
-    scale = float(plain.float().abs().max()) or 1.0
-    difference = float((found.float() - plain.float()).abs().max()) / scale
-    if not difference <= _TOLERANCE[min(plain.element_size(), 4)]:
+    widest = difference(found, plain)
+    if widest > _TOLERANCE[min(plain.element_size(), 4)]:
         raise ModelError(
-            f"{expected}, found a difference of {difference:.1e} of the largest number; this "
+            f"{expected}, found a difference of {widest:.1e} of the largest number; this "
             "architecture is not supported"
         )

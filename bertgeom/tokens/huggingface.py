@@ -53,6 +53,7 @@ class HuggingFace(BatchTokenizer):
         thymine: "T" or "U", the letter it gets for both.
         alphabet: what sequences are made of: "nucleotide", "protein" or "text".
         spaced: whether it gets a space between letters.
+        rare_as_x: whether it gets the residues U, Z, O and B as X.
     """
 
     tokenizer: Any
@@ -62,6 +63,7 @@ class HuggingFace(BatchTokenizer):
     thymine: str = "T"
     alphabet: str = "nucleotide"
     spaced: bool = False
+    rare_as_x: bool = False
     exact_counts = False
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class HuggingFace(BatchTokenizer):
     @property
     def spelling(self) -> Spelling:
         """How the tokenizer gets its bases."""
-        return Spelling(self.case, self.thymine, self.alphabet, self.spaced)
+        return Spelling(self.case, self.thymine, self.alphabet, self.spaced, self.rare_as_x)
 
     @cached_property
     def _extra(self) -> int:
@@ -149,6 +151,8 @@ class HuggingFace(BatchTokenizer):
             found["alphabet"] = self.alphabet
         if self.spaced:
             found["spaced"] = True
+        if self.rare_as_x:
+            found["rare_as_x"] = True
         if self._marks:
             found["marks"] = self._marks
         if self.unknown_ids and self.unknown_ids != (self.tokenizer.unk_token_id,):

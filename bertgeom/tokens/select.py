@@ -399,6 +399,7 @@ def _hugging_face(
             model.name, revision=model.revision or "main", trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        _need_sentencepiece(model)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"expected a tokenizer at {model.name!r}, found: {reason}; choose one with "
@@ -418,7 +419,22 @@ def _hugging_face(
         spelling.thymine,
         spelling.alphabet,
         spelling.spaced,
+        # ProtT5's authors ask for it (github.com/agemagician/ProtTrans); its vocabulary has all.
+        rare_as_x=spelling.spaced and type(tokenizer).__name__.startswith("T5Tokenizer"),
     )
+
+
+def _need_sentencepiece(model: _Home) -> None:
+    """Say so where only a package reads the tokenizer's file; transformers names another one."""
+    import importlib.util
+
+    # protobuf is the package google.protobuf.
+    missing = any(importlib.util.find_spec(name) is None for name in ("sentencepiece", "google"))
+    if missing and _find(model, "tokenizer.json") is None and _find(model, "spiece.model"):
+        raise ModelError(
+            f"expected tokenizer.json at {model.name!r}, found spiece.model alone, which two "
+            "packages read; install them: pip install sentencepiece protobuf"
+        )
 
 
 def _sensible(limit: Any) -> int | None:

@@ -18,6 +18,7 @@ N_PROBES, PROBE_LETTERS = 64, 48
 #: Another spelling must save this share of the tokens to be preferred over upper case with T.
 _CLEARLY_FEWER = 0.1
 _LETTERS = {"nucleotide": b"ACGT", "protein": b"ACDEFGHIKLMNPQRSTVWY"}
+_RARE = str.maketrans("UZOB", "XXXX")
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Spelling:
         case: "upper" or "lower". thymine: "T" or "U", the letter for both.
         alphabet: "nucleotide", "protein" or "text"; a text is written as it is.
         spaced: whether a space stands between letters.
+        rare_as_x: whether the rare and ambiguous residues U, Z, O and B are written as X.
     """
 
     case: str = "upper"
     thymine: str = "T"
     alphabet: str = "nucleotide"
     spaced: bool = False
+    rare_as_x: bool = False
 
     def __post_init__(self) -> None:
         if self.case not in ("upper", "lower"):
@@ -49,6 +52,8 @@ class Spelling:
         if self.alphabet == "nucleotide":
             other = "U" if self.thymine == "T" else "T"
             text = text.replace(other, self.thymine)
+        if self.rare_as_x:
+            text = text.translate(_RARE)
         text = text if self.case == "upper" else text.lower()
         return " ".join(text) if self.spaced else text
 

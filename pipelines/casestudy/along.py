@@ -100,7 +100,9 @@ def exact_maps(store: str, moved: str | None) -> dict[str, np.ndarray]:
         layer, head = divmod(int(flat), n_heads)
         call = calls[layer]
         shared = head * call.key.shape[1] // n_heads
-        found = attention_map(call.query[0, head], call.key[0, shared], call.scale, call.window)
+        found = attention_map(
+            call.query[0, head], call.key[0, shared], call.scale, call.window, call.bias, head
+        )
         maps.append(found.double().cpu().numpy().astype(np.float16))
         places.append((layer, head))
     return {

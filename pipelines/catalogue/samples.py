@@ -169,6 +169,7 @@ def store_rollout(
                 [(call.query, call.key) for call in calls],
                 scale=calls[0].scale,
                 windows=[call.window for call in calls],
+                biases=[call.bias for call in calls],
                 row=row,
             )
             values = rolled[0].cpu().numpy()
@@ -248,6 +249,7 @@ def store_regions(
                 annotations.n_groups,
                 scale=call.scale,
                 window=call.window,
+                bias=call.bias,
                 theta=theta,
             )
             for call in sample.captured.calls

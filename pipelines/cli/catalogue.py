@@ -1,4 +1,4 @@
-"""Commands beyond the main job: weights, spectra, regions, cohorts, angles, cluster and more."""
+"""Commands on a store, beyond the main job: spectra, regions, cohorts, angles, cluster and more."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bertgeom.pipelines.cli.catalogue_options import (
     tile_rows,
     two_cohorts,
 )
-from bertgeom.pipelines.cli.options import JsonOption, RevisionOption, StoreArgument
+from bertgeom.pipelines.cli.options import ImportOption, JsonOption, StoreArgument
 from bertgeom.pipelines.cli.output import pairs_bar, print_json, print_rich, show
 
 
@@ -30,55 +30,11 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def weights(
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub name of an encoder.")],
-    revision: RevisionOption = None,
-    out: OutOption = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Symmetry, directionality, subspaces, ranks and spectra of every head's weights.
-
-    W = W_q^T W_k per head, in float64. weight_symmetry is 1 for a symmetric and -1 for a skew
-    W; weight_directionality is positive where outlier columns (keys) outweigh outlier rows
-    (queries); weight_subspace_cosines are those of the principal angles between the subspaces
-    of queries and keys. Definitions: docs/statistics.md section 5, docs/catalogue.md.
-    """
-    from transformers.utils import logging
-
-    from bertgeom.analysis.weights import weight_statistics
-    from bertgeom.model.loading import read_model
-    from bertgeom.pipelines.catalogue.results import check_out
-
-    check_out(out, model)
-    logging.disable_progress_bar()
-    loaded, _ = read_model(model, trust_remote_code, revision)
-    show(weight_statistics(loaded), out, as_json, tables.weight_table)
-
-
-def convert(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of a model.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the model.")],
-    revision: RevisionOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make safetensors of pickled weights (pytorch_model.bin); no code of the pickle runs."""
-    from bertgeom.model.convert import convert as write_folder
-
-    found = write_folder(model, out, revision=revision)
-    if as_json:
-        print_json({**vars(found), "folder": str(found.folder)})
-    else:
-        size = f"{found.n_weights} weights, {found.n_bytes / 1e6:.1f} MB"
-        typer.echo(f"{size} in {found.n_files} file(s) of {found.folder}")
-
-
 def spectra(
     store: StoreArgument,
     windows: WindowsOption = 8,
     model: MovedOption = None,
+    imports: ImportOption = None,
     exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -104,6 +60,7 @@ def rollout(
     windows: WindowsOption = 8,
     row: Annotated[int, typer.Option(min=0, help="Whose rollout: 0 is the first token.")] = 0,
     model: MovedOption = None,
+    imports: ImportOption = None,
     exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -134,6 +91,7 @@ def regions(
     windows: WindowsOption = 64,
     theta: Annotated[float, typer.Option(help="Weights of at least this are confident.")] = 0.3,
     model: MovedOption = None,
+    imports: ImportOption = None,
     exclude_flags: ExcludeOption = "",
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -402,8 +360,6 @@ def distributions(
 
 
 _COMMANDS = (
-    weights,
-    convert,
     spectra,
     rollout,
     regions,

@@ -20,6 +20,7 @@ from bertgeom._version import __version__
 from bertgeom.pipelines.cli.logs import show_more, showing_logs
 from bertgeom.pipelines.cli.options import (
     AnnotationsOption,
+    ImportOption,
     JsonOption,
     LabelsOption,
     MemoryOption,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 #: Modules that add commands: each has `register(app)` and imports heavy things when called.
 COMMANDS: tuple[str, ...] = (
     "bertgeom.pipelines.cli.whole_store",
+    "bertgeom.pipelines.cli.models",
     "bertgeom.pipelines.cli.catalogue",
     "bertgeom.pipelines.casestudy.cli",
 )
@@ -126,6 +128,7 @@ def plan(
     sources: SourcesArgument = None,
     *,
     model: ModelOption,
+    imports: ImportOption = None,
     sequences: SequencesOption = None,
     labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
@@ -169,6 +172,7 @@ def run(
     *,
     model: ModelOption,
     out: Annotated[str, typer.Option("--out", "-o", help="Folder or URL of the store.")],
+    imports: ImportOption = None,
     sequences: SequencesOption = None,
     labels: LabelsOption = None,
     annotations: AnnotationsOption = None,
@@ -194,6 +198,7 @@ def run(
             threads=threads,
             scheduler=scheduler,
             memory=memory,
+            imports=imports or (),
             subscribers=listeners,
             **settings,
         )
@@ -232,6 +237,7 @@ def verify(
     windows: Annotated[int, typer.Option(min=0, help="Windows to measure again.")] = 4,
     seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
     model: Annotated[str | None, typer.Option(help="Where the model is, if it was moved.")] = None,
+    imports: ImportOption = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Measure damaged row groups again, restore the rest.")
     ] = False,

@@ -32,6 +32,27 @@ ModelOption = Annotated[
 RevisionOption = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a model on the hub; default: main.")
 ]
+
+
+def _import(context: typer.Context, names: list[str] | None) -> list[str] | None:
+    """Import the packages that were named, before a model is looked for."""
+    if names and not context.resilient_parsing:
+        from bertgeom.model.packages import import_packages
+
+        import_packages(names)
+    return names
+
+
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="PACKAGE",
+        callback=_import,
+        help="Import a package that registers the model's classes, such as multimolecule; may be "
+        "given several times. Its code runs.",
+    ),
+]
 SequencesOption = Annotated[
     str | None, typer.Option(help="Sequence shards made by ingest, in place of sources.")
 ]
@@ -82,6 +103,8 @@ Command = Callable[..., None]
 
 #: Options that say what a command prints; a settings file holds none of them.
 _ABOUT_PRINTING = {"config", "print_config", "as_json"}
+#: Options that may be given several times; other lists are one text with commas.
+_LISTS = {"sources", "imports"}
 
 
 def _read_config(context: typer.Context, path: str | None) -> str | None:
@@ -105,6 +128,10 @@ def read_config(path: str, context: typer.Context) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("settings as TOML (window = 512)", str(error), source=path) from error
     values = {name.replace("-", "_"): value for name, value in found.items()}
+    if "import" in values:
+        # The argument cannot have the name of the option.
+        given = values.pop("import")
+        values["imports"] = given if isinstance(given, list) else [given]
     known = {str(p.name) for p in context.command.params} - _ABOUT_PRINTING
     if unknown := sorted(set(values) - known):
         raise UsageError(
@@ -114,7 +141,7 @@ def read_config(path: str, context: typer.Context) -> dict[str, Any]:
         raise UsageError(f"{path}: expected a value, found a table: {', '.join(tables)}")
     # Lists are written with commas on the command line; sources are a list there too.
     return {
-        name: ",".join(map(str, value)) if isinstance(value, list) and name != "sources" else value
+        name: ",".join(map(str, value)) if isinstance(value, list) and name not in _LISTS else value
         for name, value in values.items()
     }
 
@@ -173,15 +200,42 @@ def with_settings(command: Command) -> Command:
 
     The command takes what they say as one keyword argument, `settings`: values by name.
     """
+    return _with(command, [_parameter(f) for f in fields(Settings)], [_CONFIG, _PRINT_CONFIG])
+
+
+#: Settings that decide which numbers a model gives for given letters.
+_OF_THE_MODEL = (
+    "alphabet",
+    "max_tokens",
+    "tokenizer",
+    "dtype",
+    "impl",
+    "device",
+    "revision",
+    "trust_remote_code",
+)
+
+
+def with_model_settings(command: Command) -> Command:
+    """Give a command the options of `Settings` that concern the model and its tokenizer.
+
+    The command takes what they say as one keyword argument, `settings`: values by name.
+    """
+    return _with(command, [_parameter(f) for f in fields(Settings) if f.name in _OF_THE_MODEL], [])
+
+
+def _with(
+    command: Command, options: list[inspect.Parameter], more: list[inspect.Parameter]
+) -> Command:
+    """The command with more options; what `options` say is its argument `settings`."""
     own = inspect.signature(command, eval_str=True).parameters
-    added = [_parameter(field) for field in fields(Settings)]
-    names = {parameter.name for parameter in added}
-    added += [_CONFIG, _PRINT_CONFIG]
+    names = {parameter.name for parameter in options}
+    added = [*options, *more]
 
     def with_options(**values: Any) -> None:
         settings = {name: values.pop(name) for name in names}
-        del values["config"]
-        if values.pop("print_config"):
+        values.pop("config", None)
+        if values.pop("print_config", False):
             typer.echo("\n".join(config_lines(vars(Settings(**settings)))))
         else:
             command(**values, settings=settings)

@@ -14,6 +14,7 @@ import numpy as np
 
 from bertgeom.config import MeasureSettings, ResolvedSettings, Settings, check_same
 from bertgeom.errors import DamagedError, ModelError, StoreError
+from bertgeom.model.packages import import_packages
 from bertgeom.pipelines.context.facts import ModelIdentity, RunFacts
 from bertgeom.pipelines.context.folder import RUN, RunFolder
 from bertgeom.pipelines.plan.partitions import Index, Pieces, Plan, window_index
@@ -223,10 +224,18 @@ def open_context(url: str, encoder: Encoder | None = None) -> RunContext:
 _current: RunContext | None = None
 
 
-def context_with_model(url: str, model: str, threads: int) -> RunContext:
+def context_with_model(
+    url: str, model: str, threads: int, imports: tuple[str, ...] = ()
+) -> RunContext:
     """A run with its model, loaded once per process and kept for the next partition.
 
+    Args:
+        url: of the store. model: as this process finds it. threads: to compute with.
+        imports: packages that register the model's classes, imported first. The store names none:
+            what it was made with is not imported unasked.
+
     Raises:
+        UsageError: for a package that is not here.
         MismatchError: if the model found here is not the one the store was set up with.
     """
     global _current
@@ -239,6 +248,7 @@ def context_with_model(url: str, model: str, threads: int) -> RunContext:
         return _current
     _current = None
     set_threads(threads)
+    import_packages(imports)
     encoder = load_model(model, found.settings)
     _check_model(found, encoder)
     _current = found.with_encoder(encoder)

@@ -113,6 +113,7 @@ class Dask:
 
     Attributes:
         url, model: as the workers find them. workers: processes to start without a scheduler.
+        imports: packages that a worker imports before it loads the model.
     """
 
     url: str
@@ -121,6 +122,7 @@ class Dask:
     workers: int
     device: str
     scheduler: str | None = None
+    imports: tuple[str, ...] = ()
     _client: Any = None
     _cluster: Any = None
     _resources: dict[str, float] = field(default_factory=dict)
@@ -185,6 +187,7 @@ class Dask:
             self.url,
             self.model,
             self.threads,
+            self.imports,
             number,
             key=f"{work.__name__}-{number}-{time.monotonic_ns()}",
             pure=False,
@@ -235,12 +238,16 @@ def workers_at(scheduler: str) -> int:
     return workers
 
 
-def _work_partition(url: str, model: str, threads: int, partition: int) -> list[Event]:
-    return run_partition(context_with_model(url, model, threads), partition)
+def _work_partition(
+    url: str, model: str, threads: int, imports: tuple[str, ...], partition: int
+) -> list[Event]:
+    return run_partition(context_with_model(url, model, threads, imports), partition)
 
 
-def _work_group(url: str, model: str, threads: int, group: int) -> list[Event]:
-    return write_group(context_with_model(url, model, threads), group)
+def _work_group(
+    url: str, model: str, threads: int, imports: tuple[str, ...], group: int
+) -> list[Event]:
+    return write_group(context_with_model(url, model, threads, imports), group)
 
 
 def _result(future: Any) -> list[Event]:
@@ -341,9 +348,13 @@ def threads_of(workers: int, threads: int | None) -> int:
 
 
 def choose(
-    context: RunContext, workers: int, threads: int | None, scheduler: str | None
+    context: RunContext,
+    workers: int,
+    threads: int | None,
+    scheduler: str | None,
+    imports: tuple[str, ...] = (),
 ) -> Executor:
-    """The executor for these options.
+    """The executor for these options; its workers import these packages.
 
     Raises:
         UsageError: for a number of workers or threads below one.
@@ -353,7 +364,7 @@ def choose(
         return InProcess(context, threads)
     url = _absolute(context.storage.url)
     device = context.encoder.device.type if context.encoder is not None else "cpu"
-    return Dask(url, context.facts.model, threads, workers, device, scheduler)
+    return Dask(url, context.facts.model, threads, workers, device, scheduler, imports)
 
 
 def _absolute(url: str) -> str:

@@ -80,7 +80,8 @@ def compare(context: RunContext, windows: Iterable[int]) -> list[Comparison]:
             continue
         old = np.concatenate([arrays.read(variable.name, i, i + 1) for i in numbers])
         new = np.concatenate([_as_stored(context, variable, m[variable.name]) for m in fresh])
-        found.append(_compare(context, variable, old, new))
+        precision, rounding = context.facts.identity.model.dtype, _rounding(context, variable)
+        found.append(compare_values(variable, old, new, precision, rounding))
     return found
 
 
@@ -92,10 +93,16 @@ def _as_stored(context: RunContext, variable: Variable, values: np.ndarray) -> n
     return full
 
 
-def _compare(
-    context: RunContext, variable: Variable, old: np.ndarray, new: np.ndarray
+def compare_values(
+    variable: Variable, old: np.ndarray, new: np.ndarray, precision: str, rounding: float = 0.0
 ) -> Comparison:
-    precision = context.facts.identity.model.dtype
+    """Compare the values of one array with those of the oracle, in one shape.
+
+    Args:
+        old: values of the kernels; new: those of the oracle.
+        precision: the model's dtype, "float32", "float16" or "bfloat16".
+        rounding: relative rounding of `old` on disk.
+    """
     if variable.name == "angle_histogram":
         return _compare_histograms(old, new, PAIR_SHARE[precision])
     if variable.unit == "degree":
@@ -105,7 +112,7 @@ def _compare(
     old = old.astype(np.float64)
     scale = np.maximum(1.0, np.abs(new))
     with np.errstate(invalid="ignore"):
-        difference = np.abs(old - new) - _rounding(context, variable) * np.abs(new)
+        difference = np.abs(old - new) - rounding * np.abs(new)
     difference = np.where(np.isnan(old) & np.isnan(new), 0.0, difference / scale)
     difference = np.where(np.isnan(difference), np.inf, np.maximum(difference, 0.0))
     outside = int((difference > tolerance).sum())

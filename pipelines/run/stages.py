@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bertgeom.config import Settings
 from bertgeom.errors import StoreError
 from bertgeom.kernels.ahead import compiling_beside
+from bertgeom.model.packages import import_packages
 from bertgeom.pipelines.context.claims import check_place, claimed
 from bertgeom.pipelines.context.events import (
     Bus,
@@ -92,6 +93,7 @@ def run(
     threads: int | None = None,
     scheduler: str | None = None,
     memory: int | str | None = None,
+    imports: Iterable[str] = (),
     subscribers: Iterable[Subscriber] = (),
     **settings: Any,
 ) -> Status:
@@ -114,6 +116,7 @@ def run(
         threads: compute threads of a worker; default: the cores divided by the workers.
         scheduler: address of a running Dask scheduler, `tcp://host:8786`.
         memory: most memory to use, in bytes or like "8GB"; default: that of the machine.
+        imports: packages that register the model's classes, imported here and by every worker.
         subscribers: called with every event, see `bertgeom.pipelines.context.events`.
         settings: fields of `bertgeom.config.Settings`.
 
@@ -136,7 +139,7 @@ def run(
     given = (model, labels, annotations, sequences)
     inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
     check_place(storage, root_file.FORMAT, inputs)
-    threads = threads_of(workers, threads)
+    threads, packages = threads_of(workers, threads), import_packages(imports)
     check_script(workers)
     check_scheduler(scheduler)
     bus = Bus(list(subscribers))
@@ -161,7 +164,7 @@ def run(
             needed = project(prepared.context, threads)
             cost.check_memory(needed, cost.budget_bytes(memory), workers)
         context = _set_up(prepared, bus)
-        with choose(context, workers, threads, scheduler) as executor:
+        with choose(context, workers, threads, scheduler, packages) as executor:
             execute(context, executor, bus)
         done = finalise(storage.url)
         bus.send(Finished(storage.shown, done.windows, time.monotonic() - begin))

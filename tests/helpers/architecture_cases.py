@@ -88,6 +88,8 @@ def like_trained(model: torch.nn.Module) -> None:
                 weight.add_(0.3 * torch.randn_like(weight))
             if "q_norm" in name or "k_norm" in name:
                 weight.mul_(2)
+            if "relative_attention_bias" in name:
+                weight.normal_(std=2)
 
 
 _EMBEDDING = {"embedding_size": 32}
@@ -96,6 +98,17 @@ _MODERN = {
     "sep_token_id": 2,
     "local_attention": 16,
     "global_attn_every_n_layers": 2,
+}
+#: Buckets that reach less far than a window.
+_T5 = {
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "initializer_factor": 2.0,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
 }
 _ALL = (
     PublishedCase("MosaicBERT (DNABERT-2, DNABERT-S, BiRNA-BERT)", id="MosaicBERT"),
@@ -142,9 +155,18 @@ _ALL = (
     Case("BigBird", {"sep_token_id": 2}, id="BigBird-short-windows"),
     Case("ConvBert", {**_EMBEDDING, "head_ratio": 1}, padding=False),
     Case("ConvBert", {**_EMBEDDING, "head_ratio": 2}, padding=False, id="ConvBert-half-heads"),
+    Case("T5", _T5, model="T5EncoderModel"),
+    Case("T5", {**_T5, "feed_forward_proj": "gated-gelu"}, model="T5EncoderModel", id="T5-gated"),
+    Case("MT5", _T5, model="MT5EncoderModel"),
+    Case("UMT5", _T5, model="UMT5EncoderModel"),
+    Case("MPNet"),
 )
-#: Those that the installed transformers has.
-CASES = tuple(case for case in _ALL if hasattr(transformers, f"{case.name}Model"))
+#: Those of this package, and those that the installed transformers has.
+CASES = tuple(
+    case
+    for case in _ALL
+    if isinstance(case, PublishedCase) or hasattr(transformers, f"{case.name}Model")
+)
 
 
 def batch(padding: str, n: int = 20) -> dict[str, torch.Tensor]:

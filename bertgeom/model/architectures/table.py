@@ -173,7 +173,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         layers=("MosaicBertLayer",),
         norm="attention.output.LayerNorm",
         pre_norm=False,
-        note="attention with ALiBi; no spectra, rollout and regions",
+        note="attention with ALiBi: on a CPU only",
     ),
     Architecture(
         "GENA-LM",
@@ -192,10 +192,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         pre_norm=True,
         final_norm="emb_layer_norm_after",
     ),
-)
-#: Architectures with a bias of relative positions. No test runs them through the kernels yet, and
-#: spectra, rollout and regions refuse a bias: they are refused until they stand in `ARCHITECTURES`.
-BIASED: tuple[Architecture, ...] = (
     *(
         Architecture(
             name,
@@ -206,7 +202,8 @@ BIASED: tuple[Architecture, ...] = (
             final_norm="final_layer_norm",
             loads=f"{name}EncoderModel",
             adapters=adapter,
-            note="the encoder alone; logits have no scale, and a bias of relative positions",
+            note="the encoder alone; logits have no scale, and a bias of relative positions: on a "
+            "CPU only",
         )
         for name, adapter in (("T5", adapters.T5), ("MT5", adapters.MT5), ("UMT5", adapters.UMT5))
     ),
@@ -217,7 +214,7 @@ BIASED: tuple[Architecture, ...] = (
         norm="attention.LayerNorm",
         pre_norm=False,
         adapters=adapters.MPNET,
-        note="logits have a bias of relative positions",
+        note="logits have a bias of relative positions: on a CPU only",
     ),
 )
 #: Model types that stay out, and why: their mixing of tokens is not softmax(S) V of one S = Q K^T.

@@ -1,100 +1,136 @@
-"""Architectures with a bias of relative positions: what their adapters hand over is the bias."""
+"""Architectures that add a bias to their logits: what builds logits again adds it too."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from architecture_cases import VOCABULARY, Case, batch
-from torch import Tensor, nn
+import transformers
+from architecture_cases import CASES, Case, batch
+from torch import Tensor
 
-from bertgeom import kernels
-from bertgeom.model.architectures import adapters, table
-from bertgeom.model.masks import AttentionMask, attention_mask
+import bertgeom
+from bertgeom.analysis.annotations import region_attention
+from bertgeom.analysis.rollout import attention_rollout
+from bertgeom.analysis.spectra import captured_spectra
+from bertgeom.errors import UsageError
+from bertgeom.kernels import AlibiBias, RelativeBias
+from bertgeom.kernels.attention_stats.bias import tensor_of
+from bertgeom.model.capture import Capture, capture
+from bertgeom.model.loading import load_model
 
-_T5: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "d_model": 32,
-    "d_kv": 16,
-    "d_ff": 64,
-    "num_layers": 2,
-    "num_heads": 2,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 12,
-}
-CASES = (
-    Case("T5", _T5, model="T5EncoderModel"),
-    Case("MT5", _T5, model="MT5EncoderModel"),
-    Case("UMT5", _T5, model="UMT5EncoderModel"),
-    Case("MPNet"),
-)
-#: The kernels know no bias yet; with them the cases move to `architecture_cases.CASES`.
-pytestmark = pytest.mark.skipif(
-    not hasattr(kernels, "RelativeBias"), reason="needs kernels that add a bias"
-)
+BIASED = [c for c in CASES if c.name.startswith(("T5", "MT5", "UMT5", "MPNet", "Mosaic"))]
+N = 20
+biased = pytest.mark.parametrize("case", BIASED, ids=str)
 
 
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    position_bias: Any = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Plain attention with a relative bias, written out."""
-    assert isinstance(attention_mask, AttentionMask)
-    at = torch.arange(query.shape[2])
-    bias = position_bias.table[:, position_bias.buckets(at[None, :] - at[:, None])]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = scale * query @ key.mT + bias
-    assert isinstance(attention_mask, AttentionMask)
-    valid = attention_mask.valid()
-    if valid is not None:
-        logits = logits.masked_fill(~valid[:, None, None, :], -torch.inf)
-    return (logits.softmax(-1) @ value).transpose(1, 2), None
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    return batch("none", N)["input_ids"][:1]
 
 
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An attention implementation of that name which takes a bias; adapters are put back after."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    before = dict(AttentionInterface._global_mapping), dict(AttentionMaskInterface._global_mapping)
-    monkeypatch.setattr(adapters, "_installed", set())
-    AttentionInterface.register("bertgeom", attend)
-    AttentionMaskInterface.register("bertgeom", attention_mask)
-    yield
-    AttentionInterface._global_mapping.clear()
-    AttentionInterface._global_mapping.update(before[0])
-    AttentionMaskInterface._global_mapping.clear()
-    AttentionMaskInterface._global_mapping.update(before[1])
+def captured_and_exact(case: Case, ids: Tensor) -> tuple[Capture, tuple[Tensor, ...]]:
+    """What a capture in float64 keeps, and the maps of eager attention in float64."""
+    eager, ours = (copy.deepcopy(model).double() for model in case.build())
+    with torch.no_grad():
+        maps = eager(
+            input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True
+        ).attentions
+    with capture(ours) as captured:
+        ours(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return captured, tuple(a.double() for a in maps)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_outputs_are_those_of_eager_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
+@biased
+def test_a_capture_keeps_the_bias_in_its_short_form(case: Case, ids: Tensor) -> None:
+    captured, _ = captured_and_exact(case, ids)
+    kind = AlibiBias if case.name.startswith("Mosaic") else RelativeBias
+    for call in captured.calls:
+        assert isinstance(call.bias, kind)
+        held = tensor_of(call.bias)
+        assert held is not None
+        assert held.numel() < N * N
 
-    eager, ours = case.build()
-    for name, weight in eager.named_parameters():
-        if "relative_attention_bias" in name:
-            nn.init.normal_(weight, std=2)
-    ours.load_state_dict(copy.deepcopy(eager.state_dict()))
-    (declared,) = (a for a in table.BIASED if a.name == case.name)
-    for path in declared.adapters:
-        where, owner, method = path.rsplit(".", 2)
-        cls = getattr(importlib.import_module(where), owner)
-        monkeypatch.setattr(cls, method, getattr(cls, method))
-    adapters.install(declared.adapters, attend)
-    for padding in ("none", "right", "left"):
-        inputs = batch(padding)
-        with torch.no_grad():
-            expected = eager(**inputs).last_hidden_state
-            found = ours(**inputs).last_hidden_state
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+@biased
+def test_spectra_are_those_of_the_model_s_maps(case: Case, ids: Tensor) -> None:
+    captured, maps = captured_and_exact(case, ids)
+    found = captured_spectra(captured)["attention_singular_values"]
+    expected = torch.linalg.svdvals(torch.stack([a[0] for a in maps]))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    plain = Capture([replace(call, bias=None) for call in captured.calls], captured.outputs)
+    without = captured_spectra(plain)["attention_singular_values"]
+    assert np.abs(without - found).max() > 1e-3
+
+
+@biased
+@pytest.mark.parametrize("row", [0, 7])
+def test_rollout_is_the_product_of_the_model_s_maps(case: Case, ids: Tensor, row: int) -> None:
+    captured, maps = captured_and_exact(case, ids)
+    product = torch.eye(N, dtype=torch.float64)
+    for a in maps:
+        product = (a[0].mean(0) + torch.eye(N)) / 2 @ product
+    found = attention_rollout(
+        [(call.query, call.key) for call in captured.calls],
+        scale=captured.calls[0].scale,
+        biases=[call.bias for call in captured.calls],
+        row=row,
+        block=6,
+    )
+    torch.testing.assert_close(found[0], product[row], rtol=1e-6, atol=1e-8)
+
+
+@biased
+def test_attention_on_regions_is_that_of_the_model_s_maps(case: Case, ids: Tensor) -> None:
+    captured, maps = captured_and_exact(case, ids)
+    groups = torch.zeros(N, dtype=torch.int32)
+    groups[3:8] |= 1
+    groups[6:15] |= 2
+    for call, a in zip(captured.calls, maps, strict=True):
+        found = region_attention(
+            call.query[0], call.key[0], groups, 2, scale=call.scale, bias=call.bias, block=6
+        )
+        received = a[0].mean(1)
+        mass = torch.stack([received[:, 3:8].sum(1), received[:, 6:15].sum(1)], dim=1)
+        torch.testing.assert_close(found["mass"], mass, rtol=1e-6, atol=1e-8)
+        confident = (a[0] >= 0.3)[:, :, 3:8].double().mean(1).sum(1)
+        torch.testing.assert_close(found["confident_count"][:, 0], confident)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_a_bias_of_every_cell_is_added_to_its_own_window_and_head(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 2, 2, N, 8, generator=generator).double()
+    bias = torch.randn(*shape, N, N, generator=generator).double()
+    maps = torch.softmax(query @ key.mT + bias, -1).mean(1)
+    found = attention_rollout([(query, key)], scale=1.0, biases=[bias], residual=0.0, row=4)
+    torch.testing.assert_close(found, maps[:, 4])
+
+
+def test_biases_are_one_a_layer() -> None:
+    x = torch.randn(1, 2, N, 8)
+    with pytest.raises(UsageError, match="expected 1 biases, one a layer, found 2"):
+        attention_rollout([(x, x)], biases=[None, None])
+
+
+@pytest.mark.parametrize("name", ["T5", "MT5", "UMT5"])
+def test_the_encoder_of_a_whole_model_is_loaded_alone(name: str, tmp_path: Path) -> None:
+    """A folder of an encoder and a decoder gives the numbers of the encoder's own folder."""
+    case = next(c for c in BIASED if c.name == name)
+    whole = getattr(transformers, f"{name}ForConditionalGeneration")(case.config()).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    encoder: Any = getattr(transformers, f"{name}EncoderModel").from_pretrained(tmp_path / "whole")
+    encoder.save_pretrained(tmp_path / "encoder")
+    inputs = batch("right", N)
+    expected = bertgeom.measure(encoder, **inputs)
+    for folder in ("whole", "encoder"):
+        loaded = load_model(tmp_path / folder)
+        assert type(loaded).__name__ == f"{name}EncoderModel"
+        found = bertgeom.measure(loaded, **inputs)
+        np.testing.assert_array_equal(found.attention_entropy, expected.attention_entropy)
+        np.testing.assert_array_equal(found.stream_norm_max, expected.stream_norm_max)

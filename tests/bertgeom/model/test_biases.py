@@ -115,14 +115,18 @@ def test_a_steep_bias_hides_no_token() -> None:
     assert torch.equal(parts[1], bias)
 
 
-def test_what_does_not_add_the_bias_says_so() -> None:
-    """Spectra, rollout and regions would be those of other weights."""
-    model = tiny_model("bert")
+@pytest.mark.parametrize("name", BIASES)
+def test_a_capture_keeps_the_bias_of_its_layer(name: str) -> None:
+    model, bias = tiny_model("bert"), BIASES[name]
     model.set_attn_implementation("bertgeom")
-    model.encoder.layer[1].attention.self.bertgeom_bias = BIASES["alibi"]
+    model.encoder.layer[1].attention.self.bertgeom_bias = bias
     ids, mask, _ = batch()
-    with pytest.raises(ModelError, match="spectra, rollout, regions"), capture(model):
+    with capture(model) as captured:
         model(input_ids=ids, attention_mask=mask)
+    first, second = captured.calls
+    assert first.bias is None
+    assert second.bias is not None
+    torch.testing.assert_close(bias_matrix(second.bias, N), bias_matrix(bias, N))
 
 
 def test_only_a_bias_is_taken_for_one() -> None:

@@ -238,3 +238,31 @@ def test_a_probe_refuses_outputs_that_are_not_finite() -> None:
     model.encoder.layer[1].register_forward_hook(lambda module, args, out: out * torch.nan)
     with pytest.raises(ModelError, match="finite"):
         probe(model, pad_id=0, max_tokens=60)
+
+
+def with_one_weight(folder: Path, value: float) -> Path:
+    """A model of which one number is this."""
+
+    def edit(held: dict[str, torch.Tensor]) -> None:
+        held["bert.encoder.layer.1.output.dense.weight"][3, 5] = value
+
+    weights(edit)(save_tiny_classifier(folder))
+    return folder
+
+
+@pytest.mark.parametrize("value", [70_000.0, -1e6])
+def test_weights_beyond_float16_are_refused_with_what_holds_them(
+    value: float, tmp_path: Path
+) -> None:
+    folder = with_one_weight(tmp_path / "model", value)
+    with pytest.raises(ModelError, match=r"^[^\n]*--dtype bfloat16 or --dtype float32$") as error:
+        load_encoder(folder, device="cpu", dtype="float16")
+    for text in ("at most 65504", "layer.1.output.dense.weight", f"{abs(value):.3g}"):
+        assert text in str(error.value)
+    for dtype in ("float32", "bfloat16"):
+        assert load_encoder(folder, device="cpu", dtype=dtype).n_layers == 2
+
+
+def test_the_largest_number_of_float16_is_within_its_range(tmp_path: Path) -> None:
+    folder = with_one_weight(tmp_path / "model", 65_504.0)
+    assert load_encoder(folder, device="cpu", dtype="float16").dtype == torch.float16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -413,6 +414,21 @@ def test_hugging_face_counts_its_unknown_token(hugging_face: HuggingFace) -> Non
     encoded = hugging_face.encode(random_bases(101))
     assert encoded.n_unknown == 1
     assert (encoded.start[1], encoded.stop[1]) == (0, 101)
+
+
+def test_a_file_of_sentencepiece_alone_names_the_packages_that_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spiece.model").write_bytes(b"\0")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    found = importlib.util.find_spec
+    absent = ("sentencepiece", "google")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name in absent else found(name)
+    )
+    with pytest.raises(ModelError, match=r"^[^\n]*pip install sentencepiece protobuf$"):
+        load_tokenizer(tmp_path, alphabet="protein")
 
 
 def test_a_length_limit_saved_with_a_tokenizer_is_no_rule(hugging_face: HuggingFace) -> None:

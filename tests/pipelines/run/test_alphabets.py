@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import BertTokenizer, EsmTokenizer
+import torch
+import transformers
+from architecture_cases import CASES
+from transformers import BertTokenizer, EsmTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 import bertgeom
 from bertgeom.errors import UsageError
@@ -61,6 +64,44 @@ def test_proteins_are_measured_residue_by_residue(
     assert again.windows == 5
     with pytest.raises(UsageError, match=r"found protein.*--alphabet"):
         bertgeom.run(source, out=tmp_path / "run.zarr", model=model)
+
+
+@pytest.fixture(scope="module", params=["T5EncoderModel", "T5ForConditionalGeneration"])
+def prot_t5(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny ProtT5: of the encoder alone, or with its decoder."""
+    folder = tmp_path_factory.mktemp("t5") / "model"
+    case = next(c for c in CASES if c.name == "T5")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(f"\u2581{letter}", -2.0) for letter in RESIDUES]
+    config = T5Config(**{**case.more, "vocab_size": len(pieces)})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        getattr(transformers, request.param)(config).save_pretrained(folder)
+    tokenizer: Any = T5Tokenizer
+    tokenizer(vocab=pieces, extra_ids=0, model_max_length=40).save_pretrained(folder)
+    return folder
+
+
+def test_prot_t5_reads_residues_apart_and_rare_ones_as_x(prot_t5: Path, tmp_path: Path) -> None:
+    """As its authors ask for: spaces between residues, U, Z, O and B as X; </s> closes."""
+    (tmp_path / "p.faa").write_text(">a\nMKVLUAZGOBX\n>b\nMKVLXAXGXXX\n")
+    bertgeom.run(
+        tmp_path / "p.faa", model=prot_t5, out=tmp_path / "x.zarr", alphabet="protein", workers=1
+    )
+    dataset = bertgeom.open(tmp_path / "x.zarr")
+    assert dataset.n_tokens.values.tolist() == [12, 12]
+    assert dataset.n_unknown.values.tolist() == [0, 0]
+    assert dataset.n_ambiguous.values.tolist() == [3, 5]
+    for name in ("attention_entropy", "stream_norm_max"):
+        np.testing.assert_array_equal(dataset[name][0], dataset[name][1])
+    encoder = bertgeom.load_encoder(prot_t5, alphabet="protein")
+    assert type(encoder.model) is T5EncoderModel
+    row = encoder.tokenizer.encode(np.frombuffer(b"MUK", np.uint8))
+    vocabulary = encoder.tokenizer.tokenizer.get_vocab()
+    names = ("\u2581M", "\u2581X", "\u2581K", "</s>")
+    assert row.ids.tolist() == [vocabulary[name] for name in names]
+    assert row.special.tolist() == [False, False, False, True]
+    assert row.start.tolist() == [0, 1, 2, -1]
 
 
 def test_shards_are_used_with_their_own_alphabet(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,6 +74,23 @@ def kill_first_worker() -> tuple[events.Subscriber, list[int]]:
     return subscriber, killed
 
 
+@contextmanager
+def noted_imports() -> Iterator[tuple[str, Callable[[], set[int]]]]:
+    """Name of a package, and the processes that have imported it."""
+    name = "package_that_notes_its_imports"
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        code = f"import os, pathlib\npathlib.Path({folder!r}, str(os.getpid())).touch()\n"
+        (Path(folder) / f"{name}.py").write_text(code)
+        patch.syspath_prepend(folder)
+        noted: set[int] = set()
+
+        def processes() -> set[int]:
+            noted.update(int(p.name) for p in Path(folder).glob("*") if p.name.isdigit())
+            return noted
+
+        yield name, processes
+
+
 @pytest.fixture(scope="module", params=EXECUTORS)
 def store(
     request: pytest.FixtureRequest, start: Callable[..., Path], scheduler: str
@@ -81,8 +100,13 @@ def store(
         yield start(name)
     elif request.param == "dask, a worker killed":
         subscriber, killed = kill_first_worker()
-        found = start(name, workers=2, subscribers=[subscriber])
+        with noted_imports() as (package, processes):
+            found = start(name, workers=2, subscribers=[subscriber], imports=[package])
+            # This process and every worker, the one that took the place of the lost one too.
+            assert os.getpid() in processes()
+            assert len(processes()) >= 3
         assert killed
+        assert killed[0] in processes()
         yield found
     else:
         yield start(name, scheduler=scheduler)
