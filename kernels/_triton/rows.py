@@ -90,8 +90,19 @@ def row_sums(
     o_dim = tl.arange(0, BLOCK_DIM)
     m_dim = o_dim < WIDTH
     units = tl.zeros((STEP, BLOCK_DIM), tl.float32)
-    rows = tl.zeros((STEP, BLOCK_DIM), tl.float32)
-    count, mean, m2, m3, m4 = 0.0, 0.0, 0.0, 0.0, 0.0
+    if MOMENTS:
+        rows = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+        s1 = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+        s2 = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+        s3 = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+        s4 = tl.zeros((STEP, BLOCK_DIM), tl.float32)
+        # Powers are taken about the mean of the first rows: a part of the sample, hence near its
+        # mean in units of its deviation. Sums are added across lanes once, at the end.
+        o_row = i_block * BLOCK_ROWS + tl.arange(0, STEP)
+        m_x = (o_row < n)[:, None] & m_dim[None, :]
+        x = load_rows(p_set, o_row, stride_n, m_x, o_dim)
+        k = tl.minimum(tl.maximum(n - i_block * BLOCK_ROWS, 1), STEP) * WIDTH
+        about = tl.sum(tl.sum(x, axis=1), axis=0) / k.to(tl.float32)
     for step in range(BLOCK_ROWS // STEP):
         o_row = i_block * BLOCK_ROWS + step * STEP + tl.arange(0, STEP)
         m_x = (o_row < n)[:, None] & m_dim[None, :]
@@ -104,57 +115,38 @@ def row_sums(
         units += x * inverse(norm)[:, None]
         if MOMENTS:
             rows += x
-            k = tl.sum((o_row < n).to(tl.float32), axis=0) * WIDTH
-            count, mean, m2, m3, m4 = add_group(x, m_x, k, count, mean, m2, m3, m4)
+            d = tl.where(m_x, x - about, 0.0)
+            square = d * d
+            s1 += d
+            s2 += square
+            s3 += square * d
+            s4 += square * square
     o_out = (i_set * n_blocks + i_block) * WIDTH + o_dim
     tl.store(p_unit + o_out, tl.sum(units, axis=0), mask=m_dim)
     if MOMENTS:
         tl.store(p_rows + o_out, tl.sum(rows, axis=0), mask=m_dim)
-        p_out = p_moments + (i_set * n_blocks + i_block) * 5
-        tl.store(p_out, count)
-        tl.store(p_out + 1, mean)
-        tl.store(p_out + 2, m2)
-        tl.store(p_out + 3, m3)
-        tl.store(p_out + 4, m4)
+        count = tl.minimum(tl.maximum(n - i_block * BLOCK_ROWS, 0), BLOCK_ROWS) * WIDTH
+        store_moments(
+            p_moments + (i_set * n_blocks + i_block) * 5, count.to(tl.float32), about,
+            tl.sum(tl.sum(s1, axis=1), axis=0), tl.sum(tl.sum(s2, axis=1), axis=0),
+            tl.sum(tl.sum(s3, axis=1), axis=0), tl.sum(tl.sum(s4, axis=1), axis=0),
+        )  # fmt: skip
 
 
 @triton.jit
-def add_group(x, m_x, k, count, mean, m2, m3, m4):
-    """Merges the moments of the k entries of x into those of count entries."""
-    some = tl.maximum(k, 1.0)
-    about = tl.sum(tl.sum(x, axis=1), axis=0) / some
-    d = tl.where(m_x, x - about, 0.0)
-    square = d * d
-    s1 = tl.sum(tl.sum(d, axis=1), axis=0)
-    s2 = tl.sum(tl.sum(square, axis=1), axis=0)
-    s3 = tl.sum(tl.sum(square * d, axis=1), axis=0)
-    s4 = tl.sum(tl.sum(square * square, axis=1), axis=0)
-    # `about` is rounded: the rest of the mean is small, and so are these corrections.
-    off = s1 / some
-    g2 = s2 - k * off * off
-    g3 = s3 - 3 * off * s2 + 2 * k * off * off * off
-    g4 = s4 - 4 * off * s3 + 6 * off * off * s2 - 3 * k * off * off * off * off
-    return merge(count, mean, m2, m3, m4, k, about + off, g2, g3, g4)
-
-
-@triton.jit
-def merge(na, mean_a, a2, a3, a4, nb, mean_b, b2, b3, b4):
-    """Moments of two samples together (Chan et al. 1983; Pebay 2008)."""
-    n = na + nb
-    some = tl.maximum(n, 1.0)
-    a = na / some
-    b = nb / some
-    delta = mean_b - mean_a
-    between = delta * delta * n * a * b
-    m4 = (
-        a4
-        + b4
-        + between * delta * delta * (a * a - a * b + b * b)
-        + 6 * delta * delta * (a * a * b2 + b * b * a2)
-        + 4 * delta * (a * b3 - b * a3)
-    )
-    m3 = a3 + b3 + between * delta * (a - b) + 3 * delta * (a * b2 - b * a2)
-    return n, mean_a + delta * b, a2 + b2 + between, m3, m4
+def store_moments(p_out, count, about, s1, s2, s3, s4):
+    """Stores count, mean, M2, M3, M4 from the sums of powers of deviations from a point."""
+    # A few operations in float64: the point is some deviations off at most, but not a rounding.
+    off = s1.to(tl.float64) / tl.maximum(count, 1.0)
+    square = off * off
+    m2 = s2 - count * square
+    m3 = s3 - 3 * off * s2 + 2 * count * square * off
+    m4 = s4 - 4 * off * s3 + 6 * square * s2 - 3 * count * square * square
+    tl.store(p_out, count)
+    tl.store(p_out + 1, (about + off).to(tl.float32))
+    tl.store(p_out + 2, tl.maximum(m2, 0.0).to(tl.float32))
+    tl.store(p_out + 3, m3.to(tl.float32))
+    tl.store(p_out + 4, tl.maximum(m4, 0.0).to(tl.float32))
 
 
 @triton.jit

@@ -16,7 +16,11 @@ from bertgeom.kernels.attention_stats.gpu.cones import attention_cones, cones_ti
 from bertgeom.kernels.attention_stats.gpu.finish import attention_finish, finish_tiles
 from bertgeom.kernels.attention_stats.gpu.gram import attention_gram, gram_tiles
 from bertgeom.kernels.attention_stats.gpu.k90 import attention_k90, k90_tiles
-from bertgeom.kernels.attention_stats.gpu.pairs import attention_pairs, pairs_tiles
+from bertgeom.kernels.attention_stats.gpu.pairs import (
+    attention_pairs,
+    pairs_tiles,
+    warps_of_columns,
+)
 from bertgeom.kernels.attention_stats.gpu.rows import attention_rows, rows_tiles
 from bertgeom.kernels.attention_stats.gpu.tiles import PRECISION, Tiles, block_dim
 
@@ -49,6 +53,7 @@ def _configuration(
         "BLOCK": tiles.rows,
         "BLOCK_ROWS": tiles.rows,
         "STEP": tiles.rows,
+        "WARPS": warps_of_columns(tiles),
         "PRECISION": PRECISION,
         "WIDEN": False,
         "WINDOW": False,

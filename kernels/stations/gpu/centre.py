@@ -215,7 +215,10 @@ def station_centre(
     else:
         known_scale = is_finite & (entry_square > 0)
         factor = (1.0 / tl.sqrt(tl.where(known_scale, entry_square, 1.0))).to(tl.float32)
-    angle_sum, angle_max, trace, diagonal = 0.0, 0.0, 0.0, 0.0
+    angle_sum = tl.zeros((STEP,), tl.float32)
+    angle_max = tl.zeros((STEP,), tl.float32)
+    trace = tl.zeros((STEP,), tl.float32)
+    diagonal = tl.zeros((STEP,), tl.float32)
     p_set = p_x + i_set * stride_b
     for step in range(BLOCK_ROWS // STEP):
         o_row = i_block * BLOCK_ROWS + step * STEP + tl.arange(0, STEP)
@@ -227,8 +230,8 @@ def station_centre(
         known = norm > 0
         unit = x * inverse(norm)[:, None]
         angle = angles_to(axis, unit, known)
-        angle_sum += tl.sum(angle, axis=0)
-        angle_max = tl.maximum(angle_max, tl.max(angle, axis=0))
+        angle_sum += angle
+        angle_max = tl.maximum(angle_max, angle)
         off = tl.where(m_x, x - mean[None, :], 0.0)
         if ANGLES:
             store_units(
@@ -237,12 +240,12 @@ def station_centre(
             )  # fmt: skip
             tl.store(p_weight + o_out, tl.sum(x * mean[None, :], axis=1) - half_square)
             own = tl.sum(off * off, axis=1)
-            diagonal += tl.sum(own * own, axis=0)
+            diagonal += own * own
         else:
             own = store_rows(p_vectors, off * factor, o_out, o_dim, m_row, WIDTH_PADDED)
-        trace += tl.sum(own, axis=0)
+        trace += own
     p_part = p_parts + (at_block + i_block) * N_PARTS
-    tl.store(p_part, angle_sum)
-    tl.store(p_part + 1, angle_max)
-    tl.store(p_part + 2, trace)
-    tl.store(p_part + 3, diagonal)
+    tl.store(p_part, tl.sum(angle_sum, axis=0))
+    tl.store(p_part + 1, tl.max(angle_max, axis=0))
+    tl.store(p_part + 2, tl.sum(trace, axis=0))
+    tl.store(p_part + 3, tl.sum(diagonal, axis=0))
