@@ -1,6 +1,6 @@
 """Steps of the k90 search, counted without a GPU: `TRITON_INTERPRET=1 python -m bench.k90_steps`.
 
-A program searches 16 rows until all are done. Its steps are counted by allowing it one more at a
+A program searches its rows until all are done. Its steps are counted by allowing it one more at a
 time, until its counts are those of a search without a limit.
 """
 

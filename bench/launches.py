@@ -237,7 +237,10 @@ def heads_of(shape: Shape) -> list[Any]:
 
 
 def parts(shape: Shape) -> dict[str, Count]:
-    """Attention statistics of one layer, and one station, each alone."""
+    """Attention statistics of one layer, and one station, each alone.
+
+    What the second call starts: the first also makes the constants that are kept.
+    """
     import torch
 
     from bertgeom import kernels
@@ -248,21 +251,23 @@ def parts(shape: Shape) -> dict[str, Count]:
     for tier in ("core", "full"):
         for cones in (False, True):
             heads = heads_of(shape)
-            with counting() as count:
-                kernels.attention_stats(
-                    *heads,
-                    special=special,
-                    tier=tier,
-                    n_offset_side=n_offset_side(shape.tokens),
-                    head_cones=cones,
-                    impl="triton",
-                )
+            for _ in range(2):
+                with counting() as count:
+                    kernels.attention_stats(
+                        *heads,
+                        special=special,
+                        tier=tier,
+                        n_offset_side=n_offset_side(shape.tokens),
+                        head_cones=cones,
+                        impl="triton",
+                    )
             found[f"attention {tier}{', head cones' if cones else ''}"] = count
     size = (shape.batch, shape.tokens, shape.hidden)
     x = torch.empty(size, dtype=getattr(torch, shape.dtype), device="meta")
     for angles in (False, True):
-        with counting() as count:
-            kernels.statistics_of_stations([x], angles=[angles], impl="triton")
+        for _ in range(2):
+            with counting() as count:
+                kernels.statistics_of_stations([x], angles=[angles], impl="triton")
         found[f"station{', angles' if angles else ''}"] = count
     return found
 

@@ -29,7 +29,7 @@ from typing import Any
 MODULES = (
     "bertgeom.kernels.attention_stats.gpu.run",
     "bertgeom.kernels.cone_angles.gpu",
-    "bertgeom.kernels.stations.gpu",
+    "bertgeom.kernels.stations.gpu.run",
 )
 ARCHITECTURES = (80, 90)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,13 @@ def check_vectors(name: str, x: Tensor) -> None:
 
 
 def valid_rows(
-    name: str, x: Tensor, lengths: Tensor | None, mask: Tensor | None
+    name: str, x: Tensor, lengths: Tensor | None, mask: Tensor | None, *, clamp: bool = True
 ) -> tuple[Tensor, Tensor]:
     """x (B, H, N, D) with its valid rows first, and their number (B,) int64 on x's device.
+
+    Args:
+        clamp: whether lengths on a GPU, which cannot be checked, are put within [0, N]; not
+            needed for kernels that do so themselves.
 
     Raises:
         ValueError: for both `lengths` and `mask`, or wrong shapes or numbers.
@@ -30,19 +36,31 @@ def valid_rows(
     if mask is not None:
         return _masked_rows(name, x, mask)
     if lengths is None:
-        return x, torch.full((batch,), n_slots, dtype=torch.int64, device=x.device)
+        return x, all_rows(batch, n_slots, x.device)
     if lengths.shape != (batch,) or lengths.is_floating_point():
         raise ValueError(
             f"{name}: expected {batch} integer lengths, found shape {tuple(lengths.shape)} "
             f"of {lengths.dtype}"
         )
     if lengths.device.type != "cpu":
-        return x, lengths.to(x.device, torch.int64).clamp(0, n_slots)
+        lengths = lengths.to(x.device, torch.int64)
+        return x, lengths.clamp(0, n_slots) if clamp else lengths
     numbers = lengths.tolist()
     if min(numbers) < 0 or max(numbers) > n_slots:
         raise ValueError(f"{name}: expected lengths of 0 to {n_slots}, found {numbers}")
     # Contiguous, like all arrays of compiled code: other layouts would be compiled separately.
     return x, lengths.to(x.device, torch.int64).contiguous()
+
+
+def all_rows(batch: int, n_slots: int, device: torch.device) -> Tensor:
+    """Lengths (B,) int64 of full windows. On a GPU they are kept: to fill them is a launch."""
+    filled = _full_windows.__wrapped__ if device.type == "cpu" else _full_windows
+    return filled(batch, n_slots, device)
+
+
+@functools.lru_cache(maxsize=16)
+def _full_windows(batch: int, n_slots: int, device: torch.device) -> Tensor:
+    return torch.full((batch,), n_slots, dtype=torch.int64, device=device)
 
 
 def _masked_rows(name: str, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bertgeom.kernels._triton.angles import angle_tiles, finish_sets, fold_tiles, square_tiles
+from bertgeom.kernels._triton.angles import angle_tiles, finish_sets, fold_tiles
 from bertgeom.kernels._triton.programs import launch
 from bertgeom.kernels._triton.row_launches import Centred, Sets, options
 from bertgeom.kernels._triton.rows import BLOCK_ROWS
@@ -56,9 +56,9 @@ def block_bins(bins: int) -> int:
 
 @dataclass(frozen=True)
 class TileSums:
-    """Results of the tiles of S sets: counts (S, T, bins) or None, sums (S, T, 5) or (S, T)."""
+    """Results of the tiles of S sets: counts (S, T, bins) int32, sums (S, T, 4) float32."""
 
-    counts: Tensor | None
+    counts: Tensor
     sums: Tensor
 
 
@@ -71,7 +71,7 @@ def angle_sums(
     bins: int,
 ) -> TileSums:
     """`angle_tiles` of all pairs within a (b is a), or of a and b; near_mean (S,), any stride."""
-    within, ratio = b is a, centred_a.weight is not None
+    within = b is a
     vectors_a, vectors_b = cast("Tensor", centred_a.vectors), cast("Tensor", centred_b.vectors)
     how = tile_products(vectors_a.dtype)
     tiles_b = b.n_padded // how.block
@@ -79,16 +79,16 @@ def angle_sums(
     device = a.x.device
     found = TileSums(
         counts=torch.empty((a.n_sets, n_tiles, bins), device=device, dtype=torch.int32),
-        sums=torch.empty((a.n_sets, n_tiles, 5), device=device, dtype=torch.float32),
+        sums=torch.empty((a.n_sets, n_tiles, 4), device=device, dtype=torch.float32),
     )
     launch(
         angle_tiles, n_tiles * a.n_sets,
         vectors_a, vectors_b, centred_a.alpha, centred_b.alpha,
-        centred_a.scale, centred_b.scale, a.norm, b.norm, centred_a.weight,
+        centred_a.scale, centred_b.scale, a.norm, b.norm,
         a.lengths, b.lengths, a.kept, b.kept, near_mean, found.counts, found.sums,
         a.n_padded, b.n_padded, n_tiles, tiles_b, near_mean.stride(0), bins,
         WIDTH=vectors_a.shape[2], BLOCK=how.block, BLOCK_K=how.depth,
-        BLOCK_BINS=block_bins(bins), PARTS=n_parts(ratio), TRIANGLE=within, RATIO=ratio,
+        BLOCK_BINS=block_bins(bins), PARTS=n_parts(False), TRIANGLE=within,
         PRECISION=how.precision, **options(how.warps, how.stages),
     )  # fmt: skip
     return fold(found) if n_tiles > FOLD else found
@@ -96,61 +96,47 @@ def angle_sums(
 
 def fold(tiles: TileSums) -> TileSums:
     """Every `FOLD` tiles as one, so that the last kernel's loop is short."""
-    counts = cast("Tensor", tiles.counts)
-    n_sets, n_tiles, bins = counts.shape
+    n_sets, n_tiles, bins = tiles.counts.shape
     n_folds = ceil_div(n_tiles, FOLD)
     found = TileSums(
-        counts=counts.new_empty((n_sets, n_folds, bins)),
-        sums=tiles.sums.new_empty((n_sets, n_folds, 5)),
+        counts=tiles.counts.new_empty((n_sets, n_folds, bins)),
+        sums=tiles.sums.new_empty((n_sets, n_folds, 4)),
     )
     launch(
         fold_tiles, n_folds * n_sets,
-        counts, tiles.sums, found.counts, found.sums, n_tiles, bins,
+        tiles.counts, tiles.sums, found.counts, found.sums, n_tiles, bins,
         FOLD=FOLD, STEP=FOLD_STEP, BLOCK_BINS=block_bins(bins), **options(4),
     )  # fmt: skip
     return found
 
 
-def square_sums(sets: Sets, centred: Centred) -> TileSums:
-    """`square_tiles` of all sets."""
-    vectors = cast("Tensor", centred.vectors)
-    _, rows, width = vectors.shape
-    how = tile_products(vectors.dtype)
-    n_tiles = n_triangle(min(rows, width), how.block)
-    found = torch.empty((sets.n_sets, n_tiles), device=sets.x.device, dtype=torch.float32)
-    launch(
-        square_tiles, n_tiles * sets.n_sets,
-        vectors, sets.lengths, sets.kept, found, rows, n_tiles,
-        WIDTH=width, BLOCK=how.block, BLOCK_K=how.depth, COLUMNS=rows > width,
-        PRECISION=how.precision, **options(how.warps, how.stages),
-    )  # fmt: skip
-    return TileSums(None, found)
+def finish_axis(sets: Sets, parts: Tensor) -> None:
+    """Completes `sets.out` by the angles to the axis."""
+    _finish(sets, parts, None, sets.facts[:, 1], None)
 
 
-def finish(
+def finish_angles(sets: Sets, tiles: TileSums, near_mean: Tensor) -> Tensor:
+    """Completes `sets.out` by the angles of all pairs; returns the histogram (S, bins) int64."""
+    shape = (sets.n_sets, tiles.counts.shape[2])
+    histogram = torch.empty(shape, device=sets.x.device, dtype=torch.int64)
+    _finish(sets, None, tiles, near_mean, histogram)
+    return histogram
+
+
+def _finish(
     sets: Sets,
-    parts: Tensor,
+    parts: Tensor | None,
     tiles: TileSums | None,
     near_mean: Tensor,
-    *,
-    axis: bool,
-    at_ratio: int,
-    ratio: bool = False,
-    bins: int = 4,
-) -> Tensor | None:
-    """Completes `sets.out`; returns the histogram (S, bins) int64 where there are counts."""
-    angles = tiles is not None and tiles.counts is not None
-    squares = tiles is not None and tiles.counts is None
-    histogram = None
-    if angles:
-        histogram = torch.empty((sets.n_sets, bins), device=sets.x.device, dtype=torch.int64)
+    histogram: Tensor | None,
+) -> None:
+    bins = 4 if tiles is None else tiles.counts.shape[2]
     launch(
         finish_sets, sets.n_sets,
-        parts, tiles.counts if tiles else None, tiles.sums if tiles else None, near_mean,
-        sets.lengths, sets.kept, sets.out, histogram, sets.x.shape[1], parts.shape[1],
-        tiles.sums.shape[1] if tiles else 0, near_mean.stride(0), bins, at_ratio,
+        near_mean, parts, tiles and tiles.counts, tiles and tiles.sums,
+        sets.lengths, sets.kept, sets.out, histogram, sets.x.shape[1],
+        sets.n_padded // BLOCK_ROWS, tiles.sums.shape[1] if tiles else 0, near_mean.stride(0), bins,
         BLOCK_BINS=block_bins(bins), N_OUT=sets.out.shape[1], BLOCK_ROWS=BLOCK_ROWS,
-        WIDTH=sets.x.shape[-1], WITH_AXIS=axis, ANGLES=angles, RATIO=ratio, SQUARES=squares,
+        WITH_AXIS=parts is not None, ANGLES=tiles is not None,
         **options(4),
     )  # fmt: skip
-    return histogram

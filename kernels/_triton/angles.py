@@ -1,7 +1,7 @@
 """Triton: tiles of products of centred vectors, their angles, and the end of every statistic.
 
-    angle_tiles    histogram and moments of angles; squares of the covariance
-    square_tiles   squares of a Gram matrix
+    angle_tiles    histogram and moments of angles
+    fold_tiles     partial results of many tiles as those of one
     finish_sets    all partial results of a set, added in order
 
 The histogram needs no atomics. A pair's bin gives a group (bin / 4) and a byte (bin % 4) of a
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from bertgeom.kernels._triton.programs import any_length
-from bertgeom.kernels._triton.rows import CONSTANT, NO_AXIS, degrees_of
+from bertgeom.kernels._triton.rows import NO_AXIS, degrees_of
 
 #: Degrees by which an angle may be rounded up: those on an edge must not fall below it.
 EDGE = tl.constexpr(2e-5)
@@ -97,54 +97,18 @@ def add_counts(counts, angle, m_pair, least, largest, scale, bins, BLOCK_BINS: t
     return counts
 
 
-@any_length
-def angle_tiles(
-    p_a,
-    p_b,
-    p_alpha_a,
-    p_alpha_b,
-    p_scale_a,
-    p_scale_b,
-    p_norm_a,
-    p_norm_b,
-    p_weight,
-    p_lengths_a,
-    p_lengths_b,
-    p_kept_a,
-    p_kept_b,
-    p_near_mean,
-    p_counts,
-    p_sums,
-    rows_a,
-    rows_b,
-    n_tiles,
-    tiles_b,
-    step_near_mean,
-    bins,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_BINS: tl.constexpr,
-    PARTS: tl.constexpr,
-    TRIANGLE: tl.constexpr,
-    RATIO: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Program (tile, set): p_counts (S, T, bins) int32; p_sums (S, T, 5): sum of angle - near
-    mean, of its square, least, largest, sum of the squares of the covariance right of the
-    diagonal. Vectors (S, rows, WIDTH) and their numbers are those of `centre_rows`."""
-    i_tile = tl.program_id(0) % n_tiles
-    i_set = (tl.program_id(0) // n_tiles).to(tl.int64)
-    if TRIANGLE:
-        i, j = triangle(i_tile)
-    else:
-        i = i_tile // tiles_b
-        j = i_tile % tiles_b
-    good = (tl.load(p_kept_a + i_set) >= 0) & (tl.load(p_kept_b + i_set) >= 0)
-    n_a = tl.where(good, tl.load(p_lengths_a + i_set), 0)
-    n_b = tl.where(good, tl.load(p_lengths_b + i_set), 0)
-    first_a = i_set * rows_a
-    first_b = i_set * rows_b
+@triton.jit
+def angles_of_tile(
+    p_a, p_b, p_alpha_a, p_alpha_b, p_scale_a, p_scale_b, p_norm_a, p_norm_b, p_weight, first_a,
+    first_b, i, j, n_a, n_b, near_mean, bins, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_BINS: tl.constexpr, PARTS: tl.constexpr,
+    TRIANGLE: tl.constexpr, RATIO: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Tile (i, j) of the pairs of n_a rows from first_a on and of n_b from first_b on.
+
+    Returns counts (BLOCK_BINS,), see `add_counts`; sums of angle - near_mean and of its square;
+    least and largest angle; with RATIO the sum of the squares of the covariance right of the
+    diagonal."""
     product = products(
         tl.zeros((BLOCK, BLOCK), tl.float32),
         p_a + (first_a + i.to(tl.int64) * BLOCK) * WIDTH,
@@ -159,7 +123,6 @@ def angle_tiles(
     )
     o_a = i * BLOCK + tl.arange(0, BLOCK)
     m_a, norm_a, alpha_a, scale_a = read_side(p_norm_a, p_alpha_a, p_scale_a, first_a, o_a, n_a)
-    near_mean = tl.load(p_near_mean + i_set * step_near_mean)
     scale = bins / 180.0
     counts = tl.zeros((BLOCK_BINS,), tl.int32)
     least, largest = 360.0, -1.0
@@ -194,52 +157,80 @@ def angle_tiles(
         least = tl.minimum(least, low)
         largest = tl.maximum(largest, high)
         counts = add_counts(counts, angle, m_pair, low, high, scale, bins, BLOCK_BINS)
-    o_out = i_set * n_tiles + i_tile
-    tl.store(p_sums + o_out * 5, tl.sum(first, axis=0))
-    tl.store(p_sums + o_out * 5 + 1, tl.sum(second, axis=0))
-    tl.store(p_sums + o_out * 5 + 2, least)
-    tl.store(p_sums + o_out * 5 + 3, largest)
-    tl.store(p_sums + o_out * 5 + 4, tl.sum(squares, axis=0))
+    return (
+        counts,
+        tl.sum(first, axis=0),
+        tl.sum(second, axis=0),
+        least,
+        largest,
+        tl.sum(squares, axis=0),
+    )
+
+
+@triton.jit
+def bins_of_fields(BLOCK_BINS: tl.constexpr):
+    """Bin (BLOCK_BINS,) of every place of `add_counts`."""
     o_bin = tl.arange(0, BLOCK_BINS)
-    o_field = (o_bin & ~3) + ((o_bin & 1) << 1) + ((o_bin & 2) >> 1)
-    tl.store(p_counts + o_out * bins + o_field, counts, mask=o_field < bins)
+    return (o_bin & ~3) + ((o_bin & 1) << 1) + ((o_bin & 2) >> 1)
 
 
 @any_length
-def square_tiles(
-    p_vectors,
-    p_lengths,
-    p_kept,
+def angle_tiles(
+    p_a,
+    p_b,
+    p_alpha_a,
+    p_alpha_b,
+    p_scale_a,
+    p_scale_b,
+    p_norm_a,
+    p_norm_b,
+    p_lengths_a,
+    p_lengths_b,
+    p_kept_a,
+    p_kept_b,
+    p_near_mean,
+    p_counts,
     p_sums,
-    rows,
+    rows_a,
+    rows_b,
     n_tiles,
+    tiles_b,
+    step_near_mean,
+    bins,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    BLOCK_BINS: tl.constexpr,
+    PARTS: tl.constexpr,
+    TRIANGLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program (tile, set): p_sums (S, T) takes the tile's share of the squared norm of X X^T, or
-    of X^T X where that is smaller; X is p_vectors (S, rows, WIDTH), zero beyond the length.
-    COLUMNS: whether any length may exceed WIDTH."""
+    """Program (tile, set): p_counts (S, T, bins) int32; p_sums (S, T, 4): sum of angle - near
+    mean, of its square, least, largest. Vectors (S, rows, WIDTH) and their numbers are those of
+    `centre_rows`."""
     i_tile = tl.program_id(0) % n_tiles
     i_set = (tl.program_id(0) // n_tiles).to(tl.int64)
-    i, j = triangle(i_tile)
-    n = tl.where(tl.load(p_kept + i_set) >= 0, tl.load(p_lengths + i_set), 0)
-    p_set = p_vectors + i_set * rows * WIDTH
-    p_a = p_set + i.to(tl.int64) * BLOCK * WIDTH
-    p_b = p_set + j.to(tl.int64) * BLOCK * WIDTH
-    depth = tl.where((n <= WIDTH) & (j * BLOCK < n), WIDTH, 0)
-    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
-    acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, False)
-    if COLUMNS:
-        p_a = p_set + i * BLOCK
-        p_b = p_set + j * BLOCK
-        depth = tl.where(n <= WIDTH, 0, n)
-        acc = products(acc, p_a, p_b, depth, WIDTH, WIDTH, BLOCK, BLOCK_K, PRECISION, True)
-    square = tl.sum(tl.sum(acc * acc, axis=1), axis=0)
-    # A tile off the diagonal also counts for its mirror image.
-    tl.store(p_sums + i_set * n_tiles + i_tile, tl.where(i == j, square, 2 * square))
+    if TRIANGLE:
+        i, j = triangle(i_tile)
+    else:
+        i = i_tile // tiles_b
+        j = i_tile % tiles_b
+    good = (tl.load(p_kept_a + i_set) >= 0) & (tl.load(p_kept_b + i_set) >= 0)
+    n_a = tl.where(good, tl.load(p_lengths_a + i_set), 0)
+    n_b = tl.where(good, tl.load(p_lengths_b + i_set), 0)
+    near_mean = tl.load(p_near_mean + i_set * step_near_mean)
+    counts, first, second, least, largest, _ = angles_of_tile(
+        p_a, p_b, p_alpha_a, p_alpha_b, p_scale_a, p_scale_b, p_norm_a, p_norm_b, None,
+        i_set * rows_a, i_set * rows_b, i, j, n_a, n_b, near_mean, bins,
+        WIDTH, BLOCK, BLOCK_K, BLOCK_BINS, PARTS, TRIANGLE, False, PRECISION,
+    )  # fmt: skip
+    o_out = i_set * n_tiles + i_tile
+    tl.store(p_sums + o_out * 4, first)
+    tl.store(p_sums + o_out * 4 + 1, second)
+    tl.store(p_sums + o_out * 4 + 2, least)
+    tl.store(p_sums + o_out * 4 + 3, largest)
+    o_field = bins_of_fields(BLOCK_BINS)
+    tl.store(p_counts + o_out * bins + o_field, counts, mask=o_field < bins)
 
 
 @any_length
@@ -262,7 +253,6 @@ def fold_tiles(
     counts = tl.zeros((STEP, BLOCK_BINS), tl.int32)
     first = tl.zeros((STEP,), tl.float64)
     second = tl.zeros((STEP,), tl.float64)
-    squares = tl.zeros((STEP,), tl.float64)
     least = tl.full((STEP,), 360.0, tl.float32)
     largest = tl.full((STEP,), -1.0, tl.float32)
     for step in range(0, FOLD, STEP):
@@ -272,27 +262,49 @@ def fold_tiles(
         m_count = m_tile[:, None] & (o_bin < bins)[None, :]
         p_in = p_counts + o_in[:, None] * bins + o_bin[None, :]
         counts += tl.load(p_in, mask=m_count, other=0)
-        first += tl.load(p_sums + o_in * 5, mask=m_tile, other=0.0).to(tl.float64)
-        second += tl.load(p_sums + o_in * 5 + 1, mask=m_tile, other=0.0).to(tl.float64)
-        squares += tl.load(p_sums + o_in * 5 + 4, mask=m_tile, other=0.0).to(tl.float64)
-        least = tl.minimum(least, tl.load(p_sums + o_in * 5 + 2, mask=m_tile, other=360.0))
-        largest = tl.maximum(largest, tl.load(p_sums + o_in * 5 + 3, mask=m_tile, other=-1.0))
+        first += tl.load(p_sums + o_in * 4, mask=m_tile, other=0.0).to(tl.float64)
+        second += tl.load(p_sums + o_in * 4 + 1, mask=m_tile, other=0.0).to(tl.float64)
+        least = tl.minimum(least, tl.load(p_sums + o_in * 4 + 2, mask=m_tile, other=360.0))
+        largest = tl.maximum(largest, tl.load(p_sums + o_in * 4 + 3, mask=m_tile, other=-1.0))
     o_out = i_set * n_folds + i_fold
     tl.store(p_folded_counts + o_out * bins + o_bin, tl.sum(counts, axis=0), mask=o_bin < bins)
-    p_out = p_folded_sums + o_out * 5
+    p_out = p_folded_sums + o_out * 4
     tl.store(p_out, tl.sum(first, axis=0).to(tl.float32))
     tl.store(p_out + 1, tl.sum(second, axis=0).to(tl.float32))
     tl.store(p_out + 2, tl.min(least, axis=0))
     tl.store(p_out + 3, tl.max(largest, axis=0))
-    tl.store(p_out + 4, tl.sum(squares, axis=0).to(tl.float32))
+
+
+@triton.jit
+def axis_angles(angle_sum, angle_max, kept, has_axis):
+    """Mean and maximum of the angles to the axis from their float64 sum; NaN without an axis."""
+    mean = angle_sum / tl.maximum(kept, 1).to(tl.float64)
+    mean = tl.where(has_axis, mean, float("nan")).to(tl.float32)
+    return mean, tl.where(has_axis, angle_max, float("nan"))
+
+
+@triton.jit
+def store_angles(p_out, pairs, first, second, least, largest, near_mean):
+    """Stores mean, deviation, least and largest of so many angles; NaN without one.
+
+    first, second: float64 sums of angle - near_mean and of its square."""
+    wide = tl.maximum(pairs, 1).to(tl.float64)
+    off = first / wide
+    deviation = tl.sqrt(tl.maximum(second / wide - off * off, 0.0))
+    some = pairs > 0
+    mean = near_mean.to(tl.float64) + off
+    tl.store(p_out, tl.where(some, mean, float("nan")).to(tl.float32))
+    tl.store(p_out + 1, tl.where(some, deviation, float("nan")).to(tl.float32))
+    tl.store(p_out + 2, tl.where(some, least, float("nan")))
+    tl.store(p_out + 3, tl.where(some, largest, float("nan")))
 
 
 @any_length
 def finish_sets(
+    p_near_mean,
     p_parts,
     p_counts,
     p_sums,
-    p_near_mean,
     p_lengths,
     p_kept,
     p_out,
@@ -302,40 +314,29 @@ def finish_sets(
     n_tiles,
     step_near_mean,
     bins,
-    at_ratio,
     BLOCK_BINS: tl.constexpr,
     N_OUT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
     WITH_AXIS: tl.constexpr,
     ANGLES: tl.constexpr,
-    RATIO: tl.constexpr,
-    SQUARES: tl.constexpr,
 ):
-    """Program (set,): writes p_out (S, N_OUT): angles to the axis at 3, the participation ratio
-    at `at_ratio`, angles right after it; and p_histogram (S, bins) int64."""
+    """Program (set,): writes to p_out (S, N_OUT) the angles to the axis at 3, or those of all
+    pairs there; and p_histogram (S, bins) int64."""
     i_set = tl.program_id(0).to(tl.int64)
-    n = tl.load(p_lengths + i_set // heads)
-    kept = tl.load(p_kept + i_set)
     p_set = p_out + i_set * N_OUT
-    trace = tl.zeros((), tl.float64)
-    square = tl.zeros((), tl.float64)
     if WITH_AXIS:
+        n = tl.load(p_lengths + i_set // heads)
+        kept = tl.load(p_kept + i_set)
         angle_sum = tl.zeros((), tl.float64)
         angle_max = 0.0
-    for k in range(tl.cdiv(n, BLOCK_ROWS)):
-        p_in = p_parts + (i_set * n_blocks + k) * 4
-        if WITH_AXIS:
+        for k in range(tl.cdiv(n, BLOCK_ROWS)):
+            p_in = p_parts + (i_set * n_blocks + k) * 2
             angle_sum += tl.load(p_in).to(tl.float64)
             angle_max = tl.maximum(angle_max, tl.load(p_in + 1))
-        trace += tl.load(p_in + 2).to(tl.float64)
-        square += tl.load(p_in + 3).to(tl.float64)
-    if WITH_AXIS:
-        some = kept > 0
-        kept_wide = tl.maximum(kept, 1).to(tl.float64)
-        has_axis = some & (tl.load(p_set + 1) > NO_AXIS)
-        tl.store(p_set + 3, tl.where(has_axis, angle_sum / kept_wide, float("nan")).to(tl.float32))
-        tl.store(p_set + 4, tl.where(has_axis, angle_max, float("nan")))
+        has_axis = (kept > 0) & (tl.load(p_set + 1) > NO_AXIS)
+        mean, largest = axis_angles(angle_sum, angle_max, kept, has_axis)
+        tl.store(p_set + 3, mean)
+        tl.store(p_set + 4, largest)
     if ANGLES:
         o_bin = tl.arange(0, BLOCK_BINS)
         counts = tl.zeros((BLOCK_BINS,), tl.int64)
@@ -343,39 +344,15 @@ def finish_sets(
         second = tl.zeros((), tl.float64)
         least = 360.0
         largest = -1.0
-    for k in range(n_tiles):
-        o_tile = i_set * n_tiles + k
-        if SQUARES:
-            square += tl.load(p_sums + o_tile).to(tl.float64)
-        if RATIO:
-            square += 2 * tl.load(p_sums + o_tile * 5 + 4).to(tl.float64)
-        if ANGLES:
-            first += tl.load(p_sums + o_tile * 5).to(tl.float64)
-            second += tl.load(p_sums + o_tile * 5 + 1).to(tl.float64)
-            least = tl.minimum(least, tl.load(p_sums + o_tile * 5 + 2))
-            largest = tl.maximum(largest, tl.load(p_sums + o_tile * 5 + 3))
+        for k in range(n_tiles):
+            o_tile = i_set * n_tiles + k
+            first += tl.load(p_sums + o_tile * 4).to(tl.float64)
+            second += tl.load(p_sums + o_tile * 4 + 1).to(tl.float64)
+            least = tl.minimum(least, tl.load(p_sums + o_tile * 4 + 2))
+            largest = tl.maximum(largest, tl.load(p_sums + o_tile * 4 + 3))
             counts += tl.load(p_counts + o_tile * bins + o_bin, mask=o_bin < bins, other=0).to(
                 tl.int64
             )
-    if RATIO or SQUARES:
-        # Squares were taken of rows scaled to a mean square of 1.
-        mean, variance = tl.load(p_set + 5), tl.load(p_set + 6)
-        entries = n.to(tl.float64) * WIDTH
-        if RATIO:
-            entries *= (variance + mean * mean).to(tl.float64)
-        spread = (kept >= 0) & (trace > CONSTANT * entries) & (square > 0)
-        ratio = trace * trace / tl.where(spread, square, 1.0)
-        tl.store(p_set + at_ratio, tl.where(spread, ratio, float("nan")).to(tl.float32))
-    if ANGLES:
         tl.store(p_histogram + i_set * bins + o_bin, counts, mask=o_bin < bins)
-        pairs = tl.sum(counts, axis=0)
-        wide = tl.maximum(pairs, 1).to(tl.float64)
-        off = first / wide
-        deviation = tl.sqrt(tl.maximum(second / wide - off * off, 0.0))
-        mean_angle = tl.load(p_near_mean + i_set * step_near_mean).to(tl.float64) + off
-        some_pairs = pairs > 0
-        p_angle = p_set + at_ratio + 1
-        tl.store(p_angle, tl.where(some_pairs, mean_angle, float("nan")).to(tl.float32))
-        tl.store(p_angle + 1, tl.where(some_pairs, deviation, float("nan")).to(tl.float32))
-        tl.store(p_angle + 2, tl.where(some_pairs, least, float("nan")))
-        tl.store(p_angle + 3, tl.where(some_pairs, largest, float("nan")))
+        near_mean = tl.load(p_near_mean + i_set * step_near_mean)
+        store_angles(p_set + 3, tl.sum(counts, axis=0), first, second, least, largest, near_mean)

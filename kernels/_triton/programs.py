@@ -58,7 +58,7 @@ def launch(kernel: Any, n_programs: int, first: torch.Tensor, *args: Any, **sett
 @triton.jit
 def tokens_of(p_lengths, i_batch, n_slots):
     """Valid tokens of a window, int32: what p_lengths (B,) says, but 0 to n_slots."""
-    return tl.minimum(tl.maximum(tl.load(p_lengths + i_batch).to(tl.int32), 0), n_slots)
+    return tl.minimum(tl.maximum(tl.load(p_lengths + i_batch), 0), n_slots).to(tl.int32)
 
 
 @triton.jit

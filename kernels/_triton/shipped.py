@@ -6,6 +6,7 @@ and of one of its heads stand for others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from bertgeom.kernels._triton.angle_launches import (
     n_parts,
     tile_products,
 )
-from bertgeom.kernels._triton.angles import angle_tiles, finish_sets, fold_tiles, square_tiles
+from bertgeom.kernels._triton.angles import angle_tiles, finish_sets, fold_tiles
 from bertgeom.kernels._triton.row_launches import block_dim, padded, steps
 from bertgeom.kernels._triton.rows import BLOCK_ROWS, centre_rows, merge_sums, row_sums
 from bertgeom.kernels._triton.rules import TRITON_DTYPES, ShippedKernel, next_power_of_two
@@ -33,94 +34,92 @@ _INTEGERS = (
     "p_kept",
     "p_kept_a",
     "p_kept_b",
-    "p_outliers",
     "p_counts",
     "p_folded_counts",
 )
+#: Types of the arrays that are not those of vectors.
+TYPES = dict.fromkeys(_INTEGERS, "*i32") | {"p_histogram": "*i64"}
 _SINGLE = "fp32 products run on the FMA units: three TF32 products would spill at this tile"
-_TYPES = (torch.float16, torch.float32)
+VECTOR_TYPES = (torch.float16, torch.float32)
 
 
-def row_kernels(width: int, moments: bool, n_out: int) -> dict[str, ShippedKernel]:
-    """`row_sums` and `merge_sums` for vectors of a width."""
-    what = f"{width}-{'moments' if moments else 'cone'}"
-    constants: Constants = {
-        "WIDTH": width,
-        "BLOCK_DIM": block_dim(width),
-        "BLOCK_ROWS": BLOCK_ROWS,
-    }
-    constants |= {"STEP": steps(block_dim(width)).rows, "MOMENTS": moments, "N_OUT": n_out}
-    if not moments:
-        constants |= dict.fromkeys(("p_rows", "p_moments", "p_mean", "p_outliers"))
+def row_kernels(
+    width: int, moments: bool, types: Mapping[str, str] = TYPES
+) -> dict[str, ShippedKernel]:
+    """`row_sums` for vectors of a width."""
+    constants: Constants = {"WIDTH": width, "BLOCK_DIM": block_dim(width), "MOMENTS": moments}
+    constants |= {"STEP": steps(block_dim(width)).rows, "BLOCK_ROWS": BLOCK_ROWS}
+    constants |= {} if moments else dict.fromkeys(("p_rows", "p_moments"))
     warps = steps(block_dim(width)).warps
-    found = {
-        f"row_sums-{what}-{TRITON_DTYPES[dtype]}": _entry(row_sums, dtype, constants, warps)
-        for dtype in _TYPES
+    what = "moments" if moments else "cone"
+    return {
+        f"row_sums-{width}-{what}-{TRITON_DTYPES[dtype]}": entry(
+            row_sums, dtype, constants, warps, types=types
+        )
+        for dtype in VECTOR_TYPES
     }
-    return found | {f"merge_sums-{what}": _entry(merge_sums, torch.float16, constants, 4)}
+
+
+def merge_kernels(width: int, n_out: int) -> dict[str, ShippedKernel]:
+    """`merge_sums` for vectors of a width."""
+    constants: Constants = {"WIDTH": width, "BLOCK_DIM": block_dim(width), "N_OUT": n_out}
+    constants |= {"BLOCK_ROWS": BLOCK_ROWS}
+    return {f"merge_sums-{width}-cone": entry(merge_sums, torch.float16, constants, 4)}
 
 
 def centre_kernels(width: int, what: str, n_out: int) -> dict[str, ShippedKernel]:
-    """`centre_rows`, `finish_sets`, and the products between them, for one use.
+    """`centre_rows` and `finish_sets` for one use.
 
     Args:
-        what: "axis", "pairs", "angles" or "ratio".
+        what: "axis" or "pairs".
     """
-    uses = {"WITH_AXIS": what in ("axis", "angles", "ratio"), "UNITS": what in ("pairs", "angles")}
-    uses |= {"ROWS": what == "ratio", "RATIO": what == "angles"}
+    pairs = what == "pairs"
     found = {}
     constants: Constants
-    for dtype in _TYPES:
-        kind = TRITON_DTYPES[dtype]
-        vectors = uses["UNITS"] or uses["ROWS"]
-        block = next_power_of_two(padded(width)) if vectors else block_dim(width)
+    for dtype in VECTOR_TYPES:
+        block = next_power_of_two(padded(width)) if pairs else block_dim(width)
         constants = {"WIDTH": width, "WIDTH_PADDED": padded(width), "BLOCK_DIM": block}
-        constants |= {"STEP": steps(block).rows, "BLOCK_ROWS": BLOCK_ROWS} | uses
-        constants |= {} if vectors else {"p_vectors": None}
-        constants |= {} if uses["UNITS"] else dict.fromkeys(("p_alpha", "p_scale"))
-        constants |= {} if uses["RATIO"] else {"p_weight": None}
-        constants |= {} if uses["ROWS"] or uses["RATIO"] else {"p_mean": None}
-        name = f"centre_rows-{width}-{what}-{kind}"
-        found[name] = _entry(centre_rows, dtype, constants, steps(block).warps)
-    constants = {"BLOCK_BINS": block_bins(STATION_BINS), "N_OUT": n_out, "BLOCK_ROWS": BLOCK_ROWS}
-    constants |= {"WIDTH": width, "WITH_AXIS": uses["WITH_AXIS"], "ANGLES": uses["UNITS"]}
-    constants |= {"RATIO": uses["RATIO"], "SQUARES": uses["ROWS"]}
-    constants |= {} if uses["UNITS"] else dict.fromkeys(("p_counts", "p_histogram"))
-    constants |= {} if vectors else {"p_sums": None}
-    found[f"finish_sets-{width}-{what}"] = _entry(finish_sets, torch.float16, constants, 4)
+        constants |= {"STEP": steps(block).rows, "BLOCK_ROWS": BLOCK_ROWS}
+        constants |= {"WITH_AXIS": not pairs, "UNITS": pairs}
+        given = ("p_parts",) if pairs else ("p_vectors", "p_alpha", "p_scale")
+        constants |= dict.fromkeys(given)
+        name = f"centre_rows-{width}-{what}-{TRITON_DTYPES[dtype]}"
+        found[name] = entry(centre_rows, dtype, constants, steps(block).warps)
+    bins = STATION_BINS if pairs else 4
+    constants = {"BLOCK_BINS": block_bins(bins), "N_OUT": n_out, "BLOCK_ROWS": BLOCK_ROWS}
+    constants |= {"WITH_AXIS": not pairs, "ANGLES": pairs}
+    constants |= dict.fromkeys(("p_parts",) if pairs else ("p_counts", "p_sums", "p_histogram"))
+    found[f"finish_sets-{width}-{what}"] = entry(finish_sets, torch.float16, constants, 4)
     return found
+
+
+def tile_shape(dtype: torch.dtype, width: int) -> tuple[Constants, dict[str, Any]]:
+    """Constants of a kernel of products of vectors of a width, and how `entry` is to take it."""
+    how = tile_products(dtype)
+    shape: Constants = {"WIDTH": padded(width), "BLOCK": how.block, "BLOCK_K": how.depth}
+    reason = _SINGLE if dtype == torch.float32 else None
+    return shape | {"PRECISION": how.precision}, {
+        "warps": how.warps,
+        "stages": how.stages,
+        "dots": True,
+        "mma_sync": reason,
+    }
 
 
 def tile_kernels(width: int) -> dict[str, ShippedKernel]:
-    """`angle_tiles` in its three uses, and `square_tiles` in its two."""
+    """`angle_tiles` in its two uses, and `fold_tiles`."""
     shape: Constants = {"FOLD": FOLD, "STEP": FOLD_STEP, "BLOCK_BINS": block_bins(STATION_BINS)}
-    found = {"fold_tiles": _entry(fold_tiles, torch.float32, shape, 4)}
-    for dtype in _TYPES:
-        how = tile_products(dtype)
-        shape = {"WIDTH": padded(width), "BLOCK": how.block, "BLOCK_K": how.depth}
-        shape |= {"PRECISION": how.precision}
-        reason = _SINGLE if dtype == torch.float32 else None
-        for use, triangle, ratio in (
-            ("station", True, True),
-            ("pairs", True, False),
-            ("sets", False, False),
-        ):
-            constants = shape | {"BLOCK_BINS": block_bins(STATION_BINS), "TRIANGLE": triangle}
-            constants |= {"RATIO": ratio, "PARTS": n_parts(ratio)} | (
-                {} if ratio else {"p_weight": None}
-            )
+    found = {"fold_tiles": entry(fold_tiles, torch.float32, shape, 4)}
+    for dtype in VECTOR_TYPES:
+        shape, how = tile_shape(dtype, width)
+        shape |= {"BLOCK_BINS": block_bins(STATION_BINS), "PARTS": n_parts(False)}
+        for use in ("pairs", "sets"):
             name = f"angle_tiles-{width}-{use}-{TRITON_DTYPES[dtype]}"
-            found[name] = _entry(angle_tiles, dtype, constants, how.warps, how.stages, True, reason)
-        for columns in (False, True):
-            name = f"square_tiles-{width}-{'columns' if columns else 'rows'}-{TRITON_DTYPES[dtype]}"
-            constants = shape | {"COLUMNS": columns}
-            found[name] = _entry(
-                square_tiles, dtype, constants, how.warps, how.stages, True, reason
-            )
+            found[name] = entry(angle_tiles, dtype, shape | {"TRIANGLE": use == "pairs"}, **how)
     return found
 
 
-def _entry(
+def entry(
     kernel: Any,
     dtype: torch.dtype,
     constants: Constants,
@@ -128,11 +127,20 @@ def _entry(
     stages: int = 2,
     dots: bool = False,
     mma_sync: str | None = None,
+    types: Mapping[str, str] = TYPES,
 ) -> ShippedKernel:
+    """One configuration of a kernel of rows or tiles.
+
+    Args:
+        dtype: of the vectors.
+        constants: by name; those that are no argument of the kernel are left out.
+        warps, stages, dots, mma_sync: see `ShippedKernel`.
+        types: of the arrays that are neither vectors nor float32.
+    """
     names = kernel.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     signature = {
-        name: _type_of(name, TRITON_DTYPES[dtype]) for name in names if name not in constants
+        name: _type_of(name, TRITON_DTYPES[dtype], types) for name in names if name not in constants
     }
     aligned = [n for n in signature if n.startswith("p_") or n in ("stride_b", "stride_n")]
     return ShippedKernel(
@@ -147,11 +155,8 @@ def _entry(
     )
 
 
-def _type_of(name: str, element: str) -> str:
+def _type_of(name: str, element: str, types: Mapping[str, str]) -> str:
     if not name.startswith("p_"):
         return "i32"
-    if name in _INTEGERS:
-        return "*i32"
-    if name == "p_histogram":
-        return "*i64"
-    return f"*{element}" if name in ("p_x", "p_vectors", "p_a", "p_b") else "*fp32"
+    element = element if name in ("p_x", "p_vectors", "p_a", "p_b") else "fp32"
+    return types.get(name, f"*{element}")

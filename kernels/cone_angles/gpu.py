@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from bertgeom.kernels._definitions import ANGLE, AXIS, CONE
-from bertgeom.kernels._triton.angle_launches import angle_sums, finish
+from bertgeom.kernels._triton.angle_launches import angle_sums, finish_angles, finish_axis
 from bertgeom.kernels._triton.row_launches import Sets, centre_sets, sum_sets
-from bertgeom.kernels._triton.shipped import centre_kernels, row_kernels, tile_kernels
+from bertgeom.kernels._triton.shipped import (
+    centre_kernels,
+    merge_kernels,
+    row_kernels,
+    tile_kernels,
+)
 
 _NARROW = 0.5
 
@@ -19,11 +24,10 @@ _NARROW = 0.5
 def cone_sums(x: Tensor, lengths: Tensor, with_axis: bool) -> dict[str, Tensor]:
     """Cone statistics of x (B, H, N, D) over the first lengths[b] rows; values are (B, H)."""
     shape = x.shape[:2]
-    sets = sum_sets(x, lengths, len(CONE + AXIS), moments=False)
+    sets = sum_sets(x, lengths, len(CONE + AXIS))
     names: tuple[str, ...] = CONE
     if with_axis:
-        parts = centre_sets(sets, axis=True).parts
-        finish(sets, parts, None, sets.facts[:, 1], axis=True, at_ratio=0)
+        finish_axis(sets, cast("Tensor", centre_sets(sets, axis=True).parts))
         names = CONE + AXIS
     found = {name: sets.out[:, k].reshape(shape) for k, name in enumerate(names)}
     kept = sets.kept.reshape(shape)
@@ -35,23 +39,20 @@ def pairwise_angle_histogram(
     x: Tensor, y: Tensor | None, lengths: Tensor, y_lengths: Tensor | None, bins: int
 ) -> dict[str, Tensor]:
     """Angles of all pairs i < j of x (B, N, D), or of all pairs (i, j) of x and y (B, M, D)."""
-    at = len(CONE + AXIS)
-    sets = sum_sets(x[:, None], lengths, at + 1 + len(ANGLE), moments=False)
+    sets = sum_sets(x[:, None], lengths, len(CONE + ANGLE))
     near_mean = sets.facts[:, 1]
     if y is None or y_lengths is None:
         centred = other_centred = centre_sets(sets, axis=False, units=True)
         others = sets
     else:
-        others = sum_sets(y[:, None], y_lengths, at, moments=False)
+        others = sum_sets(y[:, None], y_lengths, len(CONE))
         shift, narrow, near_mean = _common_shift(sets, others)
-        facts = torch.stack([narrow, near_mean, narrow], 1)
+        facts = torch.stack([narrow, near_mean], 1)
         sets, others = (replace(s, shift=shift, facts=facts) for s in (sets, others))
         centred, other_centred = (centre_sets(s, axis=False, units=True) for s in (sets, others))
     tiles = angle_sums(sets, others, centred, other_centred, near_mean, bins)
-    done = finish(sets, centred.parts, tiles, near_mean, axis=False, at_ratio=at, bins=bins)
-    # Tiles of angles have counts, so there is a histogram.
-    histogram = cast(Tensor, done)
-    found = {name: sets.out[:, at + 1 + k] for k, name in enumerate(ANGLE)}
+    histogram = finish_angles(sets, tiles, near_mean)
+    found = {name: sets.out[:, len(CONE) + k] for k, name in enumerate(ANGLE)}
     return {"angle_histogram": histogram, **found, "n_pairs": histogram.sum(1)}
 
 
@@ -67,9 +68,11 @@ def _common_shift(a: Sets, b: Sets) -> tuple[Tensor, Tensor, Tensor]:
 
 
 SHIPPED = {
-    **row_kernels(64, moments=False, n_out=len(CONE + AXIS)),
-    **row_kernels(768, moments=False, n_out=len(CONE + AXIS + ANGLE) + 1),
+    **row_kernels(64, moments=False),
+    **merge_kernels(64, len(CONE + AXIS)),
+    **row_kernels(768, moments=False),
+    **merge_kernels(768, len(CONE + ANGLE)),
     **centre_kernels(768, "axis", len(CONE + AXIS)),
-    **centre_kernels(768, "pairs", len(CONE + AXIS + ANGLE) + 1),
+    **centre_kernels(768, "pairs", len(CONE + ANGLE)),
     **tile_kernels(768),
 }

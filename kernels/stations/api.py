@@ -103,7 +103,8 @@ def statistics_of_stations(
             )
     name = resolve(impl, *stations, lengths, mask)
     with torch.no_grad():
-        rows, counts = valid_rows("x", stations[0][:, None], lengths, mask)
+        first = stations[0][:, None]
+        rows, counts = valid_rows("x", first, lengths, mask, clamp=name != "triton")
         states = [rows[:, 0], *stations[1:]]
         if mask is not None:
             states[1:] = [valid_rows("x", x[:, None], None, mask)[0][:, 0] for x in stations[1:]]
@@ -124,7 +125,7 @@ def _stacked(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _by_triton(x: Tensor, lengths: Tensor, angles: bool) -> dict[str, Tensor]:
-    gpu = importlib.import_module(f"{__package__}.gpu")
+    gpu = importlib.import_module(f"{__package__}.gpu.run")
     found: dict[str, Tensor] = gpu.station_statistics(x, lengths, angles)
     return found
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bertgeom.kernels._dispatch import resolve
 from bertgeom.kernels._valid import check_vectors, valid_rows
 
-_MODULES = {"triton": "gpu", "numba": "cpu", "reference": "reference"}
+_MODULES = {"triton": "gpu.run", "numba": "cpu", "reference": "reference"}
 
 
 def stream_moments(
@@ -57,7 +57,7 @@ def stream_moments(
         raise ValueError(f"x: expected (B, N, D), found shape {tuple(x.shape)}")
     name = resolve(impl, x, lengths, mask)
     with torch.no_grad():
-        rows, counts = valid_rows("x", x[:, None], lengths, mask)
+        rows, counts = valid_rows("x", x[:, None], lengths, mask, clamp=name != "triton")
         module = importlib.import_module(f"{__package__}.{_MODULES[name]}")
         found: dict[str, Tensor] = module.stream_moments(rows[:, 0], counts)
     return found

@@ -62,6 +62,15 @@ SCALARS = tl.constexpr(N_SCALARS)
 
 
 @triton.jit
+def _of_lanes(x):
+    """Sums (rows, 4) of the columns that one lane holds: a product leaves a thread columns 2 k and
+    2 k + 1 of every eight, so that no lane hears from another until the last tile is added."""
+    rows: tl.constexpr = x.shape[0]
+    eights: tl.constexpr = x.shape[1] // 8
+    return tl.sum(tl.sum(tl.reshape(x, (rows, eights, 4, 2)), 3), 1)
+
+
+@triton.jit
 def _total(x, m):
     return tl.sum(tl.where(m, x, 0.0), 0) / UNIT
 
@@ -168,17 +177,17 @@ def attention_columns(
         band_first = tl.minimum(tl.maximum(j_first - window, 0) // COLS, last)
         band_last = tl.minimum(tl.cdiv(j_first + ROWS + window, COLS), last)
 
-    received = tl.zeros((ROWS,), tl.float32)
-    square = tl.zeros((ROWS,), tl.float32)
-    distance = tl.zeros((ROWS,), tl.float32)
-    offset = tl.zeros((ROWS,), tl.float32)
-    itself = tl.zeros((ROWS,), tl.float32)
-    forward = tl.zeros((ROWS,), tl.float32)
-    near_forward = tl.zeros((ROWS,), tl.float32)
-    near_backward = tl.zeros((ROWS,), tl.float32)
-    confident = tl.zeros((ROWS,), tl.float32)
-    confident_far = tl.zeros((ROWS,), tl.float32)
-    count = tl.zeros((ROWS,), tl.float32)
+    received = tl.zeros((ROWS, 4), tl.float32)
+    square = tl.zeros((ROWS, 4), tl.float32)
+    distance = tl.zeros((ROWS, 4), tl.float32)
+    offset = tl.zeros((ROWS, 4), tl.float32)
+    itself = tl.zeros((ROWS, 4), tl.float32)
+    forward = tl.zeros((ROWS, 4), tl.float32)
+    near_forward = tl.zeros((ROWS, 4), tl.float32)
+    near_backward = tl.zeros((ROWS, 4), tl.float32)
+    confident = tl.zeros((ROWS, 4), tl.float32)
+    confident_far = tl.zeros((ROWS, 4), tl.float32)
+    count = tl.zeros((ROWS, 4), tl.float32)
     b_far = tl.zeros((ROWS, MAPS), tl.float32)
     b_near = tl.zeros((ROWS, MAPS), tl.float32)
     o_map = tl.arange(0, MAPS)
@@ -192,20 +201,20 @@ def attention_columns(
             b_k, p_q, p_l, o_q, i_first, stride_qn, n, scale,
             HEAD_DIM, COLS, BLOCK_DIM, PRECISION, WIDEN,
         )  # fmt: skip
-        mass = tl.sum(p, 1)
-        centre = tl.sum(p * (tl.arange(0, COLS) - COLS // 2).to(tl.float32)[None, :], 1)
-        away = (i_key - i_first - COLS // 2).to(tl.float32) * mass - centre
+        mass = _of_lanes(p)
+        centre = _of_lanes(p * (tl.arange(0, COLS) - COLS // 2).to(tl.float32)[None, :])
+        away = (i_key - i_first - COLS // 2).to(tl.float32)[:, None] * mass - centre
         ahead = i_first < j_first
         received += mass
         offset += away
         distance += tl.where(ahead, away, -away)
         forward += tl.where(ahead, mass, 0.0)
-        square += tl.sum(p * p, 1)
+        square += _of_lanes(p * p)
         certain = tl.where(p >= theta, 1.0, 0.0)
-        held = tl.sum(certain * p, 1)
+        held = _of_lanes(certain * p)
         confident += held
         confident_far += held
-        count += tl.sum(certain, 1)
+        count += _of_lanes(certain)
         here = _members(i_first, n, COLS).to(b_k.dtype)
         b_far = multiply(p.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
 
@@ -220,25 +229,36 @@ def attention_columns(
         away = i_key.to(tl.float32)[:, None] - i_query.to(tl.float32)[None, :]
         if WINDOW:
             p = tl.where(tl.abs(away) <= window, p, 0.0)
-        received += tl.sum(p, 1)
-        square += tl.sum(p * p, 1)
-        offset += tl.sum(p * away, 1)
-        distance += tl.sum(p * tl.abs(away), 1)
+        received += _of_lanes(p)
+        square += _of_lanes(p * p)
+        offset += _of_lanes(p * away)
+        distance += _of_lanes(p * tl.abs(away))
         near_p = tl.where(tl.abs(away) <= near, p, 0.0)
         far_p = p - near_p
-        forward += tl.sum(tl.where(away > 0, p, 0.0), 1)
-        itself += tl.sum(tl.where(away == 0, p, 0.0), 1)
-        near_forward += tl.sum(tl.where(away > 0, near_p, 0.0), 1)
-        near_backward += tl.sum(tl.where(away < 0, near_p, 0.0), 1)
+        forward += _of_lanes(tl.where(away > 0, p, 0.0))
+        itself += _of_lanes(tl.where(away == 0, p, 0.0))
+        near_forward += _of_lanes(tl.where(away > 0, near_p, 0.0))
+        near_backward += _of_lanes(tl.where(away < 0, near_p, 0.0))
         certain = tl.where(p >= theta, 1.0, 0.0)
-        confident += tl.sum(certain * p, 1)
-        confident_far += tl.sum(certain * far_p, 1)
-        count += tl.sum(certain, 1)
+        confident += _of_lanes(certain * p)
+        confident_far += _of_lanes(certain * far_p)
+        count += _of_lanes(certain)
         here = _members(i_first, n, COLS).to(b_k.dtype)
         b_far = multiply(far_p.to(b_k.dtype), here, b_far, PRECISION, WIDEN)
         if FULL:
             b_near = multiply(near_p.to(b_k.dtype), here, b_near, PRECISION, WIDEN)
 
+    received = tl.sum(received, 1)
+    square = tl.sum(square, 1)
+    distance = tl.sum(distance, 1)
+    offset = tl.sum(offset, 1)
+    itself = tl.sum(itself, 1)
+    forward = tl.sum(forward, 1)
+    near_forward = tl.sum(near_forward, 1)
+    near_backward = tl.sum(near_backward, 1)
+    confident = tl.sum(confident, 1)
+    confident_far = tl.sum(confident_far, 1)
+    count = tl.sum(count, 1)
     m_content = m_key
     if SPECIAL:
         special = tl.load(p_special + i_batch * n_slots + i_key, mask=m_key, other=1)

@@ -1,6 +1,6 @@
 """Triton: the cones of a head's queries, keys, values and outputs, all in one launch.
 
-The same sums as those of `cone_sums`: unit vectors in float32 over blocks of rows, blocks in
+The same sums as those of `cone_sums`: unit vectors in float32 over some blocks of rows, those in
 float64. A head is narrow enough for one program to read all of it: no partial sum is written.
 """
 
@@ -16,6 +16,8 @@ from bertgeom.kernels._triton.rows import BLOCK_ROWS, INFINITY, inverse, load_ro
 from bertgeom.kernels.attention_stats.gpu.finish import AT_CONES
 from bertgeom.kernels.attention_stats.gpu.tiles import Tiles, block_dim, compile_options
 
+#: Blocks of rows that are added up before lanes are.
+TOGETHER = tl.constexpr(16)
 #: Queries, keys, values, outputs.
 N_KINDS = tl.constexpr(4)
 
@@ -31,19 +33,21 @@ def _store_cone(
     total = tl.zeros((BLOCK_DIM,), tl.float64)
     kept = tl.zeros((BLOCK_ROWS,), tl.int32)
     finite = tl.zeros((BLOCK_ROWS,), tl.int32)
-    for first in range(0, n, BLOCK_ROWS):
-        o_row = first + tl.arange(0, BLOCK_ROWS)
-        m_row = o_row < n
-        x = load_rows(p_x, o_row, stride_n, m_row[:, None] & m_dim[None, :], o_dim * stride_d)
-        # Scaled by the largest entry, so that no square over- or underflows.
-        largest = tl.max(tl.abs(x), axis=1)
-        scaled = x * inverse(largest)[:, None]
-        norm = largest * tl.sqrt(tl.sum(scaled * scaled, axis=1))
-        # tl.max drops NaN, a sum keeps it.
-        norm += 0.0 * tl.sum(x, axis=1)
-        total += tl.sum(x * inverse(norm)[:, None], axis=0).to(tl.float64)
-        kept += (norm > 0).to(tl.int32)
-        finite += ((norm < INFINITY) & m_row).to(tl.int32)
+    for begin in range(0, n, TOGETHER * BLOCK_ROWS):
+        units = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
+        for first in range(begin, tl.minimum(begin + TOGETHER * BLOCK_ROWS, n), BLOCK_ROWS):
+            o_row = first + tl.arange(0, BLOCK_ROWS)
+            m_row = o_row < n
+            x = load_rows(p_x, o_row, stride_n, m_row[:, None] & m_dim[None, :], o_dim * stride_d)
+            # Scaled by the largest entry, so that no square over- or underflows.
+            largest = tl.max(tl.abs(x), axis=1)
+            scaled = x * inverse(largest)[:, None]
+            norm = largest * tl.sqrt(tl.sum(scaled * scaled, axis=1))
+            # tl.max drops NaN; a sum keeps it, that of the squares above too.
+            units += x * inverse(norm)[:, None]
+            kept += (norm > 0).to(tl.int32)
+            finite += ((norm < INFINITY) & m_row).to(tl.int32)
+        total += tl.sum(units, axis=0).to(tl.float64)
     n_kept = tl.sum(kept, axis=0)
     some = (tl.sum(finite, axis=0) >= n) & (n_kept > 0)
     index = tl.sqrt(tl.sum(total * total, axis=0))

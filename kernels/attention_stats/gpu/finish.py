@@ -171,7 +171,7 @@ def _store_track(p_out, p_in, n_tokens, n_slots, bad):
 @triton.jit
 def _store_full(
     p_o, p_i, p_profile, p_crossed, p_bins, p_k90, i_flat, n_slots, n_tokens, n_diagonals,
-    n_side, low, high, fewest, utmost, square, block_map, bad, WINDOW: tl.constexpr,
+    n_side, low, high, fewest, utmost, square, block_map, bad,
 ):  # fmt: skip
     """The statistics of tier full."""
     n = tl.maximum(n_tokens, 1).to(tl.float32)
@@ -185,10 +185,10 @@ def _store_full(
         bins += tl.load(p_bins + part * SLOTS + o_bin).to(tl.int64)
         profile += tl.load(p_profile + part * PROFILE + o_side)
         crossed += tl.load(p_crossed + part)
-    if WINDOW:
-        # Cells that a sliding window hides weigh 0, the smallest: the first bin.
-        wide = n_tokens.to(tl.int64)
-        bins += tl.where(o_bin == 0, wide * wide - tl.sum(bins, 0), 0)
+    # Cells that a sliding window hides weigh 0, the smallest: the first bin. It also has cells of
+    # tiles beyond the tokens.
+    wide = n_tokens.to(tl.int64)
+    bins += tl.where(o_bin == 0, wide * wide - tl.sum(bins, 0), 0)
     share = bins.to(tl.float32) / (n * n)
     value = -tl.sum(tl.where(o_bin < VALUE_BINS, _xlogx(share), 0.0), 0)
     flat = high - low <= FLAT_SHARE * high
@@ -237,7 +237,6 @@ def attention_finish(
     BLOCK_DIM: tl.constexpr,
     STEP: tl.constexpr,
     FULL: tl.constexpr,
-    WINDOW: tl.constexpr,
 ):
     """One head of one window. p_out (B, H, out_width) as above, p_counts the same memory as int32.
 
@@ -372,7 +371,7 @@ def attention_finish(
         _store_full(
             p_o, p_i, p_profile, p_crossed, p_bins, p_k90, i_flat, n_slots, n_tokens,
             n_diagonals, n_side, tl.min(low, 0), tl.max(high, 0), tl.min(fewest, 0),
-            tl.max(utmost, 0), square, block_map, bad, WINDOW,
+            tl.max(utmost, 0), square, block_map, bad,
         )  # fmt: skip
 
 
@@ -435,7 +434,7 @@ def finish(
         n_slots, n_heads, columns.scalars.shape[2], pairs.crossed.shape[2] if pairs else 0,
         options.n_offset_side, width,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), STEP=tiles.rows,
-        FULL=options.full, WINDOW=options.window is not None,
+        FULL=options.full,
         **compile_options(tiles),
     )  # fmt: skip
     return Finished(packed, *tracks)

@@ -10,8 +10,8 @@ The first threshold is that of a row whose logits are normally distributed and w
 this row's; the next come from the slope there, until both sides are known, and then in turn from
 the middle of log t and from a straight line through both masses.
 
-Windows up to RESIDENT_SLOTS keep the weights of a program's rows in registers; beyond, every
-step computes them again from Q and K.
+Windows up to RESIDENT_SLOTS keep the weights of a program's rows in registers, in tiles of columns
+that a step adds up before it adds lanes; beyond, every step computes them again from Q and K.
 """
 
 # mypy: ignore-errors
@@ -105,14 +105,14 @@ def attention_k90(
     BLOCK_DIM: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
-    RESIDENT: tl.constexpr,
+    TILES: tl.constexpr,
     WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     """Rows [block ROWS, ...) of one head; p_count (B, H, N) int32, 0 in padded slots and for NaN.
 
-    RESIDENT: COLS columns hold the whole window.
+    TILES: of COLS columns that hold the whole window and stay in registers; 0 where none do.
     """
     n_blocks = tl.cdiv(n_slots, ROWS)
     i_block, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, n_blocks)
@@ -136,11 +136,13 @@ def attention_k90(
     if WINDOW:
         first = tl.maximum(i_first - window, 0) // COLS
         last = tl.minimum(last, tl.cdiv(i_first + ROWS + window, COLS))
-    if RESIDENT:
+    held = ()
+    for tile in tl.static_range(TILES):
         p = _row_weights(
-            b_q, p_k, o_k, stride_kn, lse, i_row, 0, n, window, scale,
+            b_q, p_k, o_k, stride_kn, lse, i_row, tile * COLS, n, window, scale,
             WINDOW, HEAD_DIM, COLS, BLOCK_DIM, PRECISION, WIDEN,
         )  # fmt: skip
+        held += (p,)
 
     visible = tl.maximum(n, 1).to(tl.float32)
     # Weights below 0.047 / n hold less than 0.05 together, so the least that counts is larger.
@@ -166,22 +168,26 @@ def attention_k90(
     open_rows = tl.max(is_open.to(tl.int32), 0)
     while (open_rows > 0) & (step < max_steps):
         inside = (threshold > low) & (threshold < high)
-        middle = tl.exp2(0.5 * (tl.log2(high) + tl.log2(low)))
-        threshold = tl.where(inside, threshold, middle)
-        mass = tl.zeros((ROWS,), tl.float32)
-        count = tl.zeros((ROWS,), tl.float32)
-        if RESIDENT:
-            above = tl.where(p >= threshold[:, None], 1.0, 0.0)
-            mass = tl.sum(above * p, 1)
-            count = tl.sum(above, 1)
+        threshold = tl.where(inside, threshold, tl.sqrt(high * low))
+        if TILES > 0:
+            tile_mass = tl.zeros((ROWS, COLS), tl.float32)
+            tile_count = tl.zeros((ROWS, COLS), tl.float32)
+            for tile in tl.static_range(TILES):
+                above = tl.where(held[tile] >= threshold[:, None], 1.0, 0.0)
+                tile_mass += above * held[tile]
+                tile_count += above
+            mass = tl.sum(tile_mass, 1)
+            count = tl.sum(tile_count, 1)
         else:
+            mass = tl.zeros((ROWS,), tl.float32)
+            count = tl.zeros((ROWS,), tl.float32)
             for tile in range(first, last):
-                b_p = _row_weights(
+                p = _row_weights(
                     b_q, p_k, o_k, stride_kn, lse, i_row, tile * COLS, n, window, scale,
                     WINDOW, HEAD_DIM, COLS, BLOCK_DIM, PRECISION, WIDEN,
                 )  # fmt: skip
-                above = tl.where(b_p >= threshold[:, None], 1.0, 0.0)
-                mass += tl.sum(above * b_p, 1)
+                above = tl.where(p >= threshold[:, None], 1.0, 0.0)
+                mass += tl.sum(above * p, 1)
                 count += tl.sum(above, 1)
         enough = is_open & (mass >= MASS)
         low = tl.where(enough, threshold, low)
@@ -194,13 +200,14 @@ def attention_k90(
 
         wanted = MASS - high_mass
         between = low_count - high_count
-        held = tl.maximum(low_mass - high_mass, 1e-20)
-        share = wanted / held
+        apart = tl.maximum(low_mass - high_mass, 1e-20)
+        share = wanted / apart
         most = tl.ceil(share * between)
-        # Only a threshold that was evaluated says how much is left below it.
-        left_out = tl.where(low_mass < 1.0, (held - wanted) / low, between)
-        least = tl.maximum(wanted / high, between - left_out)
-        done = (least > most - 1.0) | (between < 1.5) | (high - low <= high * close)
+        # As many are needed where one less could not hold what is wanted, or where those left out
+        # would keep too much. Only a threshold that was evaluated says how much is left below it.
+        by_high = (most - 1.0) * high < wanted
+        by_low = (low_mass < 1.0) & ((between - most + 1.0) * low > apart - wanted)
+        done = by_high | by_low | (between < 1.5) | (high - low <= high * close)
         is_open = is_open & (done == 0)
         open_rows = tl.max(is_open.to(tl.int32), 0)
 
@@ -219,16 +226,16 @@ def attention_k90(
     tl.store(p_count + o_flat, tl.where(m_row, count, 0), mask=i_row < n_slots)
 
 
-def k90_tiles(dtype: torch.dtype, head_dim: int, n_slots: int) -> tuple[Tiles, bool]:
-    """The pinned configuration, and whether its columns hold the window."""
+def k90_tiles(dtype: torch.dtype, head_dim: int, n_slots: int) -> tuple[Tiles, int]:
+    """The pinned configuration, and how many of its tiles hold the window: 0 where none do."""
     wide = block_dim(head_dim) > 64
-    cols = next_power_of_two(n_slots, 64)
+    n_tiles = next_power_of_two(ceil_div(n_slots, 64))
     if dtype == torch.float32:
         # Products on the FMA units take the registers that resident weights would need.
-        return Tiles(16 if wide else 32, 32, 8, 1), False
-    if cols <= RESIDENT_SLOTS:
-        return Tiles(16, cols, 8 if wide else 4, 1), True
-    return Tiles(64, 64, 4, 2), False
+        return Tiles(16 if wide else 32, 32, 8, 1), 0
+    if n_slots <= RESIDENT_SLOTS:
+        return Tiles(64, 64, 8 if n_tiles > 2 else 4, 1), n_tiles
+    return Tiles(64, 64, 4, 2), 0
 
 
 def k90_counts(
@@ -241,7 +248,7 @@ def k90_counts(
 ) -> Tensor:
     """(B, H, N) int32: k90 of every row, 0 in padded slots."""
     batch, n_heads, n_slots, head_dim = query.shape
-    tiles, resident = k90_tiles(query.dtype, head_dim, n_slots)
+    tiles, n_tiles = k90_tiles(query.dtype, head_dim, n_slots)
     counts = torch.empty((batch, n_heads, n_slots), dtype=torch.int32, device=query.device)
     launch(
         attention_k90, ceil_div(n_slots, tiles.rows) * n_heads * batch,
@@ -250,7 +257,7 @@ def k90_counts(
         n_slots, n_heads, n_heads // key.shape[1], options.scale * LOG2E,
         -1 if options.window is None else options.window, max_steps,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), ROWS=tiles.rows, COLS=tiles.cols,
-        RESIDENT=resident, WINDOW=options.window is not None,
+        TILES=n_tiles, WINDOW=options.window is not None,
         PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip

@@ -39,6 +39,8 @@ VALUE_SLOTS = tl.constexpr(32)
 PROFILE = tl.constexpr(128)
 AT_ONCE = tl.constexpr(512)
 BIN_SLACK = tl.constexpr(SLACK * N_VALUE_BINS)
+#: Pairs of tiles that are counted in bytes and 16-bit fields: 7 x 2 x 64^2 cells.
+COUNTED = tl.constexpr(7)
 
 
 @triton.jit
@@ -89,31 +91,53 @@ def _extremes(p_low, p_top, n):
 
 
 @triton.jit
-def _bins_of_rows(p, m, low, factor):
-    """Cells of every row by bin: five words of four bins, a byte each (a row has 64 cells)."""
-    x = (p - low) * factor + BIN_SLACK
-    value_bin = tl.minimum(tl.maximum(x, 0.0), VALUE_BINS - 1.0).to(tl.int32)
-    one = tl.where(m, 1, 0) << ((value_bin & 3) * 8)
-    word = value_bin >> 2
-    w_0 = tl.sum(tl.where(word == 0, one, 0), 1)
-    w_1 = tl.sum(tl.where(word == 1, one, 0), 1)
-    w_2 = tl.sum(tl.where(word == 2, one, 0), 1)
-    w_3 = tl.sum(tl.where(word == 3, one, 0), 1)
-    w_4 = tl.sum(tl.where(word == 4, one, 0), 1)
-    return w_0, w_1, w_2, w_3, w_4
+def _of_lanes(x, WARPS: tl.constexpr):
+    """Sums (rows, WARPS, 4) of the cells that one thread holds: a product leaves it columns 2 k and
+    2 k + 1 of every eight, and every warp a stretch of columns."""
+    rows: tl.constexpr = x.shape[0]
+    eights: tl.constexpr = x.shape[1] // 8 // WARPS
+    return tl.sum(tl.sum(tl.reshape(x, (rows, WARPS, eights, 4, 2)), 4), 2)
 
 
 @triton.jit
-def _unpack(w_0, w_1, w_2, w_3, w_4):
-    """(BLOCK, 32) counts from the words of `_bins_of_rows`."""
-    o_bin = tl.arange(0, VALUE_SLOTS)[None, :]
-    o_word = o_bin >> 2
-    w = tl.where(o_word == 0, w_0[:, None], 0)
-    w = tl.where(o_word == 1, w_1[:, None], w)
-    w = tl.where(o_word == 2, w_2[:, None], w)
-    w = tl.where(o_word == 3, w_3[:, None], w)
-    w = tl.where(o_word == 4, w_4[:, None], w)
-    return (w >> ((o_bin & 3) * 8)) & 255
+def _add_bins(fields, p, unit, low, factor, WARPS: tl.constexpr):
+    """Adds the cells of a tile to six fields of four bins, a byte each; unit: 1, or 0 for none.
+
+    Field 2 k has the bins 8 k, 8 k + 2, 8 k + 4, 8 k + 6, and field 2 k + 1 those between. A thread
+    has at most 15 cells of a row: four bits hold them, eight bins fit into a word.
+    """
+    x = p * factor + (BIN_SLACK - low * factor)
+    value_bin = tl.minimum(tl.maximum(x, 0.0), VALUE_BINS - 1.0).to(tl.int32)
+    one = unit << ((value_bin & 7) * 4)
+    eight = value_bin >> 3
+    found = ()
+    for k in tl.static_range(3):
+        word = _of_lanes(tl.where(eight == k, one, 0), WARPS)
+        found += (fields[2 * k] + (word & 0x0F0F0F0F),)
+        found += (fields[2 * k + 1] + ((word >> 4) & 0x0F0F0F0F),)
+    return found
+
+
+@triton.jit
+def _total_of(x):
+    size: tl.constexpr = x.shape[0] * x.shape[1] * x.shape[2]
+    return tl.sum(tl.reshape(x, (size,)), 0)
+
+
+@triton.jit
+def _add_fields(bins, fields):
+    """bins (32,) + the bytes of `_add_bins`, whose totals must stay below 2^16."""
+    o_bin = tl.arange(0, VALUE_SLOTS)
+    byte = (o_bin & 7) >> 1
+    # Bytes 0, 2, 1, 3 become fields of 16 bits, in this order.
+    shift = ((byte & 1) * 32 + (byte & 2) * 8).to(tl.int64)
+    for k in tl.static_range(6):
+        even = (fields[k] & 0x00FF00FF).to(tl.int64)
+        odd = ((fields[k] >> 8) & 0x00FF00FF).to(tl.int64)
+        total = _total_of(even | (odd << 32))
+        own = (o_bin >> 3 == k // 2) & ((o_bin & 1) == k % 2)
+        bins += tl.where(own, ((total >> shift) & 0xFFFF).to(tl.int32), 0)
+    return bins
 
 
 @any_length
@@ -144,6 +168,7 @@ def attention_pairs(
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
+    WARPS: tl.constexpr,
     WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -152,6 +177,8 @@ def attention_pairs(
 
     Buffers, with D = block diagonals: p_low, p_top (B, H, N) as `attention_rows` leaves them;
     p_crossed (B, H, D), p_bins (B, H, D, 32), p_profile (B, H, D, PROFILE), all written whole.
+    Cells beyond the window's tokens, and those that a sliding window hides, weigh 0 and count in
+    the first bin. WARPS: that share the columns of a tile.
     """
     n_diagonals = tl.cdiv(n_slots, BLOCK)
     delta, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, n_diagonals)
@@ -172,43 +199,49 @@ def attention_pairs(
 
     sum_above = tl.zeros((BLOCK, BLOCK), tl.float32)
     sum_below = tl.zeros((BLOCK, BLOCK), tl.float32)
-    crossed = tl.zeros((BLOCK,), tl.float32)
-    bins = tl.zeros((BLOCK, VALUE_SLOTS), tl.int32)
+    crossed = tl.zeros((BLOCK, WARPS, 4), tl.float32)
+    bins = tl.zeros((VALUE_SLOTS,), tl.int32)
+    # The tile on the diagonal is its own transpose: its cells are counted once.
+    unit = tl.where(delta > 0, 1, 0)
     last = tl.maximum(tl.cdiv(n, BLOCK) - delta, 0)
     if WINDOW:
         last = tl.where(delta * BLOCK - BLOCK < window, last, 0)
-    for row in range(last):
-        col = row + delta
-        i_row = row * BLOCK + o_row
-        i_col = col * BLOCK + o_row
-        m = (i_row < n)[:, None] & (i_col < n)[None, :]
-        if WINDOW:
-            m = m & (o_row[None, :] >= first[:, None]) & (o_row[None, :] <= final[:, None])
-        lse = tl.load(p_l + i_row, mask=i_row < n, other=NO_ROW)
-        above = _tile(
-            p_q, p_k, o_q, o_k, stride_qn, stride_kn, row, col, n,
-            HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
-        )  # fmt: skip
-        above = tl.where(m, tl.exp2(above * scale - lse[:, None]), 0.0)
-        sum_above += above
-        w_0, w_1, w_2, w_3, w_4 = _bins_of_rows(above, m, low, factor)
-        bins += _unpack(w_0, w_1, w_2, w_3, w_4)
-        lse = tl.load(p_l + i_col, mask=i_col < n, other=NO_ROW)
-        below = _tile(
-            p_k, p_q, o_k, o_q, stride_kn, stride_qn, row, col, n,
-            HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
-        )  # fmt: skip
-        below = tl.where(m, tl.exp2(below * scale - lse[None, :]), 0.0)
-        sum_below += below
-        crossed += tl.sum(above * below, 1)
-        # The tile on the diagonal is its own transpose: its cells are counted once.
-        w_0, w_1, w_2, w_3, w_4 = _bins_of_rows(below, m & (delta > 0), low, factor)
-        bins += _unpack(w_0, w_1, w_2, w_3, w_4)
+    for begin in range(0, last, COUNTED):
+        nothing = tl.zeros((BLOCK, WARPS, 4), tl.int32)
+        fields = (nothing, nothing, nothing, nothing, nothing, nothing)
+        for row in range(begin, tl.minimum(begin + COUNTED, last)):
+            col = row + delta
+            i_row = row * BLOCK + o_row
+            i_col = col * BLOCK + o_row
+            lse = tl.load(p_l + i_row, mask=i_row < n, other=NO_ROW)
+            above = _tile(
+                p_q, p_k, o_q, o_k, stride_qn, stride_kn, row, col, n,
+                HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
+            )  # fmt: skip
+            # Queries beyond n weigh 0 by their lse, keys by this. In the tile below the keys are
+            # those of a whole block, but on the diagonal, where only `above` counts.
+            above = tl.where((i_col < n)[None, :], tl.exp2(above * scale - lse[:, None]), 0.0)
+            lse = tl.load(p_l + i_col, mask=i_col < n, other=NO_ROW)
+            below = _tile(
+                p_k, p_q, o_k, o_q, stride_kn, stride_qn, row, col, n,
+                HEAD_DIM, BLOCK, BLOCK_DIM, PRECISION, WIDEN,
+            )  # fmt: skip
+            below = tl.exp2(below * scale - lse[None, :])
+            if WINDOW:
+                m = (o_row[None, :] >= first[:, None]) & (o_row[None, :] <= final[:, None])
+                above = tl.where(m, above, 0.0)
+                below = tl.where(m, below, 0.0)
+            sum_above += above
+            sum_below += below
+            crossed += _of_lanes(above * below, WARPS)
+            fields = _add_bins(fields, above, 1, low, factor, WARPS)
+            fields = _add_bins(fields, below, unit, low, factor, WARPS)
+        bins = _add_fields(bins, fields)
 
-    total = tl.sum(crossed, 0)
+    total = _total_of(crossed)
     tl.store(p_crossed + i_part, tl.where(delta > 0, 2 * total, total))
     o_bin = tl.arange(0, VALUE_SLOTS)
-    tl.store(p_bins + i_part * VALUE_SLOTS + o_bin, tl.sum(bins, 0))
+    tl.store(p_bins + i_part * VALUE_SLOTS + o_bin, bins)
 
     p_mid = p_profile + i_part * PROFILE + n_side
     distance = delta * BLOCK + o_row[None, :] - o_row[:, None]
@@ -240,7 +273,8 @@ class PairSums:
     Attributes:
         crossed: (B, H, D) sum of A_ij A_ji.
         profile: (B, H, D, 128) mass by signed offset bin, the first 2 n_offset_side + 1 of them.
-        bins: (B, H, D, 32) int32, visible cells by value bin, the first 20 of them.
+        bins: (B, H, D, 32) int32, cells by value bin, the first 20 of them; the first bin also
+            holds cells beyond the tokens.
     """
 
     crossed: Tensor
@@ -254,6 +288,11 @@ def pairs_tiles(dtype: torch.dtype, head_dim: int) -> Tiles:
         side = 16 if block_dim(head_dim) > 64 else 32
         return Tiles(side, side, 4, 1)
     return Tiles(64, 64, 8, 2)
+
+
+def warps_of_columns(tiles: Tiles) -> int:
+    """Warps that share the columns of a tile: a wgmma tile of 64 rows takes four warps."""
+    return tiles.warps // 4
 
 
 def pair_sums(
@@ -282,7 +321,7 @@ def pair_sums(
         n_slots, n_heads, n_heads // key.shape[1], options.scale * LOG2E,
         -1 if options.window is None else options.window, options.n_offset_side,
         HEAD_DIM=head_dim, BLOCK_DIM=block_dim(head_dim), BLOCK=tiles.rows,
-        WINDOW=options.window is not None,
+        WARPS=warps_of_columns(tiles), WINDOW=options.window is not None,
         PRECISION=PRECISION, WIDEN=widen(query.dtype),
         **compile_options(tiles),
     )  # fmt: skip

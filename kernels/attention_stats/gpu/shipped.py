@@ -16,12 +16,15 @@ from bertgeom.kernels.attention_stats.gpu.cones import attention_cones, cones_ti
 from bertgeom.kernels.attention_stats.gpu.finish import attention_finish, finish_tiles
 from bertgeom.kernels.attention_stats.gpu.gram import attention_gram, gram_tiles
 from bertgeom.kernels.attention_stats.gpu.k90 import attention_k90, k90_tiles
-from bertgeom.kernels.attention_stats.gpu.pairs import attention_pairs, pairs_tiles
+from bertgeom.kernels.attention_stats.gpu.pairs import (
+    attention_pairs,
+    pairs_tiles,
+    warps_of_columns,
+)
 from bertgeom.kernels.attention_stats.gpu.rows import attention_rows, rows_tiles
 from bertgeom.kernels.attention_stats.gpu.tiles import PRECISION, Tiles, block_dim
 
 _SINGLE = "fp32 products run on the FMA units: TF32 would cost accuracy, three of them registers"
-_RESIDENT = "16 resident rows are below the 64 of a wgmma tile; the product is 1/10 of the work"
 _SMALL = "a d x d product with d below 64 is smaller than a wgmma tile"
 _NO_PRODUCT = "the traces of d x d matrices are fp32 sums, a thousandth of the work"
 #: Pointers that tier core leaves out.
@@ -50,6 +53,7 @@ def _configuration(
         "BLOCK": tiles.rows,
         "BLOCK_ROWS": tiles.rows,
         "STEP": tiles.rows,
+        "WARPS": warps_of_columns(tiles),
         "PRECISION": PRECISION,
         "WIDEN": False,
         "WINDOW": False,
@@ -108,10 +112,9 @@ def _shipped() -> dict[str, ShippedKernel]:
             reason = _SMALL if d < 64 else None
             add(f"attention_gram/{of}", attention_gram, gram_tiles(dtype, d), dtype, d, reason)
             for n in (512, 1024):
-                tiles, resident = k90_tiles(dtype, d, n)
-                reason = _RESIDENT if resident else None
-                name = f"attention_k90/{of}/{'resident' if resident else 'swept'}"
-                add(name, attention_k90, tiles, dtype, d, reason, RESIDENT=resident)
+                tiles, n_tiles = k90_tiles(dtype, d, n)
+                name = f"attention_k90/{of}/{'resident' if n_tiles else 'swept'}"
+                add(name, attention_k90, tiles, dtype, d, TILES=n_tiles)
             if dtype == torch.float16:
                 for core in (False, True):
                     name = f"attention_finish/d{d}{'/core' if core else ''}"
@@ -133,10 +136,14 @@ def _shipped() -> dict[str, ShippedKernel]:
         d,
         WINDOW=True,
     )
-    tiles, resident = k90_tiles(half, d, 512)
+    for n in (64, 128, 256):
+        tiles, n_tiles = k90_tiles(half, d, n)
+        name = f"attention_k90/fp16/d64/resident/{n}"
+        add(name, attention_k90, tiles, half, d, TILES=n_tiles)
+    tiles, n_tiles = k90_tiles(half, d, 512)
     add(
-        "attention_k90/fp16/d64/resident/window", attention_k90, tiles, half, d, _RESIDENT,
-        RESIDENT=resident, WINDOW=True,
+        "attention_k90/fp16/d64/resident/window", attention_k90, tiles, half, d, TILES=n_tiles,
+        WINDOW=True,
     )  # fmt: skip
     return found
 
