@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 #: Windows whose tokens are counted, and bases that are read for them, at most.
 _COVERED, _BASES = 256, 2**24
+#: Bases a token, beyond which windows of a tokenizer of longer ones are shorter than they could be.
+_BASES_A_TOKEN = 8
 #: Rounds of each timing; the fastest one counts.
 _ROUNDS = 3
 
@@ -152,8 +154,8 @@ def check(
     options = Settings.of(**settings)
     encoder = load_model(str(model), options)
     pieces = _pieces(sources, encoder.tokenizer, options, tokens)
-    covered = coverage(encoder.tokenizer, _spread(pieces, _COVERED))
-    chosen = _spread(pieces, windows)
+    covered = coverage(encoder.tokenizer, _spread(pieces, _COVERED, encoder.tokenizer, tokens))
+    chosen = _spread(pieces, windows, encoder.tokenizer, tokens)
     if len(chosen) > 1:
         chosen[-1] = chosen[-1][: -(-len(chosen[-1]) // 2)]
     batch = _batch(encoder, chosen)
@@ -194,6 +196,9 @@ def _pieces(
 ) -> list[tuple[int, np.ndarray]]:
     """Record and bases of windows, of the input or of random letters."""
     size = _bases_of(tokenizer, tokens)
+    if tokenizer.variable_length:
+        # What is guaranteed to fit is one base a token; `_fitted` cuts what does not.
+        size *= _BASES_A_TOKEN
     alphabet = alphabet_of(options.alphabet)
     if sources is None:
         from bertgeom.tokens.spelling import probes
@@ -230,10 +235,24 @@ def _bases_of(tokenizer: Tokenizer, tokens: int) -> int:
     return low
 
 
-def _spread(pieces: Sequence[tuple[int, np.ndarray]], n: int) -> list[np.ndarray]:
-    """At most n windows, from all over the input."""
+def _spread(
+    pieces: Sequence[tuple[int, np.ndarray]], n: int, tokenizer: Tokenizer, tokens: int
+) -> list[np.ndarray]:
+    """At most n windows, from all over the input, each of at most so many tokens."""
     records: Int64Array = np.array([record for record, _ in pieces], dtype=np.int64)
-    return [pieces[i][1] for i in stratified(records, n).tolist()]
+    return [_fitted(tokenizer, pieces[i][1], tokens) for i in stratified(records, n).tolist()]
+
+
+def _fitted(tokenizer: Tokenizer, bases: np.ndarray, tokens: int) -> np.ndarray:
+    """The first bases, as many as have at most so many tokens, or nearly."""
+    while tokenizer.variable_length and len(bases) > 1:
+        row = tokenizer.encode(bases)
+        n = row.ids.size
+        if n <= tokens and not row.truncated:
+            break
+        covered = int(row.stop.max(initial=1)) if row.truncated else len(bases)
+        bases = bases[: max(1, min(len(bases) - 1, covered * min(tokens, n) // n))]
+    return bases
 
 
 def _batch(encoder: Encoder, pieces: Sequence[np.ndarray]) -> TokenBatch:

@@ -46,6 +46,7 @@ SINKS: dict[str, Any] = {
 }
 #: Sizes beside those of `Case`.
 REFUSED: dict[str, dict[str, Any]] = {
+    "Tapas": {"max_position_embeddings": 66},
     "SqueezeBert": {"embedding_size": 32},
     "IBert": {},
     "Longformer": {"attention_window": 8},

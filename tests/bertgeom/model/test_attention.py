@@ -230,11 +230,11 @@ def test_core_leaves_out_what_only_full_has() -> None:
 
 
 def test_an_architecture_without_the_interface_is_refused() -> None:
-    from transformers import MPNetConfig, MPNetModel
+    from transformers import TapasConfig, TapasModel
 
-    config = MPNetConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = TapasConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     with pytest.raises(ModelError, match="AttentionInterface"):
-        bertgeom.measure(MPNetModel(config).eval(), input_ids=tokens((9,))[0])
+        bertgeom.measure(TapasModel(config).eval(), input_ids=tokens((9,))[0])
 
 
 def test_a_decoder_is_refused() -> None:

@@ -16,7 +16,7 @@ import bertgeom
 from bertgeom.analysis.tracks import genome_tracks
 from bertgeom.errors import InputError, UsageError
 from bertgeom.pipelines.catalogue.samples import store_regions, store_rollout, store_spectra
-from bertgeom.pipelines.cli import catalogue
+from bertgeom.pipelines.cli import catalogue, models
 from bertgeom.pipelines.run import stages
 from bertgeom.testing import eager_forward, save_tiny_classifier
 
@@ -59,6 +59,7 @@ def dataset(folder: Path) -> xarray.Dataset:
 def call(*arguments: str | Path) -> Result:
     app = typer.Typer()
     catalogue.register(app)
+    models.register(app)
     result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result

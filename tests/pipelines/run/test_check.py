@@ -55,6 +55,20 @@ def test_without_input_the_windows_are_random_letters(tiny_model: Path) -> None:
     assert (found.source, found.lengths) == ("random letters", (16,))
 
 
+def test_windows_of_longer_tokens_are_filled(minilm: Path, tmp_path: Path) -> None:
+    """A byte a token is all that is guaranteed to fit; a token of text has more."""
+    text = tmp_path / "x.txt"
+    text.write_text("every token of this text has more than one letter of it " * 40 + "\n")
+    options: dict[str, Any] = {"alphabet": "text", "device": "cpu"}
+    found = check(minilm, text, windows=2, tokens=20, **options)
+    assert found.trusted, found.problems
+    assert 15 <= found.lengths[0] <= 20
+    assert found.coverage.bases_per_token > 1.5
+    assert found.coverage.returned_share is None
+    whole = check(minilm, text, windows=1, tokens=20, max_tokens=12, **options)
+    assert 9 <= whole.lengths[0] <= 12
+
+
 def test_attention_that_is_not_the_model_s_is_found(
     tiny_model: Path, fasta: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
