@@ -185,8 +185,10 @@ def _store_full(
         bins += tl.load(p_bins + part * SLOTS + o_bin).to(tl.int64)
         profile += tl.load(p_profile + part * PROFILE + o_side)
         crossed += tl.load(p_crossed + part)
-    # Cells that a sliding window hides weigh 0, the smallest: the first bin. It also has cells of
-    # tiles beyond the tokens.
+    # The largest weights are on the last edge. What is hidden weighs 0, the smallest: of all cells
+    # of the window, the first bin has what the others have not.
+    bins += tl.where(o_bin == VALUE_BINS - 1, tl.sum(tl.where(o_bin == VALUE_BINS, bins, 0), 0), 0)
+    bins = tl.where(o_bin < VALUE_BINS, bins, 0)
     wide = n_tokens.to(tl.int64)
     bins += tl.where(o_bin == 0, wide * wide - tl.sum(bins, 0), 0)
     share = bins.to(tl.float32) / (n * n)

@@ -104,10 +104,10 @@ def _add_bins(fields, p, unit, low, factor, WARPS: tl.constexpr):
     """Adds the cells of a tile to six fields of four bins, a byte each; unit: 1, or 0 for none.
 
     Field 2 k has the bins 8 k, 8 k + 2, 8 k + 4, 8 k + 6, and field 2 k + 1 those between. A thread
-    has at most 15 cells of a row: four bits hold them, eight bins fit into a word.
+    has at most 15 cells of a row: four bits hold them, eight bins fit into a word. Nothing is put
+    within the bins: the largest weight falls into one more, a hidden cell before the first or out.
     """
-    x = p * factor + (BIN_SLACK - low * factor)
-    value_bin = tl.minimum(tl.maximum(x, 0.0), VALUE_BINS - 1.0).to(tl.int32)
+    value_bin = (p * factor + (BIN_SLACK - low * factor)).to(tl.int32)
     one = unit << ((value_bin & 7) * 4)
     eight = value_bin >> 3
     found = ()
@@ -122,6 +122,13 @@ def _add_bins(fields, p, unit, low, factor, WARPS: tl.constexpr):
 def _total_of(x):
     size: tl.constexpr = x.shape[0] * x.shape[1] * x.shape[2]
     return tl.sum(tl.reshape(x, (size,)), 0)
+
+
+@triton.jit
+def _total_of_side(x, side, b):
+    """Sum of the cells of x (rows, columns) whose side is b."""
+    size: tl.constexpr = x.shape[0] * x.shape[1]
+    return tl.sum(tl.reshape(tl.where(side == b, x, 0.0), (size,)), 0)
 
 
 @triton.jit
@@ -177,8 +184,8 @@ def attention_pairs(
 
     Buffers, with D = block diagonals: p_low, p_top (B, H, N) as `attention_rows` leaves them;
     p_crossed (B, H, D), p_bins (B, H, D, 32), p_profile (B, H, D, PROFILE), all written whole.
-    Cells beyond the window's tokens, and those that a sliding window hides, weigh 0 and count in
-    the first bin. WARPS: that share the columns of a tile.
+    Bin 20 of p_bins belongs to bin 19, and bin 0 may have cells that are hidden or lack others of
+    them: `attention_finish` knows how many there are. WARPS: that share the columns of a tile.
     """
     n_diagonals = tl.cdiv(n_slots, BLOCK)
     delta, i_head, i_batch, i_flat = head_of(tl.program_id(0), n_heads, n_diagonals)
@@ -246,6 +253,7 @@ def attention_pairs(
     p_mid = p_profile + i_part * PROFILE + n_side
     distance = delta * BLOCK + o_row[None, :] - o_row[:, None]
     side = _offset_bin(tl.abs(distance), n_side)
+    side = tl.where(distance > 0, side, tl.where(distance < 0, -side, 0))
     nearest = _offset_bin(tl.maximum(delta * BLOCK - BLOCK + 1, 1), n_side)
     farthest = _offset_bin(delta * BLOCK + BLOCK - 1, n_side)
     # Bins that no cell of these diagonals falls into; the others are stored below.
@@ -254,16 +262,15 @@ def attention_pairs(
     least = tl.where(delta > 0, 0, 1)
     m_none = (away > farthest) | ((away < nearest) & (away >= least))
     tl.store(p_profile + i_part * PROFILE + o_bin, tl.zeros((PROFILE,), tl.float32), mask=m_none)
+    # Both tiles hold distances > 0; the one on the diagonal has those < 0 in its lower half.
+    sign = 1
     if delta == 0:
-        zero = tl.where(distance == 0, sum_above, 0.0)
-        tl.store(p_mid, tl.sum(tl.sum(zero, 1), 0))
+        tl.store(p_mid, _total_of_side(sum_above, side, 0))
         sum_below = sum_above
+        sign = -1
     for b in range(nearest, farthest + 1):
-        m = (side == b) & (distance > 0)
-        tl.store(p_mid + b, tl.sum(tl.sum(tl.where(m, sum_above, 0.0), 1), 0))
-        # Above delta 0 both tiles hold distance > 0; on it, the lower half is distance < 0.
-        m = (side == b) & tl.where(delta > 0, distance > 0, distance < 0)
-        tl.store(p_mid - b, tl.sum(tl.sum(tl.where(m, sum_below, 0.0), 1), 0))
+        tl.store(p_mid + b, _total_of_side(sum_above, side, b))
+        tl.store(p_mid - b, _total_of_side(sum_below, side, sign * b))
 
 
 @dataclass(frozen=True)
@@ -273,8 +280,7 @@ class PairSums:
     Attributes:
         crossed: (B, H, D) sum of A_ij A_ji.
         profile: (B, H, D, 128) mass by signed offset bin, the first 2 n_offset_side + 1 of them.
-        bins: (B, H, D, 32) int32, cells by value bin, the first 20 of them; the first bin also
-            holds cells beyond the tokens.
+        bins: (B, H, D, 32) int32, cells by value bin, see `attention_pairs`.
     """
 
     crossed: Tensor
