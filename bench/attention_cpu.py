@@ -162,7 +162,7 @@ def _multiply(blas, a, b, c, n, flip):
 @jit
 def _by_unit(q, k, block, n, work):
     d = k.shape[1]
-    memory = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3)).pieces
+    memory = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3), n).pieces
     query, key = np.int64(q.ctypes.data), np.int64(k.ctypes.data)
     matrices = ((query, d), (key, d), (query, d), (query, d))
     pieces = products.split_keys(True, 0.0, n, d, key, d, memory)
@@ -202,7 +202,7 @@ def _normalise(block, n):
 
 @jit
 def _spread(block, n, work):
-    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3), n)
     column, diagonals = arrays.column, arrays.diagonals
     pitch = block.shape[1]
     square = np.float32(0)
@@ -218,7 +218,7 @@ def _spread(block, n, work):
 
 @jit
 def _near(block, n, work):
-    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3), n)
     for i in range(n):
         begin, end = max(0, i - 4), min(n, i + 5)
         rows.lift(block[i], begin, end, arrays.lifted)
@@ -229,7 +229,7 @@ def _near(block, n, work):
 
 @jit
 def _stretches(address, n_floats, n):
-    arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3), n)
     for g in range(16):
         head.end_stretch(g, n, arrays)
 
@@ -244,13 +244,13 @@ def _k90(block, n, low, top):
 @jit
 def _gram(blas, q, k, work):
     n, d = q.shape
-    arrays = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3), n)
     head.logit_statistics(blas, n, d, q.ctypes.data, d, k.ctypes.data, d, arrays.gram, np.zeros(18))
 
 
 @jit
 def _per_head(address, n_floats, n):
-    arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3), n)
     out = np.zeros(18)
     head.row_statistics(n, arrays, out)
     head.column_statistics(n, arrays, np.zeros(n, np.int32), out, np.zeros(0, np.float32))
@@ -260,7 +260,7 @@ def _per_head(address, n_floats, n):
 
 @jit
 def _bins(block, n, low, high, work):
-    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3), n)
     codes, bins = arrays.codes, arrays.bins
     factor = np.float32(20) / (high - low)
     for i in range(n):
