@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from bertgeom.kernels._cpu.amx import (
+    COMPILES,
     LARGEST,
     SIDE,
     STEP,
@@ -34,8 +35,8 @@ class Pieces(NamedTuple):
 
 @inner
 def pieces_floats(n, d):
-    """Float32 elements for the pieces of a head."""
-    return piece_floats(n, d) + piece_floats(GROUP, d) if d % STEP == 0 else 0
+    """Float32 elements for the pieces of a head; none for a CPU without the unit."""
+    return piece_floats(n, d) + piece_floats(GROUP, d) if COMPILES and d % STEP == 0 else 0
 
 
 @inner
@@ -74,6 +75,17 @@ def logits(blas, pieces, scale, d, matrices, i0, i1, c0, c1, out, pitch):
         split_rows(query + 4 * i * query_row, 4 * query_row, rows, d, scale, pieces.queries)
         there = out + 4 * (i - i0) * pitch
         product(pieces.queries, keys, d, rows, c1 - c0, there, 4 * pitch)
+
+
+@inner
+def copied(n, d, matrix, to):
+    """Copy the rows of a matrix, given by address and row stride, side by side; the same of it."""
+    address, row = matrix
+    x = numba.carray(floats_at(address), ((n - 1) * row + d,), np.float32)
+    for i in range(n):
+        for c in range(d):
+            to[i, c] = x[i * row + c]
+    return np.int64(to.ctypes.data), np.int64(d)
 
 
 @inner

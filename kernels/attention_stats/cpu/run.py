@@ -54,7 +54,7 @@ from bertgeom.kernels.attention_stats.cpu.head import (
     stretch_begin,
     value_entropy,
 )
-from bertgeom.kernels.attention_stats.cpu.products import GROUP, logits, split_keys
+from bertgeom.kernels.attention_stats.cpu.products import GROUP, copied, logits, split_keys
 from bertgeom.kernels.attention_stats.cpu.results import named_values, shapes_of
 from bertgeom.kernels.attention_stats.cpu.rows import (
     add_near,
@@ -275,6 +275,16 @@ def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, s
     for j in range(n):
         work.content[j] = special[j] == 0
     out = np.zeros(values.scalars.shape[0])
+    if len(work.side_by_side) > 0:
+        # Every block of rows reads all keys and values. In the layer's output each is on a page of
+        # its own, and there are more of them than a CPU has translations of addresses at hand.
+        query, key, value, output = matrices
+        matrices = (
+            copied(n, d, query, work.side_by_side[0]),
+            copied(n, d, key, work.side_by_side[1]),
+            copied(n, d, value, work.side_by_side[2]),
+            output,
+        )
     # Before the logits, because this loads queries and keys into the cache.
     (query, query_row), (key, key_row), _, _ = matrices
     largest_entry = logit_statistics(

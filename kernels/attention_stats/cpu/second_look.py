@@ -32,6 +32,7 @@ from bertgeom.kernels.attention_stats.cpu.rows import (
 from bertgeom.kernels.attention_stats.cpu.work import (
     MIRROR_ROWS,
     MIRROR_WEIGHTS,
+    MIRROR_WIDTH,
     PAIRS,
     check_blocks,
     padded_rows,
@@ -117,7 +118,7 @@ def crossed_block(blas, settings, d, matrices, bias, i0, i1, c0, block, work):
     here = np.int64(mirror.ctypes.data)
     highs, inverses = work.highs, work.inverses
     rows = min(i1 - i0, MIRROR_ROWS)
-    width = MIRROR_WEIGHTS // rows // LANES * LANES
+    width = min(MIRROR_WIDTH, MIRROR_WEIGHTS // rows // LANES * LANES)
     below = 0.0
     diagonal = 0.0
     for r0 in range(i0, i1, rows):

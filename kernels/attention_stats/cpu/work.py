@@ -19,7 +19,7 @@ RESIDENT_TOKENS = 1024
 #: Weights of one block of rows of a longer head (1 MiB: half of a usual L2 cache).
 _BLOCK_WEIGHTS = 1 << 18
 #: Mirrored cells of a longer head are made by as many at a time (256 KiB), and for so many rows.
-MIRROR_WEIGHTS, MIRROR_ROWS = 1 << 16, 256
+MIRROR_WEIGHTS, MIRROR_ROWS, MIRROR_WIDTH = 1 << 16, 256, 512
 #: Side of the pairs of tiles of the second look at a flat head.
 PAIRS = 256
 #: Candidates for the higher value bins that a longer head may have, by token.
@@ -127,6 +127,7 @@ class Work(NamedTuple):
         bins           (23,)       int64, the last two stay empty
         found          int64, positions of confident weights
         gram           (4, d, d)
+        side_by_side   (3, n, d)  queries, keys and values of a longer head, else (0, n, d)
         pieces         see `products`
         mirror         (MIRROR_WEIGHTS,)  mirrored cells; of a head in memory (0,), like candidates
         candidates     weights that may lie beyond the first value bin
@@ -156,6 +157,7 @@ class Work(NamedTuple):
     bins: np.ndarray
     found: np.ndarray
     gram: np.ndarray
+    side_by_side: np.ndarray
     pieces: np.ndarray
     mirror: np.ndarray
     candidates: np.ndarray
@@ -194,7 +196,7 @@ def scratch_floats(n, head_dim, near, theta, reach):
     else:
         pair = 2 * in_blocks(min(n, PAIRS)) * padded(min(n, PAIRS))
         weights = max(pair, in_blocks(rows_at_once(n, reach)) * block_width(n, reach))
-        weights += MIRROR_WEIGHTS + padded(_CANDIDATES * n)
+        weights += MIRROR_WEIGHTS + padded(_CANDIDATES * n) + padded(3 * n * head_dim)
     small = 5 * padded(2 * near + 1) + 2 * padded(N_BLOCKS**2) + 2 * LANES
     found = padded(2 * most_confident(theta))
     vectors = 10 * ld + padded(n + 1) + PHASES * (2 * ld + TILE)
@@ -257,8 +259,10 @@ def cut(address, n_floats, n, d, near, theta, reach):
     bins, at = _take(scratch, at, 2 * (N_VALUE_BINS + 3), 2 * (N_VALUE_BINS + 3))
     found, at = _take(scratch, at, 2 * most_confident(theta), 0)
     gram, at = _take(scratch, at, 4 * d * d, 0)
-    pieces, at = _take(scratch, at, pieces_floats(n, d), 0)
     resident = is_resident(n, reach)
+    n_copies = 0 if resident else 3
+    side_by_side, at = _take(scratch, at, n_copies * n * d, 0)
+    pieces, at = _take(scratch, at, pieces_floats(n, d), 0)
     mirror, at = _take(scratch, at, 0 if resident else MIRROR_WEIGHTS, 0)
     candidates, at = _take(scratch, at, 0 if resident else _CANDIDATES * n, 0)
     return Work(
@@ -281,6 +285,7 @@ def cut(address, n_floats, n, d, near, theta, reach):
         bins.view(np.int64),
         found.view(np.int64),
         gram.reshape((4, d, d)),
+        side_by_side.reshape((n_copies, n, d)),
         pieces,
         mirror,
         candidates,
