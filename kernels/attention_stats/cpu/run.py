@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bertgeom.kernels._cpu import amx as _amx
 from bertgeom.kernels._cpu import memory as _memory
+from bertgeom.kernels._cpu import strips as _strips
 from bertgeom.kernels._cpu.rows import readable
 from bertgeom.kernels._cpu.runtime import (
     CHECKED,
@@ -28,7 +29,6 @@ from bertgeom.kernels._cpu.runtime import (
     inner,
     jit,
     on_torch_threads,
-    sgemm,
     sgemm_address,
     started,
 )
@@ -54,7 +54,13 @@ from bertgeom.kernels.attention_stats.cpu.head import (
     stretch_begin,
     value_entropy,
 )
-from bertgeom.kernels.attention_stats.cpu.products import GROUP, copied, logits, split_keys
+from bertgeom.kernels.attention_stats.cpu.products import (
+    GROUP,
+    logits,
+    outputs,
+    side_by_side,
+    split_keys,
+)
 from bertgeom.kernels.attention_stats.cpu.results import named_values, shapes_of
 from bertgeom.kernels.attention_stats.cpu.rows import (
     add_near,
@@ -129,7 +135,7 @@ def run(
     output = output.transpose(1, 2)
     shapes, n_results = shapes_of(batch, n_heads, n_slots, options)
     results = _memory.tensor((n_results,))
-    settings = _settings(n_slots, options, _amx.usable())
+    settings = _settings(n_slots, options, _amx.usable(), _strips.usable())
     n_floats = most_floats(lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach)
     n_places = torch.get_num_threads()
     scratch, n_floats = _memory.scratch_address(n_places, n_floats)
@@ -180,7 +186,7 @@ def _no_slots(batch: int, n_slots: int, dtype: type) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _settings(n_slots: int, options: Options, amx: bool) -> Settings:
+def _settings(n_slots: int, options: Options, amx: bool, strips: bool) -> Settings:
     return Settings(
         scale=f32(options.scale / _LN2),
         reach=n_slots if options.window is None else options.window,
@@ -189,6 +195,7 @@ def _settings(n_slots: int, options: Options, amx: bool) -> Settings:
         n_side=options.n_offset_side,
         full=options.full,
         amx=amx,
+        strips=strips,
     )
 
 
@@ -275,16 +282,9 @@ def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, s
     for j in range(n):
         work.content[j] = special[j] == 0
     out = np.zeros(values.scalars.shape[0])
-    if len(work.side_by_side) > 0:
-        # Every block of rows reads all keys and values. In the layer's output each is on a page of
-        # its own, and there are more of them than a CPU has translations of addresses at hand.
-        query, key, value, output = matrices
-        matrices = (
-            copied(n, d, query, work.side_by_side[0]),
-            copied(n, d, key, work.side_by_side[1]),
-            copied(n, d, value, work.side_by_side[2]),
-            output,
-        )
+    strips, matrices = side_by_side(
+        settings.strips, settings.scale, n, d, matrices, work.side_by_side
+    )
     # Before the logits, because this loads queries and keys into the cache.
     (query, query_row), (key, key_row), _, _ = matrices
     largest_entry = logit_statistics(
@@ -295,7 +295,7 @@ def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, s
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
     pieces = split_keys(settings.amx, largest_entry, n, d, key, key_row, work.pieces)
-    looked = _first_look(blas[0], pieces, settings, n, d, matrices, bias, work, out)
+    looked = _first_look(blas[0], pieces, strips, settings, n, d, matrices, bias, work, out)
     for x in range(2, n_cones):
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
@@ -308,7 +308,7 @@ def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, s
             values.block_map[b, h, g, c] = work.block_map[g, c] / n
     if settings.full:
         k90_summary(n, work.k_rows, values.k90[:, b, h])
-        _second_look(blas[0], pieces, settings, n, d, matrices, bias, work, looked, out)
+        _second_look(blas[0], pieces, strips, settings, n, d, matrices, bias, work, looked, out)
     for x in range(out.size):
         values.scalars[x, b, h] = out[x]
     for i in range(min(n, values.query_entropy.shape[2])):
@@ -332,7 +332,7 @@ def _block(n, reach, i0, work):
 
 
 @inner
-def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
+def _first_look(blas, pieces, strips, settings, n, d, matrices, bias, work, out):
     """The output and all sums of the first sweep.
 
     Returns:
@@ -365,7 +365,9 @@ def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
                 there, end = weights + 4 * (i - i0) * pitch, min(i + group, i1)
                 if CHECKED and pieces.used:
                     check_blocks(work, there, end - i, c1 - c0, pitch)
-                logits(blas, pieces, settings.scale, d, matrices, i, end, c0, c1, there, pitch)
+                logits(
+                    blas, pieces, strips, settings.scale, d, matrices, i, end, c0, c1, there, pitch
+                )
                 if bias.address != 0:
                     add_cells(bias, False, i, end, c0, c1, there, pitch)
             for line in range(0, 4 * d, 64):
@@ -418,13 +420,11 @@ def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
                 kept = keep_candidates(row, largest, candidates, kept)
         purity += add_near(block, i0, c0, c1, summed, i1, near, content, near_column, near_sums)
         summed = i1
-        sgemm(
-            blas, 0, 0, i1 - i0, d, c1 - c0, f32(1),
-            weights, pitch, value + 4 * c0 * value_row, value_row,
-            output + 4 * i0 * output_row, output_row,
-        )  # fmt: skip
+        outputs(blas, strips, n, d, matrices, i0, i1, c0, c1, weights, pitch)
         if kept >= 0:
-            crossed += crossed_block(blas, settings, d, matrices, bias, i0, i1, c0, block, work)
+            crossed += crossed_block(
+                blas, strips, settings, d, matrices, bias, i0, i1, c0, block, work
+            )
         i0 = i1
     while stretch < N_BLOCKS:
         end_stretch(stretch, n, work)
@@ -437,7 +437,7 @@ def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
 
 
 @inner
-def _second_look(blas, pieces, settings, n, d, matrices, bias, work, looked, out):
+def _second_look(blas, pieces, strips, settings, n, d, matrices, bias, work, looked, out):
     """Value entropy and asymmetry."""
     smallest, largest, crossed, kept = looked
     reach = min(settings.reach, n)
@@ -455,7 +455,7 @@ def _second_look(blas, pieces, settings, n, d, matrices, bias, work, looked, out
         count_candidates(n, work.candidates, kept, smallest, factor, work.codes, work.bins)
     else:
         crossed = look_at_pairs(
-            blas, pieces, settings, n, d, matrices, bias, work, smallest, factor
+            blas, pieces, strips, settings, n, d, matrices, bias, work, smallest, factor
         )
     out[VALUE_ENTROPY] = value_entropy(n, smallest, largest, work.bins)
     out[ASYMMETRY] = min(max(1 - crossed / (out[PURITY] * n), 0.0), 1.0)

@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 
 from bertgeom.kernels._cpu import amx as _amx
-from bertgeom.kernels._cpu.runtime import CHECKED, check_extent, inner, sgemm
+from bertgeom.kernels._cpu.runtime import CHECKED, check_extent, inner
 from bertgeom.kernels.attention_stats.cpu.bias import add_cells
-from bertgeom.kernels.attention_stats.cpu.products import logits
+from bertgeom.kernels.attention_stats.cpu.products import logits, mirrored_logits
 from bertgeom.kernels.attention_stats.cpu.rows import (
     LANES,
     count_values,
@@ -96,19 +96,15 @@ def count_candidates(n, candidates, kept, smallest, factor, codes, bins):
 
 
 @inner
-def _mirrored_logits(blas, settings, d, matrices, bias, i0, i1, j0, j1, out, pitch):
+def _mirrored(blas, strips, settings, d, matrices, bias, i0, i1, j0, j1, out, pitch):
     """Logits (j, i) of rows i0 to i1 and columns j0 to j1, in rows of i."""
-    (query, query_row), (key, key_row), _, _ = matrices
-    sgemm(
-        blas, 0, 1, i1 - i0, j1 - j0, d, settings.scale,
-        key + 4 * i0 * key_row, key_row, query + 4 * j0 * query_row, query_row, out, pitch,
-    )  # fmt: skip
+    mirrored_logits(blas, strips, settings.scale, d, matrices, i0, i1, j0, j1, out, pitch)
     if bias.address != 0:
         add_cells(bias, True, i0, i1, j0, j1, out, pitch)
 
 
 @inner
-def crossed_block(blas, settings, d, matrices, bias, i0, i1, c0, block, work):
+def crossed_block(blas, strips, settings, d, matrices, bias, i0, i1, c0, block, work):
     """sum A_ij A_ji over the rows i of a block of weights and all j, with j < i counted twice.
 
     Args:
@@ -129,7 +125,7 @@ def crossed_block(blas, settings, d, matrices, bias, i0, i1, c0, block, work):
             pitch = padded(j1 - j0)
             if CHECKED:
                 check_extent(here, (r1 - r0) * pitch, here, here + 4 * mirror.size)
-            _mirrored_logits(blas, settings, d, matrices, bias, r0, r1, j0, j1, here, pitch)
+            _mirrored(blas, strips, settings, d, matrices, bias, r0, r1, j0, j1, here, pitch)
             for i in range(r0, r1):
                 first, last = max(j0, i - reach), min(j1, i)
                 if first < last:
@@ -147,7 +143,7 @@ def crossed_block(blas, settings, d, matrices, bias, i0, i1, c0, block, work):
 
 
 @inner
-def look_at_pairs(blas, pieces, settings, n, d, matrices, bias, work, smallest, factor):
+def look_at_pairs(blas, pieces, strips, settings, n, d, matrices, bias, work, smallest, factor):
     """Fill the bins from weights that are computed again; returns sum_ij A_ij A_ji."""
     reach = settings.reach
     pitch = padded(min(n, PAIRS))
@@ -163,10 +159,10 @@ def look_at_pairs(blas, pieces, settings, n, d, matrices, bias, work, smallest, 
             if CHECKED:
                 check_blocks(work, here, i1 - i0, j1 - j0, pitch)
                 check_blocks(work, there, i1 - i0, j1 - j0, pitch)
-            logits(blas, pieces, settings.scale, d, matrices, i0, i1, j0, j1, here, pitch)
+            logits(blas, pieces, strips, settings.scale, d, matrices, i0, i1, j0, j1, here, pitch)
             if bias.address != 0:
                 add_cells(bias, False, i0, i1, j0, j1, here, pitch)
-            _mirrored_logits(blas, settings, d, matrices, bias, i0, i1, j0, j1, there, pitch)
+            _mirrored(blas, strips, settings, d, matrices, bias, i0, i1, j0, j1, there, pitch)
             for i in range(i0, i1):
                 first, last = max(j0, i - reach) - j0, min(j1, i + 1) - j0
                 if first >= last:

@@ -53,6 +53,8 @@ class Settings(NamedTuple):
     full: bool
     amx: bool
     """whether to multiply on the tile unit"""
+    strips: bool
+    """whether to multiply long heads in strips"""
 
 
 class Values(NamedTuple):
@@ -127,7 +129,7 @@ class Work(NamedTuple):
         bins           (23,)       int64, the last two stay empty
         found          int64, positions of confident weights
         gram           (4, d, d)
-        side_by_side   (3, n, d)  queries, keys and values of a longer head, else (0, n, d)
+        side_by_side   (3, m, d)  a longer head's, see `products`; else (0, m, d); whole strips
         pieces         see `products`
         mirror         (MIRROR_WEIGHTS,)  mirrored cells; of a head in memory (0,), like candidates
         candidates     weights that may lie beyond the first value bin
@@ -196,7 +198,7 @@ def scratch_floats(n, head_dim, near, theta, reach):
     else:
         pair = 2 * in_blocks(min(n, PAIRS)) * padded(min(n, PAIRS))
         weights = max(pair, in_blocks(rows_at_once(n, reach)) * block_width(n, reach))
-        weights += MIRROR_WEIGHTS + padded(_CANDIDATES * n) + padded(3 * n * head_dim)
+        weights += MIRROR_WEIGHTS + padded(_CANDIDATES * n) + padded(3 * in_blocks(n) * head_dim)
     small = 5 * padded(2 * near + 1) + 2 * padded(N_BLOCKS**2) + 2 * LANES
     found = padded(2 * most_confident(theta))
     vectors = 10 * ld + padded(n + 1) + PHASES * (2 * ld + TILE)
@@ -261,7 +263,7 @@ def cut(address, n_floats, n, d, near, theta, reach):
     gram, at = _take(scratch, at, 4 * d * d, 0)
     resident = is_resident(n, reach)
     n_copies = 0 if resident else 3
-    side_by_side, at = _take(scratch, at, n_copies * n * d, 0)
+    side_by_side, at = _take(scratch, at, n_copies * in_blocks(n) * d, 0)
     pieces, at = _take(scratch, at, pieces_floats(n, d), 0)
     mirror, at = _take(scratch, at, 0 if resident else MIRROR_WEIGHTS, 0)
     candidates, at = _take(scratch, at, 0 if resident else _CANDIDATES * n, 0)
@@ -285,7 +287,7 @@ def cut(address, n_floats, n, d, near, theta, reach):
         bins.view(np.int64),
         found.view(np.int64),
         gram.reshape((4, d, d)),
-        side_by_side.reshape((n_copies, n, d)),
+        side_by_side.reshape((n_copies, in_blocks(n), d)),
         pieces,
         mirror,
         candidates,
