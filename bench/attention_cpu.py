@@ -27,6 +27,7 @@ from bertgeom.kernels._cpu.runtime import dgemm_address, jit, sgemm, sgemm_addre
 from bertgeom.kernels.attention_stats import api
 from bertgeom.kernels.attention_stats.cpu import head, products, rows
 from bertgeom.kernels.attention_stats.cpu import work as _cpu_work
+from bertgeom.kernels.attention_stats.cpu.bias import NO_BIAS, of_head
 from bertgeom.kernels.attention_stats.tolerance import bounds, disagreements
 from bertgeom.variables import n_offset_side
 
@@ -115,7 +116,7 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
         "stretches": (_stretches, work, weights),
         "k90": (_k90, (block, n, low, top), weights),
         "P V": (_multiply, (blas, block, v, output, n, False), weights),
-        "Gram matrices": (_gram, ((blas, dgemm_address()), q, k, work), weights),
+        "Gram matrices": (_gram, ((blas, dgemm_address()), q, k, NO_BIAS, work), weights),
         "per head": (_per_head, work, weights),
         "value bins": (_bins, (block, n, low.min(), top.max(), work), weights),
         "A_ij A_ji": (_crossed, (block, n), weights),
@@ -167,7 +168,8 @@ def _by_unit(q, k, block, n, work):
     matrices = ((query, d), (key, d), (query, d), (query, d))
     pieces = products.split_keys(True, 0.0, n, d, key, d, memory)
     out, scale = np.int64(block.ctypes.data), np.float32(0.18)
-    products.logits(0, pieces, scale, d, matrices, 0, n, 0, n, out, block.shape[1])
+    strips = products.Strips(False, 0, 0, 0)
+    products.logits(0, pieces, strips, scale, d, matrices, 0, n, 0, n, out, block.shape[1])
 
 
 @jit
@@ -242,10 +244,11 @@ def _k90(block, n, low, top):
 
 
 @jit
-def _gram(blas, q, k, work):
+def _gram(blas, q, k, cells, work):
     n, d = q.shape
     arrays = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3), n)
-    head.logit_statistics(blas, n, d, q.ctypes.data, d, k.ctypes.data, d, arrays.gram, np.zeros(18))
+    bias, out = of_head(cells, 0, 0, n), np.zeros(18)
+    head.logit_statistics(blas, n, d, q.ctypes.data, d, k.ctypes.data, d, arrays.gram, bias, out)
 
 
 @jit

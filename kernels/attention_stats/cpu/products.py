@@ -1,4 +1,4 @@
-"""Products of a head: by BLAS, by the tile unit (`_cpu.amx`), or, if it is long, in `_cpu.strips`."""
+"""Products of a head: by BLAS, on the tile unit (`_cpu.amx`), of a long head in `_cpu.strips`."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def logits(blas, pieces, strips, scale, d, matrices, i0, i1, c0, c1, out, pitch)
     """scale Q K^T of rows i0 to i1 and columns c0 to c1; but for BLAS in whole blocks of both.
 
     Args:
-        c0: a multiple of STEP.
+        c0: a multiple of STEP, as of the width of a strip.
         out, pitch: address of the product, and the distance of its rows in elements.
     """
     (query, query_row), (key, key_row), _, _ = matrices

@@ -1,10 +1,10 @@
 """Attention statistics on the CPU: one head at a time per thread, its weights in the cache.
 
-The first look at a head goes block of rows by block of rows: logits by BLAS, then row by row the
-softmax and everything that is summed over rows, columns or diagonals, then the block's output by
-BLAS. Two statistics need a second look: the value bins, whose edges are known only when all
-weights are, and the products A_ij A_ji. Short heads still lie in memory then; of long ones the
-blocks are computed again, once as Q K^T and once, for the mirrored cells, as K Q^T.
+The first look at a head goes block of rows by block of rows: logits, then row by row the softmax
+and everything that is summed over rows, columns or diagonals, then the block's output. Two
+statistics need more: the value bins, whose edges are known only when all weights are, and the
+products A_ij A_ji. Short heads still lie in memory then; of long ones the mirrored cells are made
+beside the first look, and large weights are kept (`second_look`).
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ def _first_look(blas, pieces, strips, settings, n, d, matrices, bias, work, out)
         for i in range(i0, i1):
             if (i - i0) % group == 0:
                 there, end = weights + 4 * (i - i0) * pitch, min(i + group, i1)
-                if CHECKED and pieces.used:
+                if CHECKED:
                     check_blocks(work, there, end - i, c1 - c0, pitch)
                 logits(
                     blas, pieces, strips, settings.scale, d, matrices, i, end, c0, c1, there, pitch
