@@ -129,6 +129,8 @@ def main(argv: list[str] | None = None) -> int:
             }
             results["workloads"].append(entry)
             print_entry(entry)
+            if not asked.no_save:
+                save(results, "long_windows.json")
     if asked.longest:
         results["longest"] = in_a_process(asked.longest)
         print(f"\ntwo heads: {results['longest']}")

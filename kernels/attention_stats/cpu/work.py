@@ -129,7 +129,7 @@ class Work(NamedTuple):
         bins           (23,)       int64, the last two stay empty
         found          int64, positions of confident weights
         gram           (4, d, d)
-        side_by_side   (3, m, d)  a longer head's, see `products`; else (0, m, d); whole strips
+        side_by_side   (3, m, d)  see `products`; (0, m, d) for up to RESIDENT_TOKENS; whole strips
         pieces         see `products`
         mirror         (MIRROR_WEIGHTS,)  mirrored cells; of a head in memory (0,), like candidates
         candidates     weights that may lie beyond the first value bin
@@ -173,6 +173,12 @@ def is_resident(n, reach):
 
 
 @inner
+def _side_by_side_floats(n, head_dim):
+    """Float32 elements for queries, keys and values of a long head, in whole strips."""
+    return 3 * in_blocks(n) * head_dim if n > RESIDENT_TOKENS else 0
+
+
+@inner
 def rows_at_once(n, reach):
     """Rows of one block: whole BLOCKs, as the tile unit writes them, or all."""
     rows = _BLOCK_WEIGHTS // padded(min(n, 2 * reach + LANES))
@@ -198,11 +204,11 @@ def scratch_floats(n, head_dim, near, theta, reach):
     else:
         pair = 2 * in_blocks(min(n, PAIRS)) * padded(min(n, PAIRS))
         weights = max(pair, in_blocks(rows_at_once(n, reach)) * block_width(n, reach))
-        weights += MIRROR_WEIGHTS + padded(_CANDIDATES * n) + padded(3 * in_blocks(n) * head_dim)
+        weights += MIRROR_WEIGHTS + padded(_CANDIDATES * n)
     small = 5 * padded(2 * near + 1) + 2 * padded(N_BLOCKS**2) + 2 * LANES
     found = padded(2 * most_confident(theta))
     vectors = 10 * ld + padded(n + 1) + PHASES * (2 * ld + TILE)
-    pieces = padded(pieces_floats(n, head_dim))
+    pieces = padded(pieces_floats(n, head_dim)) + padded(_side_by_side_floats(n, head_dim))
     return vectors + small + found + padded(4 * head_dim**2) + pieces + weights
 
 
@@ -262,8 +268,7 @@ def cut(address, n_floats, n, d, near, theta, reach):
     found, at = _take(scratch, at, 2 * most_confident(theta), 0)
     gram, at = _take(scratch, at, 4 * d * d, 0)
     resident = is_resident(n, reach)
-    n_copies = 0 if resident else 3
-    side_by_side, at = _take(scratch, at, n_copies * in_blocks(n) * d, 0)
+    side_by_side, at = _take(scratch, at, _side_by_side_floats(n, d), 0)
     pieces, at = _take(scratch, at, pieces_floats(n, d), 0)
     mirror, at = _take(scratch, at, 0 if resident else MIRROR_WEIGHTS, 0)
     candidates, at = _take(scratch, at, 0 if resident else _CANDIDATES * n, 0)
@@ -287,7 +292,7 @@ def cut(address, n_floats, n, d, near, theta, reach):
         bins.view(np.int64),
         found.view(np.int64),
         gram.reshape((4, d, d)),
-        side_by_side.reshape((n_copies, in_blocks(n), d)),
+        side_by_side.reshape((side_by_side.size // (in_blocks(n) * d), in_blocks(n), d)),
         pieces,
         mirror,
         candidates,

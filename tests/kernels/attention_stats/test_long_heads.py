@@ -86,12 +86,11 @@ def test_other_head_dimensions(dim: int) -> None:
     check(*heads(1100, PEAKED, dim=dim))
 
 
-@both_ways
 @pytest.mark.parametrize("spread", [PEAKED, FLAT])
 @pytest.mark.parametrize(
     ("tokens", "window"), [(2, 0), (5, 1), (40, 3), (300, 0), (300, 64), (600, 300)]
 )
-def test_sliding_windows(way: str, tokens: int, window: int, spread: float) -> None:
+def test_sliding_windows(tokens: int, window: int, spread: float) -> None:
     check(*heads(tokens, spread), window=window)
 
 
