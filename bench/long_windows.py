@@ -3,9 +3,11 @@
 Times, side by side, by number of tokens of one window: attention alone (SDPA, ours with tier core
 and full; peaked heads, and flat ones, which take a second look), and forwards of some layers of
 BERT-base (bare, attention statistics of tier core, everything that is on by default). Where the CPU
-has a tile unit, ours again without it. Ratios are medians of those within rounds. The oracle, which
-keeps all weights in float64, agrees first on windows of up to 2,048 tokens. `--longest` times one
-layer of two heads at one more length, in a process of its own, and states the memory that it took.
+has a tile unit, ours again without it. Ratios are medians of those within rounds, of which longer
+windows get fewer. Seconds are those that the one thread that works spends on a CPU, so that a busy
+machine changes little. The oracle, which keeps all weights in float64, agrees first on a long
+window that it has the memory for. `--longest` times one layer of two heads at one more length, in a
+process of its own, and states the memory that it took.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+
 from bench import attention_cpu, workloads
-from bench.run import environment, save, side_by_side, summary, unsteady
+from bench.run import RESULTS, environment, save, summary
 from bertgeom.kernels import attention_stats
 from bertgeom.kernels._cpu import amx
 from bertgeom.pipelines.context.run_context import keep_freed_memory
@@ -30,7 +34,11 @@ from bertgeom.pipelines.context.run_context import keep_freed_memory
 #: first is that of the forwards.
 SPREADS = {"peaked": 1.39, "flat": 0.3}
 #: The oracle's matrices of longer windows would take gigabytes.
-LONGEST_ORACLE = 2048
+LONGEST_ORACLE = 1100
+#: Windows of so many tokens get all rounds, longer ones fewer.
+_ALL_ROUNDS = 1024
+#: Nothing is timed that was not compiled by a window of so many.
+_SHORT = 64
 
 
 def by_blas(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -50,25 +58,43 @@ def with_both(ways: dict[str, Callable[[Any], Any]], base: str) -> dict[str, Cal
     return ways | {f"{k}, BLAS": by_blas(way) for k, way in ways.items() if k != base}
 
 
+def timed(
+    todo: dict[str, Callable[[Any], Any]], inputs: list[Any], tokens: int, rounds: int, base: str
+) -> dict[str, Any]:
+    """`bench.run.summary` of CPU seconds of this thread."""
+    seconds: dict[str, list[float]] = {name: [] for name in todo}
+    for i in range(max(1, rounds * _ALL_ROUNDS // max(tokens, _ALL_ROUNDS))):
+        for name, run in todo.items():
+            start = time.thread_time()
+            run(inputs[i % len(inputs)])
+            seconds[name].append(time.thread_time() - start)
+    return summary(seconds, base)
+
+
 def attention(tokens: int, spread: float, rounds: int) -> dict[str, Any]:
     """One layer's attention on one window."""
     attention_cpu.gate(min(tokens, LONGEST_ORACLE), spread)
     ways = attention_cpu.variants(1, tokens)
     del ways["materialised"]
     made = [attention_cpu.inputs(1, tokens, spread, seed) for seed in range(2)]
-    return summary(side_by_side(with_both(ways, "sdpa"), made, rounds, "cpu"), "sdpa")
+    return timed(with_both(ways, "sdpa"), made, tokens, rounds, "sdpa")
 
 
 def forward(tokens: int, layers: int, rounds: int) -> dict[str, Any]:
     """Some layers of BERT-base on one window."""
+    ways = _forwards(workloads.bert_base(_SHORT, layers=layers))
+    for run, batch in ways.values():
+        run(batch)
     work = workloads.bert_base(tokens, layers=layers)
+    todo = {name: run for name, (run, _) in _forwards(work).items()}
+    return timed(with_both(todo, "bare"), work.batches, tokens, rounds, "bare")
+
+
+def _forwards(work: workloads.Workload) -> dict[str, tuple[Callable[[Any], Any], Any]]:
+    """What is timed, each with a batch for it."""
     ways = workloads.variants(work)
-    todo = {
-        "bare": ways["bare"],
-        "core": workloads.attention(work, "core"),
-        "everything": ways["everything"],
-    }
-    return summary(side_by_side(with_both(todo, "bare"), work.batches, rounds, "cpu"), "bare")
+    ways["core"] = workloads.attention(work, "core")
+    return {name: (ways[name], work.batches[0]) for name in ("bare", "core", "everything")}
 
 
 def longest(tokens: int) -> dict[str, float]:
@@ -102,29 +128,34 @@ def in_a_process(tokens: int) -> Any:
 def main(argv: list[str] | None = None) -> int:
     """Run, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.long_windows", description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--longest", type=int, default=32768, help="0: leave it out")
+    parser.add_argument("--add", action="store_true", help="keep other lengths of the file")
     parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
     asked = parser.parse_args(argv)
     if asked.rounds < 1:
         parser.error(f"--rounds: expected at least 1, found {asked.rounds}")
     keep_freed_memory()
+    torch.set_num_threads(1)
     results: dict[str, Any] = {"environment": environment("cpu"), "workloads": []}
+    if asked.add:
+        kept = RESULTS / results["environment"]["device"] / "long_windows.json"
+        others = json.loads(kept.read_text())["workloads"]
+        results["workloads"] = [x for x in others if x["tokens"] not in asked.tokens]
     print(", ".join(f"{k} {v}" for k, v in results["environment"].items()))
     for tokens in asked.tokens:
-        timed = {
+        tables = {
             f"attention, {name}": attention(tokens, spread, asked.rounds)
             for name, spread in SPREADS.items()
         }
-        timed[f"forward, {asked.layers} layers"] = forward(tokens, asked.layers, asked.rounds)
-        for name, variants in timed.items():
+        tables[f"forward, {asked.layers} layers"] = forward(tokens, asked.layers, asked.rounds)
+        for name, variants in tables.items():
             entry = {
                 "name": f"{name}, {tokens} tokens",
                 "tokens": tokens,
-                "rounds": asked.rounds,
-                "ratio": "median of the ratios within rounds",
+                "ratio": "median of the ratios within rounds, CPU seconds of one thread",
                 "variants": variants,
             }
             results["workloads"].append(entry)
@@ -148,8 +179,6 @@ def print_entry(entry: dict[str, Any]) -> None:
             f"  {row['ratio_q25']:.3f}..{row['ratio_q75']:.3f}",
             flush=True,
         )
-    if warning := unsteady(entry["variants"], entry["rounds"]):
-        print(f"  {warning}")
 
 
 if __name__ == "__main__":
