@@ -27,6 +27,7 @@ from bertgeom.kernels._cpu.runtime import dgemm_address, jit, sgemm, sgemm_addre
 from bertgeom.kernels.attention_stats import api
 from bertgeom.kernels.attention_stats.cpu import head, products, rows
 from bertgeom.kernels.attention_stats.cpu import work as _cpu_work
+from bertgeom.kernels.attention_stats.cpu.bias import NO_BIAS, of_head
 from bertgeom.kernels.attention_stats.tolerance import bounds, disagreements
 from bertgeom.variables import n_offset_side
 
@@ -115,7 +116,7 @@ def stages(tokens: int, spread: float, repeats: int = 100) -> dict[str, float]:
         "stretches": (_stretches, work, weights),
         "k90": (_k90, (block, n, low, top), weights),
         "P V": (_multiply, (blas, block, v, output, n, False), weights),
-        "Gram matrices": (_gram, ((blas, dgemm_address()), q, k, work), weights),
+        "Gram matrices": (_gram, ((blas, dgemm_address()), q, k, NO_BIAS, work), weights),
         "per head": (_per_head, work, weights),
         "value bins": (_bins, (block, n, low.min(), top.max(), work), weights),
         "A_ij A_ji": (_crossed, (block, n), weights),
@@ -162,12 +163,13 @@ def _multiply(blas, a, b, c, n, flip):
 @jit
 def _by_unit(q, k, block, n, work):
     d = k.shape[1]
-    memory = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3)).pieces
+    memory = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3), n).pieces
     query, key = np.int64(q.ctypes.data), np.int64(k.ctypes.data)
     matrices = ((query, d), (key, d), (query, d), (query, d))
     pieces = products.split_keys(True, 0.0, n, d, key, d, memory)
     out, scale = np.int64(block.ctypes.data), np.float32(0.18)
-    products.logits(0, pieces, scale, d, matrices, 0, n, 0, n, out, block.shape[1])
+    strips = products.Strips(False, 0, 0, 0)
+    products.logits(0, pieces, strips, scale, d, matrices, 0, n, 0, n, out, block.shape[1])
 
 
 @jit
@@ -202,7 +204,7 @@ def _normalise(block, n):
 
 @jit
 def _spread(block, n, work):
-    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3), n)
     column, diagonals = arrays.column, arrays.diagonals
     pitch = block.shape[1]
     square = np.float32(0)
@@ -218,7 +220,7 @@ def _spread(block, n, work):
 
 @jit
 def _near(block, n, work):
-    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3), n)
     for i in range(n):
         begin, end = max(0, i - 4), min(n, i + 5)
         rows.lift(block[i], begin, end, arrays.lifted)
@@ -229,7 +231,7 @@ def _near(block, n, work):
 
 @jit
 def _stretches(address, n_floats, n):
-    arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3), n)
     for g in range(16):
         head.end_stretch(g, n, arrays)
 
@@ -242,15 +244,16 @@ def _k90(block, n, low, top):
 
 
 @jit
-def _gram(blas, q, k, work):
+def _gram(blas, q, k, cells, work):
     n, d = q.shape
-    arrays = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3))
-    head.logit_statistics(blas, n, d, q.ctypes.data, d, k.ctypes.data, d, arrays.gram, np.zeros(18))
+    arrays = _cpu_work.cut(work[0], work[1], n, d, 4, np.float32(0.3), n)
+    bias, out = of_head(cells, 0, 0, n), np.zeros(18)
+    head.logit_statistics(blas, n, d, q.ctypes.data, d, k.ctypes.data, d, arrays.gram, bias, out)
 
 
 @jit
 def _per_head(address, n_floats, n):
-    arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(address, n_floats, n, 64, 4, np.float32(0.3), n)
     out = np.zeros(18)
     head.row_statistics(n, arrays, out)
     head.column_statistics(n, arrays, np.zeros(n, np.int32), out, np.zeros(0, np.float32))
@@ -260,7 +263,7 @@ def _per_head(address, n_floats, n):
 
 @jit
 def _bins(block, n, low, high, work):
-    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3))
+    arrays = _cpu_work.cut(work[0], work[1], n, 64, 4, np.float32(0.3), n)
     codes, bins = arrays.codes, arrays.bins
     factor = np.float32(20) / (high - low)
     for i in range(n):

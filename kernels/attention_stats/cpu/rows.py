@@ -143,11 +143,13 @@ def weights_again(row, high, inverse):
 
 @inner
 def crossed_row(row, mirrored, highs, inverses):
-    """sum_j A_ij A_ji from the weights A_ij and the logits S_ji of the mirrored cells."""
+    """sum_j A_ij A_ji from the weights A_ij and the logits S_ji, which become the weights A_ji."""
     widest_vectors()
     total = f32(0)
     for j in range(row.size):
-        total += row[j] * (exp2(mirrored[j] - highs[j]) * inverses[j])
+        p = exp2(mirrored[j] - highs[j]) * inverses[j]
+        mirrored[j] = p
+        total += row[j] * p
     return total
 
 
@@ -174,6 +176,21 @@ def confident_cells(row, theta, found):
             count += 1
             bits &= bits - np.uint64(1)
     return count
+
+
+@inner
+def large_cells(row, least, found, n_found):
+    """Write the weights >= least of a row to found[n_found:]; returns n_found with them.
+
+    There must be room for a whole row.
+    """
+    for start in range(0, row.size, STEP):
+        bits = at_least(row, start, least)
+        while bits != np.uint64(0):
+            found[n_found] = row[start + lowest_bit(bits)]
+            n_found += 1
+            bits &= bits - np.uint64(1)
+    return n_found
 
 
 @inner

@@ -1,10 +1,10 @@
 """Attention statistics on the CPU: one head at a time per thread, its weights in the cache.
 
-The first look at a head goes block of rows by block of rows: logits by BLAS, then row by row the
-softmax and everything that is summed over rows, columns or diagonals, then the block's output by
-BLAS. Two statistics need a second look: the value bins, whose edges are known only when all
-weights are, and the products A_ij A_ji. Short heads still lie in memory then; of long ones the
-blocks are computed again, once as Q K^T and once, for the mirrored cells, as K Q^T.
+The first look at a head goes block of rows by block of rows: logits, then row by row the softmax
+and everything that is summed over rows, columns or diagonals, then the block's output. Two
+statistics need more: the value bins, whose edges are known only when all weights are, and the
+products A_ij A_ji. Short heads still lie in memory then; of long ones the mirrored cells are made
+beside the first look, and large weights are kept (`second_look`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bertgeom.kernels._cpu import amx as _amx
 from bertgeom.kernels._cpu import memory as _memory
+from bertgeom.kernels._cpu import strips as _strips
 from bertgeom.kernels._cpu.rows import readable
 from bertgeom.kernels._cpu.runtime import (
     CHECKED,
@@ -28,7 +29,6 @@ from bertgeom.kernels._cpu.runtime import (
     inner,
     jit,
     on_torch_threads,
-    sgemm,
     sgemm_address,
     started,
 )
@@ -54,14 +54,17 @@ from bertgeom.kernels.attention_stats.cpu.head import (
     stretch_begin,
     value_entropy,
 )
-from bertgeom.kernels.attention_stats.cpu.products import GROUP, logits, split_keys
+from bertgeom.kernels.attention_stats.cpu.products import (
+    GROUP,
+    logits,
+    outputs,
+    side_by_side,
+    split_keys,
+)
 from bertgeom.kernels.attention_stats.cpu.results import named_values, shapes_of
 from bertgeom.kernels.attention_stats.cpu.rows import (
     add_near,
     confident_cells,
-    count_values,
-    crossed_row,
-    crossed_tiles,
     exponentials,
     extremes,
     hide,
@@ -70,17 +73,23 @@ from bertgeom.kernels.attention_stats.cpu.rows import (
     put_back,
     smallest_count,
     spread,
-    weights_again,
+)
+from bertgeom.kernels.attention_stats.cpu.second_look import (
+    count_candidates,
+    crossed_block,
+    keep_candidates,
+    look_at_pairs,
+    look_at_weights,
+    may_be_beyond,
 )
 from bertgeom.kernels.attention_stats.cpu.work import (
     PHASES,
     Heads,
     Settings,
-    block_width,
+    check_blocks,
     cut,
     is_resident,
     most_floats,
-    padded_rows,
     rows_at_once,
     scratch_floats,
     values_at,
@@ -126,7 +135,7 @@ def run(
     output = output.transpose(1, 2)
     shapes, n_results = shapes_of(batch, n_heads, n_slots, options)
     results = _memory.tensor((n_results,))
-    settings = _settings(n_slots, options, _amx.usable())
+    settings = _settings(n_slots, options, _amx.usable(), _strips.usable())
     n_floats = most_floats(lengths.numpy(), head_dim, settings.near, settings.theta, settings.reach)
     n_places = torch.get_num_threads()
     scratch, n_floats = _memory.scratch_address(n_places, n_floats)
@@ -177,7 +186,7 @@ def _no_slots(batch: int, n_slots: int, dtype: type) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _settings(n_slots: int, options: Options, amx: bool) -> Settings:
+def _settings(n_slots: int, options: Options, amx: bool, strips: bool) -> Settings:
     return Settings(
         scale=f32(options.scale / _LN2),
         reach=n_slots if options.window is None else options.window,
@@ -186,6 +195,7 @@ def _settings(n_slots: int, options: Options, amx: bool) -> Settings:
         n_side=options.n_offset_side,
         full=options.full,
         amx=amx,
+        strips=strips,
     )
 
 
@@ -268,10 +278,13 @@ def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, s
     near = settings.near
     if scratch_floats(n, d, near, settings.theta, settings.reach) > n_floats:
         raise IndexError("attention_stats: scratch memory too small for a head; please report it")
-    work = cut(scratch, n_floats, n, d, near, settings.theta)
+    work = cut(scratch, n_floats, n, d, near, settings.theta, settings.reach)
     for j in range(n):
         work.content[j] = special[j] == 0
     out = np.zeros(values.scalars.shape[0])
+    strips, matrices = side_by_side(
+        settings.strips, settings.scale, n, d, matrices, work.side_by_side
+    )
     # Before the logits, because this loads queries and keys into the cache.
     (query, query_row), (key, key_row), _, _ = matrices
     largest_entry = logit_statistics(
@@ -282,7 +295,7 @@ def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, s
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
     pieces = split_keys(settings.amx, largest_entry, n, d, key, key_row, work.pieces)
-    smallest, largest = _first_look(blas[0], pieces, settings, n, d, matrices, bias, work, out)
+    looked = _first_look(blas[0], pieces, strips, settings, n, d, matrices, bias, work, out)
     for x in range(2, n_cones):
         address, row = matrices[x]
         head_cone(n, d, address, row, values.cones[:, b, h, x])
@@ -295,7 +308,7 @@ def _head(blas, settings, n, d, matrices, bias, special, groups, values, b, h, s
             values.block_map[b, h, g, c] = work.block_map[g, c] / n
     if settings.full:
         k90_summary(n, work.k_rows, values.k90[:, b, h])
-        _second_look(blas[0], pieces, settings, n, d, matrices, bias, work, smallest, largest, out)
+        _second_look(blas[0], pieces, strips, settings, n, d, matrices, bias, work, looked, out)
     for x in range(out.size):
         values.scalars[x, b, h] = out[x]
     for i in range(min(n, values.query_entropy.shape[2])):
@@ -319,19 +332,17 @@ def _block(n, reach, i0, work):
 
 
 @inner
-def _check_blocks(work, address, rows, columns, pitch):
-    """Check that the whole blocks that the tile unit writes lie in the memory of the weights."""
-    written = (_amx.in_blocks(rows) - 1) * pitch + _amx.in_blocks(columns)
-    begin = np.int64(work.weights.ctypes.data)
-    check_extent(address, written, begin, begin + 4 * work.weights.size)
+def _first_look(blas, pieces, strips, settings, n, d, matrices, bias, work, out):
+    """The output and all sums of the first sweep.
 
-
-@inner
-def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
-    """The output and all sums of the first sweep; returns the extreme weights."""
+    Returns:
+        the smallest and the largest weight; sum A_ij A_ji of a longer head, and the number of its
+        candidates, or -1: it needs a second look.
+    """
     _, _, (value, value_row), (output, output_row) = matrices
     reach = min(settings.reach, n)
     near, theta = settings.near, settings.theta
+    crossed, kept = 0.0, 0 if settings.full and not is_resident(n, reach) else -1
     smallest, largest = f32(np.inf), f32(0)
     top1 = purity = confident_mass = 0.0
     n_confident = 0
@@ -342,7 +353,7 @@ def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
     highs, inverses, entropies = work.highs, work.inverses, work.entropies
     column, near_column, diagonals = work.column, work.near, work.diagonals
     content, confident, found = work.content, work.confident, work.found
-    lifted, near_sums = work.lifted, work.near_sums
+    lifted, near_sums, candidates = work.lifted, work.near_sums, work.candidates
     summed = 0
     i0 = 0
     while i0 < n:
@@ -352,9 +363,11 @@ def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
         for i in range(i0, i1):
             if (i - i0) % group == 0:
                 there, end = weights + 4 * (i - i0) * pitch, min(i + group, i1)
-                if CHECKED and pieces.used:
-                    _check_blocks(work, there, end - i, c1 - c0, pitch)
-                logits(blas, pieces, settings.scale, d, matrices, i, end, c0, c1, there, pitch)
+                if CHECKED:
+                    check_blocks(work, there, end - i, c1 - c0, pitch)
+                logits(
+                    blas, pieces, strips, settings.scale, d, matrices, i, end, c0, c1, there, pitch
+                )
                 if bias.address != 0:
                     add_cells(bias, False, i, end, c0, c1, there, pitch)
             for line in range(0, 4 * d, 64):
@@ -403,13 +416,15 @@ def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
             if settings.full:
                 k, guess, step = smallest_count(row, last - first, low, inverse, guess, step)
                 work.k_rows[k] += 1
+            if kept >= 0 and may_be_beyond(inverse, largest):
+                kept = keep_candidates(row, largest, candidates, kept)
         purity += add_near(block, i0, c0, c1, summed, i1, near, content, near_column, near_sums)
         summed = i1
-        sgemm(
-            blas, 0, 0, i1 - i0, d, c1 - c0, f32(1),
-            weights, pitch, value + 4 * c0 * value_row, value_row,
-            output + 4 * i0 * output_row, output_row,
-        )  # fmt: skip
+        outputs(blas, strips, n, d, matrices, i0, i1, c0, c1, weights, pitch)
+        if kept >= 0:
+            crossed += crossed_block(
+                blas, strips, settings, d, matrices, bias, i0, i1, c0, block, work
+            )
         i0 = i1
     while stretch < N_BLOCKS:
         end_stretch(stretch, n, work)
@@ -418,73 +433,29 @@ def _first_look(blas, pieces, settings, n, d, matrices, bias, work, out):
     out[PURITY] = purity / n
     out[CONFIDENT_MASS] = confident_mass / n
     out[CONFIDENT_COUNT] = n_confident / n
-    return smallest, largest
+    return smallest, largest, crossed, kept
 
 
 @inner
-def _second_look(blas, pieces, settings, n, d, matrices, bias, work, smallest, largest, out):
+def _second_look(blas, pieces, strips, settings, n, d, matrices, bias, work, looked, out):
     """Value entropy and asymmetry."""
+    smallest, largest, crossed, kept = looked
     reach = min(settings.reach, n)
     n_hidden = 0
     for i in range(n):
         n_hidden += n - (min(n, i + reach + 1) - max(0, i - reach))
     if n_hidden > 0:
         smallest = f32(0)
-        work.bins[0] += n_hidden
+        # Candidates are counted among all cells.
+        work.bins[0] += n_hidden if kept < 0 else 0
     factor = f32(N_VALUE_BINS) / (largest - smallest)
     if is_resident(n, reach):
-        crossed = _look_at_weights(n, work, smallest, factor)
+        crossed = look_at_weights(n, work, smallest, factor)
+    elif kept >= 0:
+        count_candidates(n, work.candidates, kept, smallest, factor, work.codes, work.bins)
     else:
-        crossed = _look_again(blas, pieces, settings, n, d, matrices, bias, work, smallest, factor)
+        crossed = look_at_pairs(
+            blas, pieces, strips, settings, n, d, matrices, bias, work, smallest, factor
+        )
     out[VALUE_ENTROPY] = value_entropy(n, smallest, largest, work.bins)
     out[ASYMMETRY] = min(max(1 - crossed / (out[PURITY] * n), 0.0), 1.0)
-
-
-@inner
-def _look_at_weights(n, work, smallest, factor):
-    pitch = padded(n)
-    work.weights[n * pitch : padded_rows(n) * pitch] = 0
-    weights, codes, bins = work.weights, work.codes, work.bins
-    for i in range(n):
-        row = weights[i * pitch : (i + 1) * pitch]
-        count_values(row, n, smallest, factor, codes, bins)
-    return crossed_tiles(work.weights, n, pitch)
-
-
-@inner
-def _look_again(blas, pieces, settings, n, d, matrices, bias, work, smallest, factor):
-    (query, query_row), (key, key_row), _, _ = matrices
-    reach = min(settings.reach, n)
-    half = _amx.in_blocks(rows_at_once(n, reach)) * block_width(n, reach)
-    crossed = 0.0
-    i0 = 0
-    while i0 < n:
-        i1, c0, c1, block = _block(n, reach, i0, work)
-        pitch = block.shape[1]
-        mirrored = work.weights[half : half + block.size].reshape(block.shape)
-        here = np.int64(block.ctypes.data)
-        if CHECKED and pieces.used:
-            _check_blocks(work, here, i1 - i0, c1 - c0, pitch)
-        logits(blas, pieces, settings.scale, d, matrices, i0, i1, c0, c1, here, pitch)
-        if bias.address != 0:
-            add_cells(bias, False, i0, i1, c0, c1, here, pitch)
-        sgemm(
-            blas, 0, 1, i1 - i0, c1 - c0, d, settings.scale,
-            key + 4 * i0 * key_row, key_row, query + 4 * c0 * query_row, query_row,
-            mirrored.ctypes.data, pitch,
-        )  # fmt: skip
-        if bias.address != 0:
-            add_cells(bias, True, i0, i1, c0, c1, np.int64(mirrored.ctypes.data), pitch)
-        for i in range(i0, i1):
-            first, last = max(0, i - reach), min(n, i + reach + 1)
-            row = block[i - i0]
-            hide(row, first - c0, last - c0)
-            hide(mirrored[i - i0], first - c0, last - c0)
-            weights_again(row, work.highs[i], work.inverses[i])
-            crossed += crossed_row(
-                row, mirrored[i - i0], work.highs[c0 : c0 + pitch], work.inverses[c0 : c0 + pitch]
-            )
-            visible = row[first - c0 :]
-            count_values(visible, last - first, smallest, factor, work.codes, work.bins)
-        i0 = i1
-    return crossed

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from bertgeom.kernels._cpu.amx import BLOCK, STEP, in_blocks
-from bertgeom.kernels._cpu.runtime import inner, jit
+from bertgeom.kernels._cpu.runtime import check_extent, inner, jit
 from bertgeom.kernels._cpu.vectors import TILE, floats_at
 from bertgeom.kernels.attention_stats.cpu.products import pieces_floats
 from bertgeom.kernels.attention_stats.cpu.rows import LANES, padded
@@ -18,6 +18,12 @@ from bertgeom.kernels.attention_stats.options import N_BLOCKS, N_VALUE_BINS
 RESIDENT_TOKENS = 1024
 #: Weights of one block of rows of a longer head (1 MiB: half of a usual L2 cache).
 _BLOCK_WEIGHTS = 1 << 18
+#: Mirrored cells of a longer head are made by as many at a time (256 KiB), and for so many rows.
+MIRROR_WEIGHTS, MIRROR_ROWS, MIRROR_WIDTH = 1 << 16, 256, 512
+#: Side of the pairs of tiles of the second look at a flat head.
+PAIRS = 256
+#: Candidates for the higher value bins that a longer head may have, by token.
+_CANDIDATES = 16
 #: Diagonals are summed in as many arrays as a cache line holds floats, so that every row of
 #: weights is added to one of them without crossing lines.
 PHASES = 16
@@ -47,6 +53,8 @@ class Settings(NamedTuple):
     full: bool
     amx: bool
     """whether to multiply on the tile unit"""
+    strips: bool
+    """whether to multiply long heads in strips"""
 
 
 class Values(NamedTuple):
@@ -121,8 +129,12 @@ class Work(NamedTuple):
         bins           (23,)       int64, the last two stay empty
         found          int64, positions of confident weights
         gram           (4, d, d)
+        side_by_side   (3, m, d)  see `products`; (0, m, d) for up to RESIDENT_TOKENS; whole strips
         pieces         see `products`
-        weights        the rest: all weights, n rows of padded(n), or two blocks of rows
+        mirror         (MIRROR_WEIGHTS,)  mirrored cells; of a head in memory (0,), like candidates
+        candidates     weights that may lie beyond the first value bin
+        weights        the rest: all weights, n rows of padded(n), or a block of rows, and room for
+                       two tiles of PAIRS rows
 
     ld is n rounded up to a multiple of LANES, and LANES more for a block that starts inside one.
     Float32 unless noted.
@@ -147,7 +159,10 @@ class Work(NamedTuple):
     bins: np.ndarray
     found: np.ndarray
     gram: np.ndarray
+    side_by_side: np.ndarray
     pieces: np.ndarray
+    mirror: np.ndarray
+    candidates: np.ndarray
     weights: np.ndarray
 
 
@@ -155,6 +170,12 @@ class Work(NamedTuple):
 def is_resident(n, reach):
     """Whether the weights of a head of n tokens stay in memory for the second look."""
     return reach >= n - 1 and n <= RESIDENT_TOKENS
+
+
+@inner
+def _side_by_side_floats(n, head_dim):
+    """Float32 elements for queries, keys and values of a long head, in whole strips."""
+    return 3 * in_blocks(n) * head_dim if n > RESIDENT_TOKENS else 0
 
 
 @inner
@@ -181,11 +202,13 @@ def scratch_floats(n, head_dim, near, theta, reach):
     if is_resident(n, reach):
         weights = in_blocks(n) * padded(n)
     else:
-        weights = 2 * in_blocks(rows_at_once(n, reach)) * block_width(n, reach)
+        pair = 2 * in_blocks(min(n, PAIRS)) * padded(min(n, PAIRS))
+        weights = max(pair, in_blocks(rows_at_once(n, reach)) * block_width(n, reach))
+        weights += MIRROR_WEIGHTS + padded(_CANDIDATES * n)
     small = 5 * padded(2 * near + 1) + 2 * padded(N_BLOCKS**2) + 2 * LANES
     found = padded(2 * most_confident(theta))
     vectors = 10 * ld + padded(n + 1) + PHASES * (2 * ld + TILE)
-    pieces = padded(pieces_floats(n, head_dim))
+    pieces = padded(pieces_floats(n, head_dim)) + padded(_side_by_side_floats(n, head_dim))
     return vectors + small + found + padded(4 * head_dim**2) + pieces + weights
 
 
@@ -206,13 +229,21 @@ def padded_rows(n):
 
 
 @inner
+def check_blocks(work, address, rows, columns, pitch):
+    """Check that the whole blocks that the tile unit writes lie in the memory of the weights."""
+    written = (in_blocks(rows) - 1) * pitch + in_blocks(columns)
+    begin = np.int64(work.weights.ctypes.data)
+    check_extent(address, written, begin, begin + 4 * work.weights.size)
+
+
+@inner
 def most_confident(theta):
     """Bound of the number of weights >= theta in a row; rounding may add to their sum of 1."""
     return np.int64(1.001 / theta) + 1
 
 
 @inner
-def cut(address, n_floats, n, d, near, theta):
+def cut(address, n_floats, n, d, near, theta, reach):
     """The work arrays for one head in memory for n_floats, zeroed where they are added to."""
     scratch = numba.carray(floats_at(address), (n_floats,), np.float32)
     ld = padded(n) + LANES
@@ -236,7 +267,11 @@ def cut(address, n_floats, n, d, near, theta):
     bins, at = _take(scratch, at, 2 * (N_VALUE_BINS + 3), 2 * (N_VALUE_BINS + 3))
     found, at = _take(scratch, at, 2 * most_confident(theta), 0)
     gram, at = _take(scratch, at, 4 * d * d, 0)
+    resident = is_resident(n, reach)
+    side_by_side, at = _take(scratch, at, _side_by_side_floats(n, d), 0)
     pieces, at = _take(scratch, at, pieces_floats(n, d), 0)
+    mirror, at = _take(scratch, at, 0 if resident else MIRROR_WEIGHTS, 0)
+    candidates, at = _take(scratch, at, 0 if resident else _CANDIDATES * n, 0)
     return Work(
         content,
         column,
@@ -257,7 +292,10 @@ def cut(address, n_floats, n, d, near, theta):
         bins.view(np.int64),
         found.view(np.int64),
         gram.reshape((4, d, d)),
+        side_by_side.reshape((side_by_side.size // (in_blocks(n) * d), in_blocks(n), d)),
         pieces,
+        mirror,
+        candidates,
         scratch[at:],
     )
 
