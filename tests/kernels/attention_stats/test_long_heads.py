@@ -38,7 +38,7 @@ def heads(tokens: int, spread: float, *, batch: int = 1, n: int = 1, dim: int = 
     return [spread * q, spread * k, v]
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, bias: Any = None, **asked: Any) -> None:
+def check(q: Tensor, k: Tensor, v: Tensor, *, bias: Any = None, **asked: Any) -> None:
     """Fails with every statistic that leaves the bounds derived for this input."""
     batch, _, tokens, dim = q.shape
     lengths = asked.pop("lengths", torch.full((batch,), tokens))
@@ -107,7 +107,7 @@ def test_long_and_short_windows_of_one_batch() -> None:
             x[b, :, n:] = torch.nan
     plain = [x.nan_to_num(0) for x in (q, k, v)]
     check(*plain, lengths=lengths)
-    slots = {"lengths": lengths, "impl": "numba"}
+    slots: dict[str, Any] = {"lengths": lengths, "impl": "numba"}
     clean, padded = (attention_stats(*x, **slots) for x in (plain, (q, k, v)))
     assert torch.equal(clean.output, padded.output)
     for name, x in clean.values.items():
