@@ -4,8 +4,8 @@ Times, side by side, by number of tokens of one window: attention alone (SDPA, o
 and full; peaked heads, and flat ones, which take a second look), and forwards of some layers of
 BERT-base (bare, attention statistics of tier core, everything that is on by default). Where the CPU
 has a tile unit, ours again without it. Ratios are medians of those within rounds, of which longer
-windows get fewer. Seconds are those that the one thread that works spends on a CPU, so that a busy
-machine changes little. The oracle, which keeps all weights in float64, agrees first on a long
+windows get fewer. With `--threads 1` seconds are those that the thread spends on a CPU, so that a
+busy machine changes little; with more they are those of the clock. The oracle, which keeps all weights in float64, agrees first on a long
 window that it has the memory for. `--longest` times one layer of two heads at one more length, in a
 process of its own, and states the memory that it took.
 """
@@ -61,14 +61,20 @@ def with_both(ways: dict[str, Callable[[Any], Any]], base: str) -> dict[str, Cal
 def timed(
     todo: dict[str, Callable[[Any], Any]], inputs: list[Any], tokens: int, rounds: int, base: str
 ) -> dict[str, Any]:
-    """`bench.run.summary` of CPU seconds of this thread."""
+    """`bench.run.summary` of the seconds of `clock`."""
     seconds: dict[str, list[float]] = {name: [] for name in todo}
+    now = clock()
     for i in range(max(1, rounds * _ALL_ROUNDS // max(tokens, _ALL_ROUNDS))):
         for name, run in todo.items():
-            start = time.thread_time()
+            start = now()
             run(inputs[i % len(inputs)])
-            seconds[name].append(time.thread_time() - start)
+            seconds[name].append(now() - start)
     return summary(seconds, base)
+
+
+def clock() -> Callable[[], float]:
+    """CPU time of this thread if no other works for it, else wall time."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def attention(tokens: int, spread: float, rounds: int) -> dict[str, Any]:
@@ -131,14 +137,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--threads", type=int, help="default: those of torch")
     parser.add_argument("--longest", type=int, default=32768, help="0: leave it out")
     parser.add_argument("--add", action="store_true", help="keep other lengths of the file")
     parser.add_argument("--no-save", action="store_true", help="do not write bench/results")
     asked = parser.parse_args(argv)
-    if asked.rounds < 1:
-        parser.error(f"--rounds: expected at least 1, found {asked.rounds}")
+    for name in ("rounds", "threads"):
+        given = getattr(asked, name)
+        if given is not None and given < 1:
+            parser.error(f"--{name}: expected at least 1, found {given}")
     keep_freed_memory()
-    torch.set_num_threads(1)
+    if asked.threads is not None:
+        torch.set_num_threads(asked.threads)
     results: dict[str, Any] = {"environment": environment("cpu"), "workloads": []}
     if asked.add:
         kept = RESULTS / results["environment"]["device"] / "long_windows.json"
@@ -155,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
             entry = {
                 "name": f"{name}, {tokens} tokens",
                 "tokens": tokens,
-                "ratio": "median of the ratios within rounds, CPU seconds of one thread",
+                "ratio": f"median of the ratios within rounds, {clock().__name__}",
                 "variants": variants,
             }
             results["workloads"].append(entry)
