@@ -5,9 +5,9 @@ and full; peaked heads, and flat ones, which take a second look), and forwards o
 BERT-base (bare, attention statistics of tier core, everything that is on by default). Where the CPU
 has a tile unit, ours again without it. Ratios are medians of those within rounds, of which longer
 windows get fewer. With `--threads 1` seconds are those that the thread spends on a CPU, so that a
-busy machine changes little; with more they are those of the clock. The oracle, which keeps all weights in float64, agrees first on a long
-window that it has the memory for. `--longest` times one layer of two heads at one more length, in a
-process of its own, and states the memory that it took.
+busy machine changes little; with more they are those of the clock. The oracle, which keeps all
+weights in float64, agrees first on a long window that it has the memory for. `--longest` times one
+layer of two heads at one more length, in a process of its own, and states the memory that it took.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@
    runs the model and takes the statistics (`bertgeom.model.encoder`, `bertgeom.kernels`);
    `partition.write` spools them, then writes whole chunks of the arrays: the record has its row.
 6. `run.stages` finalises: sums of cohorts and records, and a checksum for every file.
+   Without Dask, `jobs` does steps 4 and 5 in tasks of a batch scheduler.
 7. `catalogue`, `report` and `casestudy` read the finished store.
 
-Arrows go down this list of rooms only: cli, casestudy, report, catalogue, run, partition, context,
-plan; then `bertgeom` and its kernels.
+Arrows go down this list of rooms only: cli, casestudy, report, catalogue, jobs, run, partition,
+context, plan; then `bertgeom` and its kernels.
 """

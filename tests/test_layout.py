@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bertgeom.pipelines.context",),
     ("bertgeom.pipelines.partition",),
     ("bertgeom.pipelines.run",),
+    ("bertgeom.pipelines.jobs",),
     ("bertgeom.pipelines.catalogue",),
     ("bertgeom.pipelines.report",),
     ("bertgeom.pipelines.casestudy",),

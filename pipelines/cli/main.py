@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bertgeom._version import __version__
+from bertgeom.pipelines.cli.listeners import listening
 from bertgeom.pipelines.cli.logs import show_more, showing_logs
 from bertgeom.pipelines.cli.options import (
     AnnotationsOption,
@@ -37,13 +38,13 @@ from bertgeom.pipelines.cli.output import print_json, print_rich
 from bertgeom.urls import shown_url, without_secrets
 
 if TYPE_CHECKING:
-    from bertgeom.pipelines.context.events import Subscriber
     from bertgeom.pipelines.run.progress import Status
 
 #: Modules that add commands: each has `register(app)` and imports heavy things when called.
 COMMANDS: tuple[str, ...] = (
     "bertgeom.pipelines.cli.whole_store",
     "bertgeom.pipelines.cli.models",
+    "bertgeom.pipelines.cli.jobs",
     "bertgeom.pipelines.cli.catalogue",
     "bertgeom.pipelines.casestudy.cli",
 )
@@ -352,20 +353,6 @@ def _demo_report(store: Path, page: Path) -> str:
     except ImplementationUnavailableError as error:
         return str(error)
     return str(page)
-
-
-@contextmanager
-def listening() -> Iterator[list[Subscriber]]:
-    """Subscribers that show progress: a bar on a terminal, lines elsewhere."""
-    from bertgeom.pipelines.cli.progress import for_people
-
-    shown = for_people()
-    try:
-        yield [shown]
-    finally:
-        close = getattr(shown, "close", None)
-        if close is not None:
-            close()
 
 
 def _tell_windows(found: Status) -> None:

@@ -7,6 +7,9 @@
 
 The lock of a folder is held by the operating system, that of a killed process is void. An
 object store has a lease instead, see `leases`.
+
+Tasks of a batch system share the place (`shared_lock`), and each holds the row groups that it works
+on (`row_group_claim`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +32,8 @@ from bertgeom.store.storage import Storage, explain_write_errors, reason
 
 #: Where the lock lies: that of a run stays, that of an ingest goes with it.
 LOCKS = {root_file.FORMAT: f"{FOLDER}/lock", root_file.SEQUENCE_FORMAT: "ingest.lock"}
+#: Where the claims of row groups lie while tasks work on them.
+TASKS = f"{FOLDER}/tasks"
 LEASES = {kind: f"{key.removesuffix('lock')}{LEASE}" for kind, key in LOCKS.items()}
 _UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 #: Attempts to lock a place that another process is taking back at the same time.
@@ -97,7 +102,58 @@ def exclusive_lock(storage: Storage, kind: str, journal: Journal) -> Iterator[No
                     path.unlink()
 
 
-def _locked(storage: Storage, path: Path, journal: Journal) -> IO[bytes] | None:
+@contextmanager
+def shared_lock(storage: Storage) -> Iterator[None]:
+    """Work on a run beside other tasks: nobody else may hold the place alone meanwhile.
+
+    On an object store, and on a file system without locks, only the row groups are claimed: no
+    other command may write to the store while tasks do.
+
+    Raises:
+        StoreError: if another process holds the place alone.
+    """
+    folder = storage.folder
+    file = None
+    if folder is not None:
+        path = folder / LOCKS[root_file.FORMAT]
+        with explain_write_errors(storage.url):
+            file = _locked(storage, path, Journal(), shared=True)
+    with file if file is not None else nullcontext():
+        yield
+
+
+@contextmanager
+def row_group_claim(storage: Storage, group: int) -> Iterator[bool]:
+    """Hold a row group while the block works on it; False if another task has it."""
+    key, folder = f"{TASKS}/{group:08d}", storage.folder
+    with ExitStack() as stack:
+        try:
+            file = None
+            if folder is not None:
+                (folder / TASKS).mkdir(parents=True, exist_ok=True)
+                file = _locked(storage, folder / f"{key}.lock", Journal())
+            if file is None:
+                stack.enter_context(lease(storage, f"{key}.json"))
+            else:
+                stack.enter_context(file)
+        except StoreError:
+            yield False
+            return
+        yield True
+        if file is not None and folder is not None:
+            # Unlinked while it is held, see `exclusive_lock`.
+            with suppress(OSError):
+                (folder / f"{key}.lock").unlink()
+
+
+def forget_tasks(storage: Storage) -> None:
+    """Delete what killed tasks left; call it only while the place is held alone."""
+    storage.remove(TASKS)
+
+
+def _locked(
+    storage: Storage, path: Path, journal: Journal, *, shared: bool = False
+) -> IO[bytes] | None:
     """The open lock file, None on a file system without locks.
 
     Raises:
@@ -105,6 +161,7 @@ def _locked(storage: Storage, path: Path, journal: Journal) -> IO[bytes] | None:
     """
     import fcntl
 
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     for _ in range(_ATTEMPTS):
         try:
             journal.note_path(path)
@@ -112,7 +169,7 @@ def _locked(storage: Storage, path: Path, journal: Journal) -> IO[bytes] | None:
         except FileNotFoundError:
             continue
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
             if error.errno in _UNSUPPORTED:

@@ -10,6 +10,7 @@
     run/groups/00000003.records       sums of a row group by record, with --reduce
     run/groups/00000003.spectra       spectra of sampled windows, with --spectra
     run/groups/00000003.json          completion record of a row group: counts, checksums
+    run/tasks/00000003.lock           held while a task works on a row group, see `claims`
     run/lock                          held while a run is at work, see `claims`
     run/manifest.json                 size and SHA-256 of every file of a finished store
     run/history.jsonl                 when, where, how long; the only file with a clock in it

@@ -10,8 +10,9 @@ and may be killed at any moment.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from bertgeom.config import Settings
 from bertgeom.errors import StoreError
 from bertgeom.kernels.ahead import compiling_beside
 from bertgeom.model.packages import import_packages
-from bertgeom.pipelines.context.claims import check_place, claimed
+from bertgeom.pipelines.context.claims import check_place, claimed, forget_tasks
 from bertgeom.pipelines.context.events import (
     Bus,
     Finished,
@@ -74,6 +75,7 @@ __all__ = [
     "execute",
     "finalise",
     "ingest",
+    "init",
     "project",
     "repair",
     "run",
@@ -134,42 +136,127 @@ def run(
         >>> done.windows
         8
     """
-    begin, options = time.monotonic(), Settings.of(**settings)
-    storage, elsewhere = Storage(str(out)), outside_shards(sources, sequences)
-    given = (model, labels, annotations, sequences)
-    inputs = [*as_list(sources), *(str(one) for one in given if one is not None)]
-    check_place(storage, root_file.FORMAT, inputs)
+    begin, bus = time.monotonic(), Bus(list(subscribers))
+    given = Given(sources, model, out, sequences, labels, annotations, Settings.of(**settings))
+    given.check_place()
     threads, packages = threads_of(workers, threads), import_packages(imports)
     check_script(workers)
     check_scheduler(scheduler)
+    budget = None if scheduler else Budget(workers, threads, memory)
+    with begun(given, bus, budget) as context:
+        with choose(context, workers, threads, scheduler, packages) as executor:
+            execute(context, executor, bus)
+        done = finalise(context.storage.url)
+        bus.send(Finished(context.storage.shown, done.windows, time.monotonic() - begin))
+    bus.close()
+    return done
+
+
+def init(
+    sources: Sources | None = None,
+    *,
+    model: str | Path,
+    out: str | Path,
+    sequences: str | Path | None = None,
+    labels: str | Path | None = None,
+    annotations: str | Path | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    imports: Iterable[str] = (),
+    subscribers: Iterable[Subscriber] = (),
+    **settings: Any,
+) -> Status:
+    """Set up a run and measure nothing: sequence shards, the plan, empty arrays.
+
+    The work is then shared among tasks, see `bertgeom.pipelines.jobs.tasks.run_partitions`; `run`
+    with the same arguments goes on as well.
+
+    Args:
+        sources, model, out, sequences, labels, annotations, imports, subscribers, settings: as in
+            `run`, with its errors. threads, memory: what one task has.
+
+    Example:
+        >>> from bertgeom.pipelines.run.stages import init
+        >>> begun = init("genomes.fasta", model="model", out="tasks.zarr", window=50)
+        >>> begun.windows, begun.windows_done
+        (8, 0)
+    """
     bus = Bus(list(subscribers))
-    encoder = _checked_model(str(model), options, bus)
+    given = Given(sources, model, out, sequences, labels, annotations, Settings.of(**settings))
+    given.check_place()
+    import_packages(imports)
+    with begun(given, bus, Budget(1, threads_of(1, threads), memory)) as context:
+        found = status(context.storage.url)
+    bus.close()
+    return found
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run is given; see `run`."""
+
+    sources: Sources | None
+    model: str | Path
+    out: str | Path
+    sequences: str | Path | None
+    labels: str | Path | None
+    annotations: str | Path | None
+    settings: Settings
+
+    @property
+    def inputs(self) -> list[str]:
+        """Paths and URLs that are read."""
+        given = (self.model, self.labels, self.annotations, self.sequences)
+        return [*as_list(self.sources), *(str(one) for one in given if one is not None)]
+
+    def check_place(self) -> None:
+        """Refuse a place that a run must not write to, before anything else takes its time."""
+        outside_shards(self.sources, self.sequences)
+        check_place(Storage(str(self.out)), root_file.FORMAT, self.inputs)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the processes of one machine may use; see `run`."""
+
+    workers: int
+    threads: int
+    memory: int | str | None
+
+
+@contextmanager
+def begun(given: Given, bus: Bus, budget: Budget | None) -> Iterator[RunContext]:
+    """A run that is set up, its place held alone while the block works.
+
+    Args:
+        budget: checked against the projected memory; None: the workers are elsewhere.
+    """
+    options, storage = given.settings, Storage(str(given.out))
+    elsewhere = outside_shards(given.sources, given.sequences)
+    encoder = _checked_model(str(given.model), options, bus)
     with explain_write_errors(storage.url):
-        regions = read_groups(annotations, options)
-    with claimed(storage, root_file.FORMAT, inputs) as storage, explain_write_errors(storage.url):
+        regions = read_groups(given.annotations, options)
+    with (
+        claimed(storage, root_file.FORMAT, given.inputs) as storage,
+        explain_write_errors(storage.url),
+    ):
         letters = alphabet_of(options.alphabet)
-        shards = _ingested(storage, sources, elsewhere, bus, letters)
+        shards = _ingested(storage, given.sources, elsewhere, bus, letters)
         prepared = prepare_run(
             storage,
             encoder,
-            str(model),
+            str(given.model),
             shards,
             options,
-            labels=labels,
+            labels=given.labels,
             annotations=regions,
             elsewhere=elsewhere,
             send=bus.send,
         )
-        if scheduler is None:
-            needed = project(prepared.context, threads)
-            cost.check_memory(needed, cost.budget_bytes(memory), workers)
-        context = _set_up(prepared, bus)
-        with choose(context, workers, threads, scheduler, packages) as executor:
-            execute(context, executor, bus)
-        done = finalise(storage.url)
-        bus.send(Finished(storage.shown, done.windows, time.monotonic() - begin))
-    bus.close()
-    return done
+        if budget is not None:
+            needed = project(prepared.context, budget.threads)
+            cost.check_memory(needed, cost.budget_bytes(budget.memory), budget.workers)
+        yield _set_up(prepared, bus)
 
 
 def _checked_model(model: str, options: Settings, bus: Bus) -> Encoder:
@@ -351,6 +438,7 @@ def finalise(url: str) -> Status:
     with explain_write_errors(url):
         if found.complete:
             root_file.reopen(context.storage)
+        forget_tasks(context.storage)
         for group in Tracker.of(context, Bus()).whole_groups():
             write_group(context, group)
         context.storage.sweep()
