@@ -1,7 +1,7 @@
 """`make bench-plot`: draws a JSON of `pytest bench --benchmark-json FILE` over the window length.
 
 `python -m bench.suite.plot FILE [--out FOLDER]` writes one SVG a kernel that was timed over
-several N, and prints all tables.
+several N, and prints all tables. `--save` keeps what they hold in `bench/results`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.run import save
 from bench.suite import table
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.suite.plot", description=__doc__)
     parser.add_argument("file", type=Path, help="made by --benchmark-json")
     parser.add_argument("--out", type=Path, help="folder of the figures; default: beside the file")
+    parser.add_argument("--save", action="store_true", help="keep the rows in bench/results")
     asked = parser.parse_args(argv)
     try:
         saved = json.loads(asked.file.read_text())
@@ -32,6 +34,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{asked.file}: expected benchmarks of bench/suite, found none", file=sys.stderr)
         return 2
     print("\n".join(table.lines(rows)))
+    if asked.save:
+        info = saved["machine_info"]
+        kept = {"environment": info["bertgeom"], "limits": info["limits"], "rows": rows}
+        print(f"written: {save(kept, 'suite.json')}", file=sys.stderr)
     folder = asked.out or asked.file.parent
     folder.mkdir(parents=True, exist_ok=True)
     about = saved["machine_info"].get("bertgeom", {}).get("device", "")

@@ -21,8 +21,8 @@ from bertgeom.sequences.shards import open_sequences
 from bertgeom.store.storage import Storage
 
 WAYS = ["read bytes", "read records", "ingest"]
-FULL = cases(WAYS, "read bytes", file=["plain", "gz"], records=[1000])
-TINY = cases(WAYS, "read bytes", file=["plain", "gz"], records=[3])
+FULL = cases(WAYS, "read records", file=["plain", "gz"], records=[1000])
+TINY = cases(WAYS, "read records", file=["plain", "gz"], records=[3])
 
 
 @pytest.fixture(scope="module")
