@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bertgeom
 from bench import sequence
@@ -35,7 +36,7 @@ def partition(case: Case, tmp_path: Path) -> tuple[RunContext, Results]:
     out = tmp_path / "store.zarr"
     # The shipped model knows spikes; what its tokens are changes nothing here.
     bertgeom.run(genomes, model=demo_model(), out=out, partition_windows=n, allow_unknown=True)
-    context = context_with_model(str(out), str(demo_model()), 1)
+    context = context_with_model(str(out), str(demo_model()), torch.get_num_threads())
     ((_, results),) = measure_partitions(context, [0])
     return context, results
 
