@@ -29,8 +29,9 @@ from bertgeom.model.fetch import to_device
 from bertgeom.model.loading import check_range, max_positions, read_model, vocabulary_size
 from bertgeom.model.observed import observed
 from bertgeom.model.probe import probe
+from bertgeom.model.recorder import pad_tokens
 from bertgeom.store.dataset import as_dataset
-from bertgeom.variables import VARIABLES, flag_bit
+from bertgeom.variables import flag_bit
 
 if TYPE_CHECKING:
     import xarray
@@ -212,7 +213,7 @@ class Encoder:
             more = {"logits": output.logits.float()} if "logits" in settings.keep else {}
             started = recorder.start(**more)
         tokens = batch.ids.shape[1]
-        return lambda: {name: _widened(name, x, tokens) for name, x in started.arrays().items()}
+        return lambda: {name: pad_tokens(name, x, tokens) for name, x in started.arrays().items()}
 
     def _missing(self, batch: TokenBatch, settings: MeasureSettings) -> dict[str, np.ndarray]:
         """A result of the right shapes in which every row is missing."""
@@ -235,14 +236,6 @@ class Encoder:
     def _wide_model(self) -> torch.nn.Module:
         """The same model in float32, for windows that overflow half precision."""
         return copy.deepcopy(self.model).float()
-
-
-def _widened(name: str, array: np.ndarray, tokens: int) -> np.ndarray:
-    """Arrays by token as wide as the batch, with NaN behind the longest row."""
-    if name not in VARIABLES or VARIABLES[name].dims[-1] != "token":
-        return array
-    width = [(0, 0)] * (array.ndim - 1) + [(0, tokens - array.shape[-1])]
-    return np.pad(array, width, constant_values=np.nan)
 
 
 def _missing_value(dtype: np.dtype) -> float:

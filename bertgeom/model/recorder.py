@@ -98,7 +98,7 @@ class Started:
             for fetch in self.fetches
         ]
         return {
-            name: np.concatenate([_pad_tokens(name, part[name], self.n_slots) for part in parts])
+            name: np.concatenate([pad_tokens(name, part[name], self.n_slots) for part in parts])
             for name in parts[0]
         }
 
@@ -478,7 +478,8 @@ def _to_numpy(name: str, value: Tensor) -> np.ndarray:
     return array.astype(np.int64) if name == "zero_vectors" else array.astype(np.float32)
 
 
-def _pad_tokens(name: str, array: np.ndarray, n_tokens: int) -> np.ndarray:
+def pad_tokens(name: str, array: np.ndarray, n_tokens: int) -> np.ndarray:
+    """Arrays by token with NaN up to n_tokens; others as they are."""
     variable = variables.VARIABLES.get(name)
     if variable is None or variable.dims[-1] != "token" or array.shape[-1] == n_tokens:
         return array

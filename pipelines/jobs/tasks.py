@@ -13,7 +13,7 @@ bytes of an undisturbed `run`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 
@@ -193,7 +193,9 @@ def _write_if_whole(context: RunContext, group: int, bus: Bus) -> None:
     with row_group_claim(context.storage, group) as mine:
         if not mine or not partitions <= set(context.folder.spooled()):
             return
-        if group in context.records()[0]:
+        # The record of this row group alone: a run may have thousands.
+        with suppress(DamagedError):
+            context.record(group)
             remove_spools(context, group)
             return
         try:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,9 +210,14 @@ class Given:
         given = (self.model, self.labels, self.annotations, self.sequences)
         return [*as_list(self.sources), *(str(one) for one in given if one is not None)]
 
+    @cached_property
+    def elsewhere(self) -> str | None:
+        """URL of sequence shards that lie outside the store, None if sources are to be read."""
+        return outside_shards(self.sources, self.sequences)
+
     def check_place(self) -> None:
         """Refuse a place that a run must not write to, before anything else takes its time."""
-        outside_shards(self.sources, self.sequences)
+        _ = self.elsewhere
         check_place(Storage(str(self.out)), root_file.FORMAT, self.inputs)
 
 
@@ -232,7 +238,6 @@ def begun(given: Given, bus: Bus, budget: Budget | None) -> Iterator[RunContext]
         budget: checked against the projected memory; None: the workers are elsewhere.
     """
     options, storage = given.settings, Storage(str(given.out))
-    elsewhere = outside_shards(given.sources, given.sequences)
     encoder = _checked_model(str(given.model), options, bus)
     with explain_write_errors(storage.url):
         regions = read_groups(given.annotations, options)
@@ -241,7 +246,7 @@ def begun(given: Given, bus: Bus, budget: Budget | None) -> Iterator[RunContext]
         explain_write_errors(storage.url),
     ):
         letters = alphabet_of(options.alphabet)
-        shards = _ingested(storage, given.sources, elsewhere, bus, letters)
+        shards = _ingested(storage, given.sources, given.elsewhere, bus, letters)
         prepared = prepare_run(
             storage,
             encoder,
@@ -250,7 +255,7 @@ def begun(given: Given, bus: Bus, budget: Budget | None) -> Iterator[RunContext]
             options,
             labels=given.labels,
             annotations=regions,
-            elsewhere=elsewhere,
+            elsewhere=given.elsewhere,
             send=bus.send,
         )
         if budget is not None:
