@@ -20,14 +20,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from bench import attention_cpu, workloads
-from bench.run import RESULTS, environment, save, summary
+from bench.run import RESULTS, environment, save, summary, tile_unit
 from bertgeom.kernels import attention_stats
-from bertgeom.kernels._cpu import amx
 from bertgeom.pipelines.context.run_context import keep_freed_memory
 
 #: Factors of queries and keys whose logits have a standard deviation of 1.9 and of 0.1 nat; the
@@ -41,21 +39,11 @@ _ALL_ROUNDS = 1024
 _SHORT = 64
 
 
-def by_blas(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same without the tile unit."""
-
-    def alone(x: Any) -> Any:
-        with mock.patch.object(amx, "usable", return_value=False):
-            return run(x)
-
-    return alone
-
-
 def with_both(ways: dict[str, Callable[[Any], Any]], base: str) -> dict[str, Callable[[Any], Any]]:
     """The ways, and all but the base without the tile unit, where there is one."""
-    if not amx.usable():
+    if not tile_unit():
         return ways
-    return ways | {f"{k}, BLAS": by_blas(way) for k, way in ways.items() if k != base}
+    return ways | {f"{k}, BLAS": workloads.by_blas(way) for k, way in ways.items() if k != base}
 
 
 def timed(

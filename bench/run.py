@@ -43,7 +43,7 @@ def environment(device: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "amx": device == "cpu" and _amx(),
+        "amx": device == "cpu" and tile_unit(),
         "python": platform.python_version(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
@@ -73,7 +73,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _amx() -> bool:
+def tile_unit() -> bool:
+    """Whether products run on a tile unit (AMX) here."""
+    # Compiled code of the CPU, which a GPU needs not.
     from bertgeom.kernels._cpu import amx
 
     return amx.usable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import bertgeom
 from bench import materialised
+from bench.run import tile_unit
 from bertgeom.config import MeasureSettings
 from bertgeom.model.attention import record
 from bertgeom.variables import n_offset_side
@@ -129,8 +131,8 @@ def variants(work: Workload) -> dict[str, Callable[[Tensor], Any]]:
         "attention": attention(work),
         "everything": partial(_everything, work, settings),
     }
-    if work.model.device.type == "cpu" and _tile_unit():
-        ours |= {f"{name}, BLAS": partial(_by_blas, run) for name, run in ours.items()}
+    if work.model.device.type == "cpu" and tile_unit():
+        ours |= {f"{name}, BLAS": by_blas(run) for name, run in ours.items()}
     return {"bare": bare(work), **ours, "materialised": materialised_way(work)}
 
 
@@ -150,11 +152,11 @@ def materialised_way(work: Workload) -> Callable[[Tensor], Any]:
     return partial(_materialised, work)
 
 
-def _tile_unit() -> bool:
-    # Compiled code of the CPU, which a GPU needs not.
+def without_tile_unit() -> AbstractContextManager[Any]:
+    """While the block runs, all products are made without the tile unit."""
     from bertgeom.kernels._cpu import amx
 
-    return amx.usable()
+    return mock.patch.object(amx, "usable", return_value=False)
 
 
 def _bare(work: Workload, ids: Tensor) -> Any:
@@ -163,11 +165,14 @@ def _bare(work: Workload, ids: Tensor) -> Any:
         return work.model(input_ids=ids)
 
 
-def _by_blas(run: Callable[[Tensor], Any], ids: Tensor) -> Any:
-    from bertgeom.kernels._cpu import amx
+def by_blas(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same without the tile unit."""
 
-    with mock.patch.object(amx, "usable", return_value=False):
-        return run(ids)
+    def alone(x: Any) -> Any:
+        with without_tile_unit():
+            return run(x)
+
+    return alone
 
 
 def _attention(work: Workload, settings: MeasureSettings, ids: Tensor) -> list[Any]:

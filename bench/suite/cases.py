@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
-from unittest import mock
 
 import torch
+
+from bench.run import tile_unit
+from bench.workloads import without_tile_unit
 
 #: Ways that need something of the machine, and what is said where it is missing.
 NEEDS = {
@@ -75,19 +78,9 @@ def available(way: str) -> bool:
     return True
 
 
-def tile_unit() -> bool:
-    """Whether products run on a tile unit here."""
-    from bertgeom.kernels._cpu import amx
-
-    return amx.usable()
-
-
-def by_blas(way: str) -> Any:
-    """A context in which the tile unit is left alone, if the way says so."""
-    from bertgeom.kernels._cpu import amx
-
-    on = way == "numba, tile unit"
-    return mock.patch.object(amx, "usable", return_value=on and amx.usable())
+def by_blas(way: str) -> AbstractContextManager[Any]:
+    """A context in which the tile unit is left alone, unless the way asks for it."""
+    return nullcontext() if way == "numba, tile unit" else without_tile_unit()
 
 
 def device() -> str:
